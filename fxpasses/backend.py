@@ -1,0 +1,66 @@
+"""The door that torch.compile knocks on: `torch.compile(model, backend="fxpasses")`.
+
+Dynamo hands over a graph and example inputs. The passes run over a copy (Dynamo builds its calling
+convention from the original afterwards), and the copy goes to the inner backend, which is inductor unless
+the options say otherwise. `mode=` and inductor's own settings reach inductor as they would without us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fxpasses import counters
+from fxpasses.errors import UnknownOptionError
+from fxpasses.graph.context import Executor
+from fxpasses.options import Options
+from fxpasses.pipeline import run_passes
+from fxpasses.torch_internals import compile_with_inductor, inductor_mode_options, lookup_backend
+
+_EAGER = ("eager", "aot_eager", "eager_noexcept", "aot_eager_decomp_partition", "pre_dispatch_eager")
+
+
+def backend(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Options | Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Optimises a graph from Dynamo and compiles it with the inner backend.
+
+    Args:
+        gm: the graph that Dynamo traced; it is not changed.
+        example_inputs: one (fake) value per placeholder.
+        options: fields of `fxpasses.Options`, or `Options`.
+        mode: a mode of torch.compile, such as ``"max-autotune"``; it reaches inductor.
+
+    Raises:
+        UnknownOptionError: an option or mode that does not exist, or that the inner backend cannot take.
+        MissingCompilerError: inductor needs a C++ compiler and found none.
+    """
+    chosen = Options.of(options)
+    inner = _inner(chosen, mode)
+    rewritten, report = run_passes(gm, example_inputs, chosen, executor=executor_of(chosen))
+    compiled = inner(rewritten, example_inputs)
+    # Counted last: a graph that the inner backend refused was not optimised.
+    counters.record(report)
+    return compiled
+
+
+def executor_of(options: Options) -> Executor:
+    """Whether the inner backend runs one kernel per operator or fuses them."""
+    return "eager" if options.inner in _EAGER else "fused"
+
+
+def _inner(options: Options, mode: str | None) -> Callable[..., Any]:
+    """The inner backend, with its mode and settings bound."""
+    if options.inner == "inductor":
+        patches = {**(inductor_mode_options(mode) if mode else {}), **options.inductor}
+        return lambda gm, inputs: compile_with_inductor(gm, inputs, patches)
+    if mode is not None or options.inductor:
+        given = f"mode={mode!r}" if mode is not None else "options={'inductor': ...}"
+        raise UnknownOptionError(f"{given} is for inductor, and inner={options.inner!r}. Drop one of them.")
+    return options.inner if callable(options.inner) else lookup_backend(options.inner)

@@ -1,0 +1,1 @@
+"""Reading graphs: capture levels, operator views, hazards and metadata. Nothing here changes a graph."""

@@ -1,0 +1,295 @@
+"""Effects: which nodes write to which tensors, under every name that a tensor has.
+
+Tensors that may share a storage form one alias class. Classes are joined by what is known, in this order:
+the storages of fake tensors (Dynamo's are faithful), the alias annotations of operator schemas, and, for a
+function that nobody described, the assumption that its result may be any of its arguments. A write is kept
+by class in program order, so that "is this tensor written between these two nodes" is a binary search.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import inspect
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from fxpasses.graph.levels import attribute
+from fxpasses.graph.metadata import tensor, value
+from fxpasses.torch_internals import (
+    HigherOrderOperator,
+    OpOverload,
+    aten_packet,
+    is_batched,
+    packet_overloads,
+    storage_key,
+)
+
+_INPLACE_OPERATORS = frozenset(
+    getattr(operator, name)
+    for name in (
+        "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul",
+        "iand", "ior", "ixor", "ilshift", "irshift", "setitem", "delitem",
+    )
+)  # fmt: skip
+
+_RETURNS_INPUT_IN_EVAL = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "rrelu")
+"""Operators whose schemas promise a new tensor and that hand back their input when they have nothing to do."""
+
+
+class Effects:
+    """Alias classes and writes of one graph."""
+
+    def __init__(self, module: GraphModule, graph: Graph) -> None:
+        self._module = module
+        self._parent: dict[object, object] = {}
+        self._writes: dict[object, list[Node]] = defaultdict(list)
+        self._from_dynamo = any("example_value" in node.meta for node in graph.nodes)
+        pending: list[tuple[Node, object]] = []
+        for node in graph.nodes:
+            self._join_storage(node)
+            self._join_by_meaning(node)
+            pending.extend((node, target) for target in self._written(node))
+        for node, target in pending:
+            self._writes[self._find(target)].append(node)
+
+    def written_between(self, operands: Iterable[object], first: Node, last: Node) -> Node | None:
+        """The first node strictly between two others that writes to any operand or to an alias of it.
+
+        Args:
+            operands: nodes, or tensors that belong to a module.
+            first: the earlier node.
+            last: the later node.
+        """
+        for operand in operands:
+            writes = self._writes.get(self._find(self._key(operand)))
+            if not writes:
+                continue
+            position = bisect.bisect_right(writes, first)
+            if position < len(writes) and writes[position] < last:
+                return writes[position]
+        return None
+
+    # Alias classes: a union-find over nodes and storages.
+
+    @staticmethod
+    def _key(operand: object) -> object:
+        if isinstance(operand, torch.Tensor):
+            return ("storage", storage_key(operand))
+        return operand
+
+    def _find(self, key: object) -> object:
+        root = key
+        while (above := self._parent.get(root, root)) != root:
+            root = above
+        while (above := self._parent.get(key, key)) != root:
+            self._parent[key], key = root, above
+        return root
+
+    def _join(self, first: object, second: object) -> None:
+        first, second = self._find(first), self._find(second)
+        if first != second:
+            self._parent[first] = second
+
+    def _join_storage(self, node: Node) -> None:
+        """A tensor joins those that share its storage; inputs of unknown origin may share with one another."""
+        if node.op == "get_attr":
+            found = attribute(self._module, str(node.target))
+            if isinstance(found, torch.Tensor):
+                self._join(node, self._key(found))
+        if node.op == "placeholder" and not self._from_dynamo:
+            self._join(node, "placeholders")
+        for leaf in _tensors(value(node)):
+            if not is_batched(leaf) and (key := storage_key(leaf)) is not None:
+                self._join(node, ("storage", key))
+
+    def _join_by_meaning(self, node: Node) -> None:
+        if node.op in ("placeholder", "get_attr", "output") or not node.all_input_nodes:
+            return
+        if self._may_return_argument(node):
+            for argument in node.all_input_nodes:
+                if value(argument) is None or any(True for _ in _tensors(value(argument))):
+                    self._join(node, argument)
+
+    def _may_return_argument(self, node: Node) -> bool:
+        if node.op == "call_module":
+            return True
+        if self._from_dynamo and tensor(node) is not None:
+            return False  # its fake storage has told already
+        if node.op == "call_method":
+            packet = aten_packet(str(node.target))
+            return packet is None or _packet_aliases(packet)
+        if isinstance(node.target, str):
+            return True
+        return _may_return_argument(node.target)
+
+    # Writes.
+
+    def _written(self, node: Node) -> list[object]:
+        """What the node writes to: nodes, or the storages of a module's own tensors."""
+        if node.op == "call_module":
+            return self._written_by_module(node)
+        if node.op not in ("call_function", "call_method"):
+            return []
+        tensors = list(node.all_input_nodes)
+        if "out" in node.kwargs:
+            return tensors
+        if node.op == "call_method":
+            name = str(node.target)
+            mutates = name.endswith("_") and not name.endswith("__") or name in _INPLACE_METHODS
+            known = mutates or hasattr(torch.Tensor, name)
+            return tensors[:1] if mutates else ([] if known else list(tensors))
+        return _written_by_call(node, tensors)
+
+    def _written_by_module(self, node: Node) -> list[object]:
+        module = attribute(self._module, str(node.target))
+        if not isinstance(module, torch.nn.Module):
+            return list(node.all_input_nodes)
+        own = [self._key(each) for each in module.buffers()]
+        if not type(module).__module__.startswith("torch.nn.modules"):
+            return [*node.all_input_nodes, *own, *(self._key(each) for each in module.parameters())]
+        written: list[object] = list(node.all_input_nodes) if getattr(module, "inplace", False) else []
+        return written + own if module.training else written
+
+
+_INPLACE_METHODS = frozenset(
+    {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__iand__", "__ior__"}
+)
+
+
+def _tensors(found: Any) -> Iterable[torch.Tensor]:
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, (tuple, list)):
+        for each in found:
+            yield from _tensors(each)
+
+
+def _written_by_call(node: Node, tensors: list[Node]) -> list[object]:
+    target = node.target
+    if isinstance(target, OpOverload):
+        return _written_by_schema(node, target)
+    if isinstance(target, HigherOrderOperator):
+        return _written_by_nested(node)
+    if isinstance(target, str):
+        return list(tensors)
+    if target in _INPLACE_OPERATORS:
+        return list(tensors[:1])
+    if _is_described(target):
+        name = getattr(target, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):
+            return list(tensors[:1])
+        return _written_by_flag(node, target)
+    return list(tensors)
+
+
+def _written_by_schema(node: Node, target: OpOverload) -> list[object]:
+    written: list[object] = []
+    for position, argument in enumerate(target._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+        written.extend(each for each in _flat(given) if isinstance(each, Node))
+    if target._schema.name in _TRAINING_FLAG and not written:
+        flag, statistics = _TRAINING_FLAG[target._schema.name]
+        training = node.args[flag] if flag < len(node.args) else node.kwargs.get("training", True)
+        if training is not False:
+            written.extend(each for each in node.args[statistics] if isinstance(each, Node))
+    return written
+
+
+_TRAINING_FLAG = {
+    "aten::batch_norm": (5, slice(3, 5)),
+    "aten::native_batch_norm": (5, slice(3, 5)),
+    "aten::cudnn_batch_norm": (5, slice(3, 5)),
+    "aten::miopen_batch_norm": (5, slice(3, 5)),
+    "aten::_batch_norm_impl_index": (5, slice(3, 5)),
+    "aten::instance_norm": (5, slice(3, 5)),
+}
+"""Operators that update running statistics without saying so: position of the flag, of the statistics."""
+
+
+def _written_by_flag(node: Node, target: Callable[..., Any]) -> list[object]:
+    """Writes that an argument switches on: `inplace=True`, `training=True` of a normalisation."""
+    names = _parameters(target)
+    bound = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    written: list[object] = []
+    if bound.get("inplace", False) is not False:
+        written.append(bound.get("input", next(iter(node.all_input_nodes), None)))
+    is_norm = "running_mean" in bound or getattr(target, "__name__", "") in ("batch_norm", "instance_norm")
+    if is_norm and (bound.get("training", False) or bound.get("use_input_stats", True) is not False):
+        written += [bound.get("running_mean"), bound.get("running_var")]
+    return [each for each in written if isinstance(each, Node)]
+
+
+def _written_by_nested(node: Node) -> list[object]:
+    """What an operator that runs graphs writes to: nothing where none of its graphs writes anything."""
+    owner = node.graph.owning_module
+    for argument in node.all_input_nodes:
+        if argument.op != "get_attr" or owner is None:
+            continue
+        child = attribute(owner, str(argument.target))
+        if isinstance(child, GraphModule) and Effects(child, child.graph)._writes:
+            return list(node.all_input_nodes)
+    takes_graphs = any(argument.op == "get_attr" for argument in node.all_input_nodes)
+    return [] if takes_graphs else list(node.all_input_nodes)
+
+
+def _flat(given: Any) -> Iterable[Any]:
+    return given if isinstance(given, (tuple, list)) else (given,)
+
+
+@functools.cache
+def _parameters(target: Callable[..., Any]) -> tuple[str, ...]:
+    packet = aten_packet(getattr(target, "__name__", ""))
+    try:
+        return tuple(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        if packet is None:
+            return ()
+        schema = packet_overloads(packet)[0]._schema
+        return tuple(argument.name for argument in schema.arguments)
+
+
+@functools.cache
+def _is_described(target: Callable[..., Any]) -> bool:
+    """Whether a function is torch's or Python's own, and so writes only what its name or flags say."""
+    module = getattr(target, "__module__", None) or ""
+    return module.split(".")[0] in ("torch", "_operator", "builtins", "math") or _is_builtin_of_torch(target)
+
+
+def _is_builtin_of_torch(target: Callable[..., Any]) -> bool:
+    name = getattr(target, "__name__", "")
+    places = (torch, torch.nn.functional, torch._C._nn, torch.Tensor)
+    return any(getattr(place, name, None) is target for place in places)
+
+
+@functools.cache
+def _may_return_argument(target: Any) -> bool:
+    """Whether a function's result may share storage with an argument, as far as is known."""
+    if isinstance(target, OpOverload):
+        return _overload_aliases(target)
+    if isinstance(target, HigherOrderOperator):
+        return True
+    if target in _INPLACE_OPERATORS or target is operator.getitem:
+        return True
+    packet = aten_packet(getattr(target, "__name__", "")) if _is_described(target) else None
+    if packet is not None:
+        return _packet_aliases(packet)
+    return getattr(target, "__module__", "") not in ("_operator", "math")
+
+
+@functools.cache
+def _packet_aliases(packet: Any) -> bool:
+    return any(_overload_aliases(overload) for overload in packet_overloads(packet) if "out" not in str(overload))
+
+
+def _overload_aliases(overload: OpOverload) -> bool:
+    name = overload._schema.name.removeprefix("aten::")
+    annotated = any(each.alias_info is not None for each in overload._schema.returns)
+    return annotated or name in _RETURNS_INPUT_IN_EVAL

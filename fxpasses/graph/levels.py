@@ -1,0 +1,71 @@
+"""Capture levels: where a graph comes from, and so in which dialect a replacement is written.
+
+================ ==================================== ==========================================
+level            comes from                           a convolution is
+================ ==================================== ==========================================
+`TORCH`          Dynamo, `torch.fx.symbolic_trace`    `torch.conv2d`, or a call of `nn.Conv2d`
+`PRE_DISPATCH`   `make_fx(pre_dispatch=True)`,        `aten.conv2d.default`
+                 `torch.export`
+`ATEN`           AOTAutograd, `run_decompositions()`  `aten.convolution.default`
+================ ==================================== ==========================================
+"""
+
+from __future__ import annotations
+
+import enum
+
+from torch.fx import Graph, GraphModule, Node
+
+from fxpasses.torch_internals import HigherOrderOperator, OpOverload, is_composite
+
+
+class Level(enum.Enum):
+    """The capture level of a graph."""
+
+    TORCH = "torch"
+    PRE_DISPATCH = "pre_dispatch"
+    ATEN = "aten"
+
+
+def level_of(graph: Graph) -> Level:
+    """The capture level of `graph`: the highest one that any of its nodes belongs to."""
+    level = Level.ATEN
+    for node in graph.nodes:
+        if node.op in ("call_method", "call_module"):
+            return Level.TORCH
+        if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
+            continue
+        if isinstance(node.target, OpOverload):
+            if level is Level.ATEN and is_composite(node.target):
+                level = Level.PRE_DISPATCH
+        elif getattr(node.target, "__module__", None) not in _IN_EVERY_LEVEL:
+            return Level.TORCH
+    return level
+
+
+_IN_EVERY_LEVEL = ("_operator", "torch._C", "torch.amp.autocast_mode", "torch._functorch.predispatch")
+"""Modules whose functions (getitem, arithmetic on sizes, mode switches) appear beside ATen operators too."""
+
+
+def nested_graphs(module: GraphModule) -> list[tuple[str, GraphModule, Node]]:
+    """The graphs that operators of `module` run (checkpoint, cond, ...): attribute path, graph, reference.
+
+    A graph is listed once, however many nodes refer to it.
+    """
+    found: dict[str, tuple[str, GraphModule, Node]] = {}
+    for node in module.graph.find_nodes(op="get_attr"):
+        path = str(node.target)
+        child = attribute(module, path)
+        if isinstance(child, GraphModule) and path not in found:
+            found[path] = (path, child, node)
+    return list(found.values())
+
+
+def attribute(module: GraphModule, path: str) -> object:
+    """The attribute of `module` at a dotted path, or None when there is none."""
+    value: object = module
+    for name in path.split("."):
+        value = getattr(value, name, None)
+        if value is None:
+            return None
+    return value

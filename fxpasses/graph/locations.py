@@ -1,0 +1,39 @@
+"""Source locations: the user's line that a node came from."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+
+import torch
+from torch.fx import Node
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+
+
+def location_of(node: Node) -> str:
+    """The innermost line outside torch in the node's stack trace, as ``path:line``; empty without one."""
+    trace = node.meta.get("stack_trace") or ""
+    return _location(trace) if isinstance(trace, str) else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _location(trace: str) -> str:
+    frames = [(found["file"], found["line"]) for found in _FRAME.finditer(trace)]
+    outside = [frame for frame in frames if not frame[0].startswith(_TORCH)]
+    chosen = (outside or frames)[-1:]
+    return ":".join(chosen[0]) if chosen else ""
+
+
+def module_of(node: Node) -> str:
+    """The qualified name of the module whose call made the node; empty where the tracer did not say."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return str(node.target) if node.op == "call_module" else ""
+    innermost = list(stack.values())[-1]
+    path = innermost[0] if isinstance(innermost, tuple) else str(innermost)
+    cleaned = re.sub(r"^L\['[^']*'\]\.?", "", path)
+    cleaned = re.sub(r"(?:_modules|_parameters|_buffers)\['([^']*)'\]", r"\1", cleaned)
+    return re.sub(r"\['?([^'\]]*)'?\]", r".\1", cleaned).replace("_modules.", "").strip(".")

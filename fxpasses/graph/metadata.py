@@ -1,0 +1,206 @@
+"""Metadata: the fake tensor that every node carries, and how new nodes get theirs.
+
+Dynamo writes `meta["example_value"]`, make_fx and export write `meta["val"]`; both hold a fake tensor (or a
+nest of them), with static or symbolic sizes. fxpasses reads either and leaves `meta["val"]` on every node.
+Under make_fx with real inputs every value has a fake mode of its own, which torch refuses to mix:
+`FakeEvaluator` carries them into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fxpasses.errors import MissingMetadataError
+from fxpasses.graph.levels import attribute, nested_graphs
+from fxpasses.torch_internals import (
+    FakeTensor,
+    FakeTensorMode,
+    is_functorch_wrapped,
+    new_fake_mode,
+    unwrap_functorch,
+)
+
+
+def has_value(node: Node) -> bool:
+    """Whether the node carries metadata (which may be None, for a node that returns nothing)."""
+    return "val" in node.meta or "example_value" in node.meta
+
+
+def value(node: Node) -> Any:
+    """The node's metadata: a fake tensor, a nest of them, a number, or None."""
+    return node.meta["val"] if "val" in node.meta else node.meta.get("example_value")
+
+
+def tensor(node: object) -> torch.Tensor | None:
+    """The node's metadata if it is one tensor."""
+    found = value(node) if isinstance(node, Node) else None
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def set_value(node: Node, new: Any, *, like: Node | None = None) -> None:
+    """Gives a node its metadata, under both names where the graph is Dynamo's (as `like` tells)."""
+    node.meta["val"] = new
+    if like is not None and "example_value" in like.meta:
+        node.meta["example_value"] = new
+
+
+class FakeEvaluator:
+    """Runs operators on the metadata of their arguments, in one fake mode for the whole graph."""
+
+    def __init__(self, graph_module: GraphModule) -> None:
+        self._mode = _fake_mode_of(graph_module)
+        self._converted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The metadata of `function(*args, **kwargs)`, where nodes among the arguments stand for theirs."""
+        values = tree_map_only(Node, lambda node: value(node), (args, kwargs))
+        args, kwargs = tree_map_only(torch.Tensor, self.fake, values)
+        with self._mode:
+            return function(*args, **kwargs)
+
+    def fake(self, given: torch.Tensor) -> torch.Tensor:
+        """`given` as a fake tensor of this evaluator's mode."""
+        plain = unwrap_functorch(given) if is_functorch_wrapped(given) else given
+        if isinstance(plain, FakeTensor) and plain.fake_mode is self._mode:
+            return plain
+        if id(plain) not in self._converted:
+            # The original is kept beside its copy, since its id is the key.
+            self._converted[id(plain)] = (plain, self._convert(plain))
+        return self._converted[id(plain)][1]
+
+    def _convert(self, plain: torch.Tensor) -> torch.Tensor:
+        if not isinstance(plain, FakeTensor):
+            return self._mode.from_tensor(plain, static_shapes=True)
+        with self._mode:
+            return torch.empty_strided(
+                plain.size(),
+                plain.stride(),
+                dtype=plain.dtype,
+                device=plain.device,
+                requires_grad=plain.requires_grad,
+            )
+
+
+def _fake_mode_of(graph_module: GraphModule) -> FakeTensorMode:
+    """The mode of the graph's values; one with a shape environment wins, since its sizes may be symbols."""
+    found: FakeTensorMode | None = None
+    for node in graph_module.graph.nodes:
+        for leaf in tree_leaves(value(node)) if has_value(node) else ():
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            plain = unwrap_functorch(leaf)
+            if isinstance(plain, FakeTensor):
+                found = found or plain.fake_mode
+                if plain.fake_mode.shape_env is not None:
+                    return plain.fake_mode
+    return found or new_fake_mode()
+
+
+def ensure_metadata(graph_module: GraphModule, example_inputs: Sequence[Any] | None) -> None:
+    """Fills in `meta["val"]` of every node, from what is there or by running the graph on fake tensors.
+
+    Args:
+        graph_module: the graph; its nodes' metadata is written.
+        example_inputs: one value per placeholder, real or fake; needed when values are missing.
+
+    Raises:
+        MissingMetadataError: values are missing and no example inputs were given, or they do not fit.
+    """
+    _adopt_example_values(graph_module)
+    _fill_attributes(graph_module)
+    missing = [node for node in graph_module.graph.nodes if _lacks_value(node)]
+    if not missing:
+        return
+    if example_inputs is None:
+        raise MissingMetadataError(
+            f"{len(missing)} of {len(graph_module.graph.nodes)} nodes carry no metadata (the first: "
+            f"{missing[0].format_node()}) and no example inputs were given. Pass example_inputs, one per "
+            "placeholder, or trace with make_fx or torch.export, which record metadata."
+        )
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    required = [node for node in placeholders if not node.args]
+    if not len(required) <= len(example_inputs) <= len(placeholders):
+        names = ", ".join(node.name for node in placeholders)
+        raise MissingMetadataError(
+            f"the graph has {len(placeholders)} placeholders ({names}) and {len(example_inputs)} example "
+            "inputs were given; give one per placeholder, in that order."
+        )
+    _FakeInterpreter(graph_module, new_fake_mode()).propagate(example_inputs)
+
+
+def _adopt_example_values(graph_module: GraphModule) -> None:
+    for node in graph_module.graph.nodes:
+        if "val" not in node.meta and "example_value" in node.meta:
+            node.meta["val"] = node.meta["example_value"]
+    for _, child, _ in nested_graphs(graph_module):
+        _adopt_example_values(child)
+
+
+def _fill_attributes(graph_module: GraphModule) -> None:
+    """A parameter or constant that a tracer left without metadata has it by itself."""
+    mode: FakeTensorMode | None = None
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        if has_value(node):
+            continue
+        found = attribute(graph_module, str(node.target))
+        if isinstance(found, torch.Tensor) and any(map(has_value, graph_module.graph.nodes)):
+            mode = mode or _fake_mode_of(graph_module)
+            is_own = isinstance(found, FakeTensor)
+            node.meta["val"] = found if is_own else mode.from_tensor(found, static_shapes=True)
+
+
+def _lacks_value(node: Node) -> bool:
+    """Whether a tensor may hide behind a node without metadata."""
+    if has_value(node) or node.op == "output" or not node.users:
+        return False
+    if node.op == "get_attr":
+        owner = node.graph.owning_module
+        return not isinstance(attribute(owner, str(node.target)) if owner else None, torch.nn.Module)
+    # A mode switch returns a handle, not a tensor, and its users are the switches back.
+    return not all("autocast" in str(user.target) or "_exit" in str(user.target) for user in node.users)
+
+
+class _FakeInterpreter(Interpreter):
+    """Runs a graph on fake tensors and writes every node's metadata."""
+
+    def __init__(self, graph_module: GraphModule, mode: FakeTensorMode) -> None:
+        super().__init__(graph_module)
+        self._mode = mode
+
+    def propagate(self, example_inputs: Sequence[Any]) -> None:
+        shared = next((leaf for leaf in tree_leaves(list(example_inputs)) if isinstance(leaf, FakeTensor)), None)
+        if shared is not None:
+            self._mode = shared.fake_mode
+        inputs = tree_map_only(torch.Tensor, self._fake, list(example_inputs))
+        with torch.random.fork_rng(devices=()), self._mode:
+            self.run(*inputs)
+
+    def _fake(self, given: torch.Tensor) -> torch.Tensor:
+        return given if isinstance(given, FakeTensor) else self._mode.from_tensor(given, static_shapes=True)
+
+    def run_node(self, n: Node) -> Any:
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            raise MissingMetadataError(
+                f"the example inputs do not run: {n.format_node()} raised {type(error).__name__}: {error}"
+            ) from error
+        n.meta["val"] = result
+        return result
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        found = super().get_attr(target, args, kwargs)
+        return self._fake(found) if isinstance(found, torch.Tensor) else found
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A leaf module runs with fake parameters, so that its buffers stay as they are."""
+        module = self.fetch_attr(str(target))
+        state = {
+            name: self._fake(each) for name, each in [*module.named_parameters(), *module.named_buffers()]
+        }
+        return torch.func.functional_call(cast(torch.nn.Module, module), state, args, kwargs)

@@ -1,0 +1,109 @@
+"""Options: what a user may choose, checked before anything happens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from fxpasses.errors import UnknownOptionError, unknown_name
+
+Layout = Literal["auto", "off", "channels_last", "contiguous"]
+Weights = Literal["live", "cached"]
+Profit = Literal["model", "always"]
+Verify = Literal["off", "structure", "numerics"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a graph is optimised.
+
+    Attributes:
+        passes: names of the passes or rules to run; None for the default pipeline.
+        disable: names of passes or rules not to run.
+        inner: what the rewritten graph is handed to: ``"inductor"``, ``"aot_eager"``, ``"eager"``, any name
+            that Dynamo knows, or a callable that takes a graph module and example inputs.
+        layout: how memory layouts are assigned.
+        weights: ``"cached"`` does work that depends on parameters alone once per parameter version.
+        profit: ``"always"`` applies what is legal, whether or not the cost model thinks that it pays.
+        verify: what is checked after each application.
+        limit: apply at most this many rewrites, for bisection.
+        inductor: configuration patches for inductor, handed on unchanged.
+
+    Raises:
+        UnknownOptionError: a value that the field does not take.
+    """
+
+    passes: tuple[str, ...] | None = None
+    disable: tuple[str, ...] = ()
+    inner: str | Callable[..., Any] = "inductor"
+    layout: Layout = "auto"
+    weights: Weights = "live"
+    profit: Profit = "model"
+    verify: Verify = "off"
+    limit: int | None = None
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            given = getattr(self, name)
+            if given not in choices:
+                raise UnknownOptionError(unknown_name(f"value of option {name!r}:", str(given), choices))
+        for name in ("passes", "disable"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 0):
+            raise UnknownOptionError(f"option 'limit' takes a number from 0 up, or None; got {self.limit!r}.")
+        if not isinstance(self.inner, str) and not callable(self.inner):
+            raise UnknownOptionError(f"option 'inner' takes a backend's name or a callable; got {self.inner!r}.")
+        if not isinstance(self.inductor, Mapping):
+            raise UnknownOptionError(f"option 'inductor' takes a mapping of settings; got {self.inductor!r}.")
+        object.__setattr__(self, "inductor", MappingProxyType(dict(self.inductor)))
+
+    @staticmethod
+    def of(given: Options | Mapping[str, Any] | None) -> Options:
+        """Options from what a user passed: nothing, a mapping of fields, or `Options`.
+
+        Raises:
+            UnknownOptionError: a key that is no field; the message lists those that are and the closest.
+        """
+        if given is None:
+            return Options()
+        if isinstance(given, Options):
+            return given
+        if not isinstance(given, Mapping):
+            raise UnknownOptionError(
+                f"options must be a mapping or fxpasses.Options, not a {type(given).__name__}."
+            )
+        valid = [each.name for each in dataclasses.fields(Options)]
+        for key in given:
+            if key not in valid:
+                raise UnknownOptionError(unknown_name("option", str(key), valid, _advice(str(key))))
+        return Options(**given)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "layout": get_args(Layout),
+    "weights": get_args(Weights),
+    "profit": get_args(Profit),
+    "verify": get_args(Verify),
+}
+
+
+def _names(option: str, given: object) -> tuple[str, ...] | None:
+    if given is None and option == "passes":
+        return None
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given, (list, tuple, set, frozenset)) and all(isinstance(each, str) for each in given):
+        return tuple(given)
+    raise UnknownOptionError(f"option {option!r} takes names of passes or rules; got {given!r}.")
+
+
+def _advice(key: str) -> str:
+    from fxpasses.torch_internals import is_inductor_option
+
+    if not is_inductor_option(key):
+        return ""
+    return f"It is a setting of inductor: write options={{'inductor': {{{key!r}: ...}}}}."

@@ -1,0 +1,292 @@
+"""efficient_conv_bn_eval: a batch norm with fixed statistics becomes part of the convolution before it.
+
+For y = BN_eval(conv(x, W, b)) with gamma, beta, mean, var, eps:
+
+    s  = gamma / sqrt(var + eps)
+    W' = W · s     along the output channels
+    b' = beta + (b - mean) · s
+    y  = conv(x, W', b')
+
+It is written into the graph, so it trains: gradients flow through W' and b' to W, b, gamma and beta, and
+the convolution's output need not be kept for the backward pass.
+Source: You et al., "Efficient ConvBN Blocks for Transfer Learning and Beyond", arXiv 2305.11624.
+
+Legal where
+- the normalisation uses running statistics, which exist and take no gradient;
+- its channel axis is the output-channel axis of what it normalises (a linear layer on [N, T, C] has
+  another one, whatever the sizes happen to be);
+- nobody else reads the convolution's result;
+- the fused convolution can stand where the batch norm stands, or where the convolution stands, with
+  nothing that it reads written to on the way and with the same grad mode, autocast, functorch level and stream.
+
+The output-channel axis of a weight is 0; of a matrix product's 1; of a transposed convolution's weight,
+[C_in, C_out/g, ...], the channels run through (group, axis 1), so s is laid out as [C_in, C_out/g].
+Half types are folded in float32 and cast once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.modes import difference
+from fxpasses.graph.operands import Operand, tensor_of
+from fxpasses.graph.views import (
+    BatchNorm,
+    Convolution,
+    Linear,
+    Producer,
+    is_batch_norm,
+    read_batch_norm,
+    read_producer,
+)
+from fxpasses.passes.emit import fused_producer
+from fxpasses.passes.profit import ConvBnCost, conv_bn_profit
+from fxpasses.rewrite.builder import Builder
+from fxpasses.rewrite.decline import Decline
+from fxpasses.rewrite.rule import Match, Rule
+from fxpasses.torch_internals import is_batched
+
+
+@dataclass(frozen=True)
+class ConvBnMatch(Match):
+    """A convolution or linear layer and the batch norm that reads it."""
+
+    producer: Producer
+    norm: BatchNorm
+
+    @property
+    def producer_operands(self) -> tuple[Operand | None, ...]:
+        """What the convolution reads."""
+        return (self.producer.input, self.producer.weight, self.producer.bias)
+
+    @property
+    def norm_operands(self) -> tuple[Operand | None, ...]:
+        """What the batch norm reads beside the convolution."""
+        norm = self.norm
+        return (norm.gamma, norm.beta, norm.running_mean, norm.running_var)
+
+
+class EfficientConvBnEval(Rule[ConvBnMatch]):
+    """The rule; the idea and the legality are in the module's docstring."""
+
+    name = "efficient_conv_bn_eval"
+    pattern_size = 2
+
+    @property
+    def is_anchor(self) -> Callable[[Node], bool]:
+        """Every batch norm is a site."""
+        return is_batch_norm
+
+    def match(self, node: Node, context: GraphContext) -> ConvBnMatch | Decline | None:
+        """A batch norm in eval mode on the result of a convolution or a linear operator."""
+        norm = read_batch_norm(node)
+        if isinstance(norm, Decline):
+            return norm
+        if norm.training:
+            return Decline("training-mode", "{} normalises with the batch's statistics", node, (node.name,))
+        if norm.running_mean is None or norm.running_var is None:
+            return Decline("no-statistics", "{} has no running statistics", node, (node.name,))
+        source = norm.input
+        producer = read_producer(source) if isinstance(source, Node) else None
+        if producer is None:
+            return Decline("no-producer", "{} reads {}, which is no convolution or linear operator", node, (node.name, _describe(source)))
+        if isinstance(producer, Decline):
+            return producer
+        return ConvBnMatch(context, (*producer.nodes, *norm.nodes), producer, norm)
+
+    def legality(self, match: ConvBnMatch) -> Decline | None:
+        """The conditions of the module's docstring, one by one."""
+        return (
+            _sole_user(match)
+            or _known_values(match)
+            or _same_channel_axis(match)
+            or _constant_statistics(match)
+            or _has_place(match)
+        )
+
+    def profitability(self, match: ConvBnMatch) -> Decline | None:
+        """Who trains, who runs the graph, and how many bytes move: see `fxpasses.passes.profit`."""
+        return conv_bn_profit(ConvBnCost.of(match.context, match.producer, match.norm), match.result)
+
+    def insertion_point(self, match: ConvBnMatch) -> Node:
+        """The batch norm, or the convolution where only its place is right."""
+        place = _place(match)
+        assert isinstance(place, Node)
+        return place
+
+    def rewrite(self, match: ConvBnMatch, build: Builder) -> Node:
+        """Writes s, W', b' and the convolution with them."""
+        producer, norm = match.producer, match.norm
+        given = build.operand(producer.input)
+        weight = build.operand(producer.weight)
+        dtype = _compute_dtype(match)
+        scale = _scale(norm, build, dtype)
+        fused_weight = build.mul(build.cast(weight, dtype), _along_channels(scale, producer, build))
+        fused_weight = build.cast(fused_weight, _dtype_of(producer.weight))
+        fused_bias = build.cast(_shift(producer, norm, scale, build, dtype), _dtype_of(producer.weight))
+        result = fused_producer(producer, build, given, fused_weight, fused_bias)
+        return build.cast(result, _dtype_of(match.result))
+
+
+# Legality --------------------------------------------------------------------------------------------------
+
+
+def _sole_user(match: ConvBnMatch) -> Decline | None:
+    """The convolution's result and what lies between it and the batch norm is read once."""
+    reader: Node = match.norm.nodes[0]
+    for node in reversed(match.producer.nodes):
+        others = [user for user in node.users if user is not reader]
+        if others:
+            return Decline("multiple-users", "the result of {} is also used by {}", others[0], (node.name, _describe(others[0])))
+        reader = node
+    result = match.producer.nodes[-1]
+    if any(operand is result for operand in match.norm_operands):
+        return Decline("multiple-users", "{} is also a parameter of the batch norm", result, (result.name,))
+    return None
+
+
+def _known_values(match: ConvBnMatch) -> Decline | None:
+    """Every tensor has metadata, of a real floating dtype, and none hides a batch dimension."""
+    for operand in (*match.producer_operands, *match.norm_operands, match.result, match.producer.nodes[-1]):
+        found = tensor_of(operand)
+        if operand is None:
+            continue
+        if found is None:
+            return Decline("no-metadata", "{} has no metadata", match.result, (_describe(operand),))
+        if not found.is_floating_point():
+            return Decline("dtype", "{} is of {}", match.result, (_describe(operand), found.dtype))
+        if is_batched(found):
+            return Decline("functorch", "vmap hides a dimension of {}", match.result, (_describe(operand),))
+    return None
+
+
+def _same_channel_axis(match: ConvBnMatch) -> Decline | None:
+    """The batch norm normalises over the axis that the convolution writes its output channels to."""
+    produced, normalised = match.producer.channel_axis, match.norm.channel_axis
+    if produced == normalised:
+        return None
+    source = match.producer.nodes[-1]
+    message = "{} has its output channels on axis {}, and the batch norm normalises axis {}"
+    return Decline("channel-axis", message, source, (source.name, produced, normalised))
+
+
+def _constant_statistics(match: ConvBnMatch) -> Decline | None:
+    """A batch norm gives its statistics no gradient; the rewritten one would."""
+    for operand in (match.norm.running_mean, match.norm.running_var):
+        if match.context.requires_grad(operand):
+            return Decline("statistics-require-grad", "{} requires grad", match.result, (_describe(operand),))
+    return None
+
+
+def _has_place(match: ConvBnMatch) -> Decline | None:
+    place = _place(match)
+    return place if isinstance(place, Decline) else None
+
+
+def _place(match: ConvBnMatch) -> Node | Decline:
+    """Where the fused convolution may stand: at the batch norm if it can, else at the convolution."""
+    context, norm = match.context, match.norm.nodes[0]
+    first, source = match.producer.nodes[0], match.producer.nodes[-1]
+    apart = difference(context.modes(first), context.modes(norm))
+    if apart not in (None, "autocast") or difference(context.modes(first), context.modes(source)):
+        message = "{} and {} stand under another {} mode"
+        return Decline(_MODE_CODES[apart or "autocast"], message, source, (source.name, norm.name, apart))
+    written = context.written_between(match.producer_operands, first, norm)
+    if apart is None and written is None:
+        return norm
+    late = [each for each in match.norm_operands if isinstance(each, Node) and not each < first]
+    rewritten = context.written_between(match.norm_operands, first, norm)
+    if not late and rewritten is None:
+        return first
+    if apart is not None:
+        message = "{} and {} stand under another autocast state, and the batch norm's parameters are not ready earlier"
+        return Decline("autocast", message, source, (source.name, norm.name))
+    message = "{} may write to something that {} reads, before {} runs"
+    return Decline("mutation", message, written, (_describe(written), source.name, norm.name))
+
+
+_MODE_CODES = {
+    "grad": "grad-mode",
+    "functorch": "functorch",
+    "other": "region",
+    "stream": "stream",
+    "autocast": "autocast",
+}
+
+
+def _describe(operand: object) -> str:
+    """A node by name and operator, a module's tensor by path."""
+    if not isinstance(operand, Node):
+        return getattr(operand, "path", str(operand))
+    name = operand.target if isinstance(operand.target, str) else getattr(operand.target, "__name__", operand.target)
+    return f"{operand.name} ({operand.op if operand.op in ('placeholder', 'get_attr', 'output') else name})"
+
+
+# Rewrite ---------------------------------------------------------------------------------------------------
+
+
+def _dtype_of(operand: Operand) -> torch.dtype:
+    found = tensor_of(operand)
+    assert found is not None, "legality asks for metadata"
+    return found.dtype
+
+
+def _compute_dtype(match: ConvBnMatch) -> torch.dtype:
+    """float32, or wider where an operand is."""
+    dtype = torch.float32
+    for operand in (match.producer.weight, match.producer.bias, *match.norm_operands):
+        if operand is not None:
+            dtype = torch.promote_types(dtype, _dtype_of(operand))
+    return dtype
+
+
+def _scale(norm: BatchNorm, build: Builder, dtype: torch.dtype) -> Node:
+    """s = gamma / sqrt(var + eps), of shape [C_out]."""
+    assert norm.running_var is not None
+    variance = build.cast(build.operand(norm.running_var), dtype)
+    inverse = build.rsqrt(build.add(variance, norm.eps))
+    if norm.gamma is None:
+        return inverse
+    return build.mul(inverse, build.cast(build.operand(norm.gamma), dtype))
+
+
+def _shift(producer: Producer, norm: BatchNorm, scale: Node, build: Builder, dtype: torch.dtype) -> Node:
+    """b' = beta + (b - mean) · s, of shape [C_out]."""
+    assert norm.running_mean is not None
+    mean = build.cast(build.operand(norm.running_mean), dtype)
+    if producer.bias is None:
+        centred = build.neg(mean)
+    else:
+        centred = build.sub(build.cast(build.operand(producer.bias), dtype), mean)
+    shift = build.mul(centred, scale)
+    return shift if norm.beta is None else build.add(shift, build.cast(build.operand(norm.beta), dtype))
+
+
+def _along_channels(scale: Node, producer: Producer, build: Builder) -> Node:
+    """s shaped to multiply the weight along its output channels."""
+    weight = tensor_of(producer.weight)
+    assert weight is not None
+    if isinstance(producer, Linear):
+        return scale if producer.weight_axis == 1 else build.reshape(scale, [-1, 1])
+    kernel = [1] * (weight.ndim - 2)
+    if not producer.transposed:
+        return build.reshape(scale, [-1, 1, *kernel])
+    if producer.groups == 1:
+        return build.reshape(scale, [1, -1, *kernel])
+    return _along_grouped_channels(scale, producer, build, weight)
+
+
+def _along_grouped_channels(
+    scale: Node, producer: Convolution, build: Builder, weight: torch.Tensor
+) -> Node:
+    """s as [C_in, C_out/g, 1, ...]: each group's channels, for every input channel of that group."""
+    groups, per_group = producer.groups, int(weight.shape[1])
+    inputs = int(weight.shape[0])
+    by_group = build.reshape(scale, [groups, 1, per_group])
+    repeated = build.repeat(by_group, [1, inputs // groups, 1])
+    return build.reshape(repeated, [inputs, per_group, *[1] * (weight.ndim - 2)])

@@ -1,0 +1,56 @@
+"""Writing a convolution or a linear operator again, with other operands, in its own spelling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fxpasses.graph.operands import tensor_of
+from fxpasses.graph.schema import with_arguments
+from fxpasses.graph.views import Linear, Producer
+from fxpasses.rewrite.builder import Builder
+
+_CONVOLUTIONS = {
+    (False, 1): torch.conv1d,
+    (False, 2): torch.conv2d,
+    (False, 3): torch.conv3d,
+    (True, 1): torch.conv_transpose1d,
+    (True, 2): torch.conv_transpose2d,
+    (True, 3): torch.conv_transpose3d,
+}
+
+
+def fused_producer(producer: Producer, build: Builder, given: Node, weight: Node, bias: Node) -> Node:
+    """The producer's operator on another weight and bias.
+
+    Args:
+        producer: the operator to repeat.
+        build: where to write.
+        given: its input.
+        weight: a weight of the same shape as its own.
+        bias: one number per output channel, [C_out].
+    """
+    last = producer.nodes[-1]
+    if isinstance(producer, Linear):
+        if producer.weight_axis == 1:
+            return build.addmm(bias, given, weight)
+        if last.op == "call_module":
+            return build.linear(given, weight, bias)
+    elif last.op == "call_module":
+        return _functional_convolution(producer, build, given, weight, bias)
+    args, kwargs = with_arguments(last, {"weight": weight, "bias": bias})
+    assert callable(last.target)
+    return build.call(last.target, args, kwargs)
+
+
+def _functional_convolution(producer: Any, build: Builder, given: Node, weight: Node, bias: Node) -> Node:
+    found = tensor_of(producer.weight)
+    assert found is not None
+    function = _CONVOLUTIONS[producer.transposed, found.ndim - 2]
+    if producer.transposed:
+        tail = (producer.stride, producer.padding, producer.output_padding, producer.groups, producer.dilation)
+    else:
+        tail = (producer.stride, producer.padding, producer.dilation, producer.groups)
+    return build.call(function, (given, weight, bias, *tail))

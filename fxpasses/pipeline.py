@@ -1,0 +1,64 @@
+"""The pipeline: a graph and options in, a rewritten copy and a report out. Every door leads here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from fxpasses.graph.context import Executor, GraphContext
+from fxpasses.graph.copying import copy_graph_module
+from fxpasses.graph.metadata import ensure_metadata
+from fxpasses.graph.modes import Modes
+from fxpasses.options import Options
+from fxpasses.passes import register_all
+from fxpasses.report import Report
+from fxpasses.rewrite.driver import Driver
+from fxpasses.rewrite.registry import REGISTRY
+from fxpasses.torch_internals import require_supported_torch
+
+
+def run_passes(
+    graph_module: GraphModule,
+    example_inputs: Sequence[Any] | None,
+    options: Options,
+    *,
+    executor: Executor,
+    trainable: frozenset[str] = frozenset(),
+) -> tuple[GraphModule, Report]:
+    """Runs the passes that the options select over a copy of the graph.
+
+    Args:
+        graph_module: the graph; it is not changed.
+        example_inputs: one value per placeholder, needed where the graph carries no metadata.
+        options: what the user chose.
+        executor: who will run the graph.
+        trainable: names of placeholders that require grad, where the metadata does not tell.
+
+    Raises:
+        FxpassesError: an unknown pass, missing metadata, an unsupported torch.
+    """
+    require_supported_torch()
+    register_all()
+    passes = REGISTRY.pipeline(options)
+    copied = copy_graph_module(graph_module)
+    ensure_metadata(copied, example_inputs)
+    context = GraphContext(
+        module=copied,
+        initial_modes=Modes(grad=torch.is_grad_enabled()),
+        executor=executor,
+        weights_cached=options.weights == "cached",
+        trainable=trainable | _trainable_inputs(copied, example_inputs),
+    )
+    return copied, Driver(passes, options).run(context)
+
+
+def _trainable_inputs(graph_module: GraphModule, example_inputs: Sequence[Any] | None) -> frozenset[str]:
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    return frozenset(
+        node.name
+        for node, given in zip(placeholders, example_inputs or (), strict=False)
+        if isinstance(given, torch.Tensor) and given.requires_grad
+    )

@@ -1,0 +1,150 @@
+"""Reports: what happened in one compilation, as plain data that merges, serialises and prints.
+
+A `Remark` says what happened at one site; a `Report` holds all remarks of one compilation, how often each
+rule was applied, and how long each pass took. Both are frozen; text, JSON and HTML are renderings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+Status = Literal["applied", "declined", "failed"]
+
+SCHEMA = 1
+"""The version of the JSON form."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What happened at one site.
+
+    Attributes:
+        rule: the rule that looked at the site.
+        status: ``"applied"``, ``"declined"`` (legal reasons, or it would not pay) or ``"failed"``.
+        code: a stable reason code; ``"applied"`` for an application.
+        message: the reason in words.
+        node: the node that the rule anchors at.
+        location: the user's source line, ``"model.py:41"``; empty where the graph does not carry it.
+        stage: how far the site came: structure, hazards, check, profit, applied.
+        module: the qualified name of the module that the node came from, where it is known.
+        blamed: the node to blame, which may be another one than the anchor.
+        graph: the path of the nested graph that holds the site; empty for the outermost one.
+    """
+
+    rule: str
+    status: Status
+    code: str
+    message: str
+    node: str
+    location: str = ""
+    stage: str = ""
+    module: str = ""
+    blamed: str = ""
+    graph: str = ""
+
+    def __str__(self) -> str:
+        where = self.location or self.module
+        reason = self.status if self.status == "applied" else f"{self.status} [{self.code}]"
+        return f"{self.rule} at {self.node}{f' ({where})' if where else ''}: {reason}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All remarks, counters and timings of one compilation.
+
+    Attributes:
+        remarks: one for every site that any rule looked at, in the order of the graph.
+        seconds: wall time of each pass, by name, in seconds.
+        nodes_before, nodes_after: number of nodes, nested graphs included.
+        level: the capture level of the graph.
+        layout: the layout plan, or None where no layout pass ran.
+        dry_run: whether nothing was compiled (`fxpasses.explain`).
+    """
+
+    remarks: tuple[Remark, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    nodes_before: int = 0
+    nodes_after: int = 0
+    level: str = ""
+    layout: Any = None
+    dry_run: bool = False
+
+    @property
+    def applied(self) -> Mapping[str, int]:
+        """Rule name to the number of its applications; a rule that never fired is absent."""
+        return MappingProxyType(Counter(each.rule for each in self.remarks if each.status == "applied"))
+
+    @property
+    def declined(self) -> tuple[Remark, ...]:
+        """The remarks of sites where a rule did not fire, nearest miss first."""
+        missed = [each for each in self.remarks if each.status != "applied"]
+        return tuple(sorted(missed, key=lambda each: -_STAGES.get(each.stage, 0)))
+
+    @staticmethod
+    def merge(reports: Iterable[Report]) -> Report:
+        """One report over several compilations: remarks in order, times and sizes added up."""
+        parts = list(reports)
+        seconds: Counter[str] = Counter()
+        for part in parts:
+            seconds.update(part.seconds)
+        return Report(
+            remarks=tuple(remark for part in parts for remark in part.remarks),
+            seconds=dict(seconds),
+            nodes_before=sum(part.nodes_before for part in parts),
+            nodes_after=sum(part.nodes_after for part in parts),
+            level="+".join(dict.fromkeys(part.level for part in parts if part.level)),
+            layout=next((part.layout for part in reversed(parts) if part.layout is not None), None),
+            dry_run=any(part.dry_run for part in parts),
+        )
+
+    def to_json(self) -> str:
+        """The report as JSON, with the version of its form under ``"schema"``."""
+        data = {
+            "schema": SCHEMA,
+            "applied": dict(self.applied),
+            "remarks": [asdict(each) for each in self.remarks],
+            "seconds": dict(self.seconds),
+            "nodes_before": self.nodes_before,
+            "nodes_after": self.nodes_after,
+            "level": self.level,
+            "layout": self.layout.to_dict() if hasattr(self.layout, "to_dict") else self.layout,
+            "dry_run": self.dry_run,
+        }
+        return json.dumps(data, indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """The report that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such a report, or of another version.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("schema") != SCHEMA:
+                raise ValueError(f"this fxpasses reads version {SCHEMA}")
+            data.pop("applied")
+            remarks = tuple(Remark(**each) for each in data.pop("remarks"))
+            return Report(remarks=remarks, **data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
+
+    def __str__(self) -> str:
+        from fxpasses.rendering import render_text
+
+        return render_text(self)
+
+    def save_html(self, path: str | Path) -> None:
+        """Writes the report as one self-contained page."""
+        from fxpasses.rendering import render_html
+
+        Path(path).write_text(render_html(self), encoding="utf-8")
+
+
+_STAGES = {"structure": 1, "hazards": 2, "check": 3, "profit": 4, "rewrite": 5, "applied": 6}

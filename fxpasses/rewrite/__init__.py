@@ -1,0 +1,1 @@
+"""Changing graphs: rules declare, the driver does."""

@@ -1,0 +1,132 @@
+"""The builder writes replacements in the dialect of the graph that they stand in.
+
+A rule says `build.mul(a, b)`; the builder writes `torch.mul` into a graph of the `torch` level and
+`aten.mul.Tensor` below it, computes the metadata of every node at once (on fake tensors, under the modes of
+the insertion point), and passes on the user's source line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fxpasses.graph import metadata
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.levels import Level
+from fxpasses.graph.operands import ModuleTensor, Operand, tensor_of
+from fxpasses.torch_internals import OpOverload
+
+aten = torch.ops.aten
+
+_KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom", "from_node")
+
+
+class Builder:
+    """Inserts nodes before one node of a graph, on behalf of one application of one rule."""
+
+    def __init__(self, context: GraphContext, before: Node, origin: Node) -> None:
+        """Args:
+        context: the graph.
+        before: the node before which everything is inserted.
+        origin: the node whose source line the new nodes inherit.
+        """
+        self.context = context
+        self.inserted: list[Node] = []
+        self._before = before
+        self._origin = origin
+        self._modes = context.modes(before)
+        self._functional = isinstance(origin.target, OpOverload) or context.level is not Level.TORCH
+        self._attributes: dict[str, Node] = {}
+
+    def call(
+        self, target: Callable[..., Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    ) -> Node:
+        """A call of a function or (by name) of a method, exactly as spelled."""
+        with self.context.graph.inserting_before(self._before):
+            op = "call_method" if isinstance(target, str) else "call_function"
+            node = self.context.graph.create_node(op, target, tuple(args), dict(kwargs or {}))
+        self.inserted.append(node)
+        self._annotate(node)
+        function = getattr(torch.Tensor, target) if isinstance(target, str) else target
+        with self._modes.entered():
+            result = self.context.evaluator.call(function, node.args, dict(node.kwargs))
+        metadata.set_value(node, result, like=self._origin)
+        return node
+
+    def operand(self, operand: Operand) -> Node:
+        """The node of an operand; a tensor of a leaf module is read by a new `get_attr`."""
+        if isinstance(operand, Node):
+            return operand
+        if operand.path not in self._attributes:
+            self._attributes[operand.path] = self._attribute(operand)
+        return self._attributes[operand.path]
+
+    def _attribute(self, operand: ModuleTensor) -> Node:
+        with self.context.graph.inserting_before(self._before):
+            node = self.context.graph.create_node("get_attr", operand.path)
+        self.inserted.append(node)
+        self._annotate(node)
+        metadata.set_value(node, self.context.evaluator.fake(operand.tensor), like=self._origin)
+        return node
+
+    def _annotate(self, node: Node) -> None:
+        node.meta.update({key: self._origin.meta[key] for key in _KEPT_META if key in self._origin.meta})
+        self.context.adopt(node, self._modes)
+
+    # Arithmetic, in the dialect of the graph.
+
+    def add(self, first: Node, second: Node | float) -> Node:
+        """first + second, elementwise."""
+        overload = aten.add.Tensor if isinstance(second, Node) else aten.add.Scalar
+        return self.call(overload if self._functional else torch.add, (first, second))
+
+    def sub(self, first: Node, second: Node) -> Node:
+        """first - second, elementwise."""
+        return self.call(aten.sub.Tensor if self._functional else torch.sub, (first, second))
+
+    def mul(self, first: Node, second: Node) -> Node:
+        """first · second, elementwise."""
+        return self.call(aten.mul.Tensor if self._functional else torch.mul, (first, second))
+
+    def neg(self, given: Node) -> Node:
+        """-given."""
+        return self.call(aten.neg.default if self._functional else torch.neg, (given,))
+
+    def rsqrt(self, given: Node) -> Node:
+        """1 / sqrt(given), elementwise."""
+        return self.call(aten.rsqrt.default if self._functional else torch.rsqrt, (given,))
+
+    def reshape(self, given: Node, shape: Sequence[int]) -> Node:
+        """`given`, which is contiguous, with another shape."""
+        if not self._functional:
+            return self.call(torch.reshape, (given, tuple(shape)))
+        target = aten.view.default if self.context.level is Level.ATEN else aten.reshape.default
+        return self.call(target, (given, list(shape)))
+
+    def repeat(self, given: Node, times: Sequence[int]) -> Node:
+        """`given` repeated along each of its axes."""
+        if not self._functional:
+            return self.call("repeat", (given, *times))
+        return self.call(aten.repeat.default, (given, list(times)))
+
+    def cast(self, given: Node, dtype: torch.dtype) -> Node:
+        """`given` in another dtype; itself where it has that dtype already."""
+        found = tensor_of(given)
+        if found is not None and found.dtype == dtype:
+            return given
+        if not self._functional:
+            return self.call("to", (given, dtype))
+        if self.context.level is Level.ATEN:
+            return self.call(aten._to_copy.default, (given,), {"dtype": dtype})
+        return self.call(aten.to.dtype, (given, dtype))
+
+    def linear(self, given: Node, weight: Node, bias: Node) -> Node:
+        """given · weightᵀ + bias, for a weight of [C_out, C_in]."""
+        return self.call(aten.linear.default if self._functional else torch.nn.functional.linear, (given, weight, bias))
+
+    def addmm(self, bias: Node, given: Node, weight: Node) -> Node:
+        """bias + given · weight, for a weight of [C_in, C_out]."""
+        return self.call(aten.addmm.default if self._functional else torch.addmm, (bias, given, weight))

@@ -1,0 +1,35 @@
+"""A failure to match is a value: falsy, cheap, and able to say why.
+
+Nothing is formatted until somebody reads the message, so that declining at ten thousand sites costs little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+
+@dataclass(frozen=True)
+class Decline:
+    """Why a rule did not fire at a site.
+
+    Attributes:
+        code: a stable reason code, such as ``"multiple-users"``; tests and filters rely on it.
+        template: the message, with a `{}` for each detail.
+        node: the node to blame.
+        details: what fills the template.
+    """
+
+    code: str
+    template: str
+    node: Node | None = None
+    details: tuple[object, ...] = ()
+
+    def __bool__(self) -> bool:
+        return False
+
+    @property
+    def message(self) -> str:
+        """The formatted reason."""
+        return self.template.format(*self.details)

@@ -1,0 +1,85 @@
+"""Rules: what to match, when it is legal, when it pays, what to write instead.
+
+A rule declares; the driver does. A rule never counts, lints, erases, propagates metadata or rolls back, so
+it cannot forget to. Each of its four questions may be answered with a `Decline` that says why:
+
+    match(site)           -> Match | Decline | None    None: this node is nothing to the rule
+    legality(match)       -> Decline | None            never traded
+    profitability(match)  -> Decline | None            a cost model's answer; `profit="always"` skips it
+    rewrite(match, build) -> Node                      inserts new nodes, returns the one that replaces the last
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from torch.fx import Node
+
+from fxpasses.graph.context import GraphContext
+from fxpasses.rewrite.builder import Builder
+from fxpasses.rewrite.decline import Decline
+
+
+@dataclass(frozen=True)
+class Match:
+    """A site where a rule's structure was found. Rules derive from it and add what they found.
+
+    Attributes:
+        context: the graph that holds the site.
+        nodes: the nodes that the rewrite replaces, in program order; the last one is the result.
+    """
+
+    context: GraphContext
+    nodes: tuple[Node, ...]
+
+    @property
+    def result(self) -> Node:
+        """The node whose value the replacement takes over."""
+        return self.nodes[-1]
+
+
+M = TypeVar("M", bound=Match)
+
+
+class Rule(abc.ABC, Generic[M]):
+    """A declaration of one rewrite. Derive, fill in the four questions, and register it.
+
+    Attributes:
+        name: the rule's name, in counters, remarks and options.
+        after: names of rules or passes that must have run before, where they run at all.
+        default: whether the rule is part of the default pipeline.
+        pattern_size: how many operators the whole pattern has, for messages.
+    """
+
+    name: str
+    after: tuple[str, ...] = ()
+    default: bool = True
+    pattern_size: int = 1
+
+    @property
+    @abc.abstractmethod
+    def is_anchor(self) -> Callable[[Node], bool]:
+        """A cheap test for nodes at which the pattern may end."""
+
+    @abc.abstractmethod
+    def match(self, node: Node, context: GraphContext) -> M | Decline | None:
+        """Looks for the pattern that ends in `node`."""
+
+    def legality(self, match: M) -> Decline | None:
+        """Whether the rewrite gives eager's answers here."""
+        return None
+
+    def profitability(self, match: M) -> Decline | None:
+        """Whether the rewrite pays here."""
+        return None
+
+    @abc.abstractmethod
+    def insertion_point(self, match: M) -> Node:
+        """The node before which the replacement is written; legality has passed."""
+
+    @abc.abstractmethod
+    def rewrite(self, match: M, build: Builder) -> Node:
+        """Writes the replacement and returns its result."""

@@ -1,0 +1,227 @@
+"""The only file that imports private torch names.
+
+Each function wraps one private facility and says what it is for, so that a torch release that moves a name
+costs one edit here. Everything expensive (Dynamo, inductor) is imported inside the functions: importing
+this module, and so `import fxpasses`, loads neither. Known to hold for torch 2.11, 2.13 and 2.15.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch._ops import HigherOrderOperator as HigherOrderOperator
+from torch._ops import OpOverload as OpOverload
+from torch._ops import OpOverloadPacket as OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+
+from fxpasses.errors import MissingCompilerError, UnsupportedTorchError
+
+SUPPORTED_TORCH = ((2, 11), (2, 16))
+"""The oldest supported (major, minor) version of torch, and the first one above the range."""
+
+
+def require_supported_torch() -> None:
+    """Raises `UnsupportedTorchError` unless the installed torch is in the supported range."""
+    found = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    oldest, beyond = SUPPORTED_TORCH
+    if not oldest <= version < beyond:
+        low, high = (".".join(map(str, each)) for each in SUPPORTED_TORCH)
+        raise UnsupportedTorchError(
+            f"fxpasses supports torch >={low},<{high} and found {torch.__version__}. "
+            f"Install one of those, such as `pip install 'torch>={low},<{high}'`."
+        )
+
+
+# Operators ------------------------------------------------------------------------------------------------
+
+
+def is_composite(op: OpOverload) -> bool:
+    """Whether `op` decomposes by itself, so that it appears before dispatch only."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+
+
+def aten_packet(name: str) -> OpOverloadPacket | None:
+    """The packet `torch.ops.aten.<name>`, or None when there is no such operator."""
+    if not name.isidentifier():
+        return None
+    return cast("OpOverloadPacket | None", getattr(torch.ops.aten, name, None))
+
+
+def packet_overloads(packet: OpOverloadPacket) -> list[OpOverload]:
+    """Every overload of an operator packet."""
+    return [getattr(packet, overload) for overload in packet.overloads()]
+
+
+LINEAR_FUNCTION: Callable[..., Any] = torch._C._nn.linear
+"""What `torch.nn.functional.linear` is in a graph."""
+
+
+def has_global_module_hooks() -> bool:
+    """Whether hooks are registered that run at the call of every module."""
+    return bool(torch.nn.modules.module._has_any_global_hook())
+
+
+# Modes that a graph switches -------------------------------------------------------------------------------
+
+SET_GRAD_ENABLED: Callable[..., Any] = torch._C._set_grad_enabled
+ENTER_AUTOCAST: Callable[..., Any] = torch.amp.autocast_mode._enter_autocast
+EXIT_AUTOCAST: Callable[..., Any] = torch.amp.autocast_mode._exit_autocast
+
+
+# Fake tensors and functorch wrappers -----------------------------------------------------------------------
+
+
+def is_functorch_wrapped(tensor: torch.Tensor) -> bool:
+    """Whether a functorch transform (grad, jvp, vmap) wraps the tensor."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_batched(tensor: torch.Tensor) -> bool:
+    """Whether vmap hides a batch dimension of the tensor, at any level."""
+    while is_functorch_wrapped(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
+
+
+def unwrap_functorch(tensor: torch.Tensor) -> torch.Tensor:
+    """The plain tensor under every functorch wrapper."""
+    while is_functorch_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def storage_key(tensor: torch.Tensor) -> int | None:
+    """An identity of the tensor's storage, equal for views of one another; None where there is none."""
+    try:
+        return int(unwrap_functorch(tensor).untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def size_hint(size: int | torch.SymInt, fallback: int = 64) -> int:
+    """The size that a symbolic dimension had when it was traced, without adding a guard.
+
+    Args:
+        size: a static or symbolic size.
+        fallback: what to assume of a size that no example backs.
+    """
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    return int(hint) if isinstance(hint, int) else fallback
+
+
+def new_fake_mode() -> FakeTensorMode:
+    """A fake tensor mode with static shapes that accepts real parameters beside fake inputs."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+# Dynamo and inductor ---------------------------------------------------------------------------------------
+
+
+def dynamo_counters() -> Mapping[str, Any]:
+    """`torch._dynamo.utils.counters`, the counters that inductor's users know."""
+    from torch._dynamo.utils import counters
+
+    return cast(Mapping[str, Any], counters)
+
+
+def lookup_backend(name: str) -> Callable[..., Any]:
+    """The Dynamo backend registered under `name`.
+
+    Raises:
+        ValueError: there is none; the message lists those that exist and the closest.
+    """
+    from torch._dynamo.backends.registry import list_backends, lookup_backend
+
+    from fxpasses.errors import UnknownOptionError, unknown_name
+
+    names = list_backends(exclude_tags=())
+    if name not in names:
+        raise UnknownOptionError(unknown_name("inner backend", name, names))
+    return cast(Callable[..., Any], lookup_backend(name))
+
+
+def inductor_mode_options(mode: str) -> dict[str, Any]:
+    """The inductor configuration that `torch.compile(mode=...)` stands for."""
+    from torch._inductor import list_mode_options
+
+    from fxpasses.errors import UnknownOptionError, unknown_name
+
+    modes = list_mode_options()
+    if mode not in modes:
+        raise UnknownOptionError(unknown_name("mode", mode, modes))
+    return dict(list_mode_options(mode))
+
+
+def is_inductor_option(name: str) -> bool:
+    """Whether inductor's configuration has an entry of that name."""
+    from torch._inductor import config
+
+    return name in config.get_config_copy()
+
+
+def compile_with_inductor(
+    gm: torch.fx.GraphModule, inputs: Sequence[Any], patches: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Hands a graph to inductor under configuration patches. Inductor takes the graph over and mutates it.
+
+    Raises:
+        MissingCompilerError: inductor found no C++ compiler.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    known = {key: value for key, value in patches.items()}
+    with _missing_compiler_explained():
+        return cast(Callable[..., Any], compile_fx(gm, list(inputs), config_patches=known))
+
+
+@contextlib.contextmanager
+def _missing_compiler_explained() -> Iterator[None]:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        yield
+    except Exception as error:
+        if _caused_by(error, InvalidCxxCompiler) or _caused_by(error, FileNotFoundError) and not has_cxx_compiler():
+            raise MissingCompilerError(MISSING_COMPILER) from error
+        raise
+
+
+MISSING_COMPILER = (
+    "inductor compiles C++ for the CPU and found no compiler. Install one (Debian and Ubuntu: `apt-get install "
+    "g++`; Fedora: `dnf install gcc-c++`; conda: `conda install gxx`; macOS: `xcode-select --install`) or name "
+    "it in the environment variable CXX. Without one, options={'inner': 'aot_eager'} runs the rewritten graph."
+)
+
+
+def has_cxx_compiler() -> bool:
+    """Whether a C++ compiler that inductor would try is on the path."""
+    from torch._inductor import config
+
+    candidates = config.cpp.cxx if isinstance(config.cpp.cxx, (list, tuple)) else (config.cpp.cxx,)
+    return any(each and shutil.which(each) for each in candidates)
+
+
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def reset_dynamo() -> None:
+    """Drops everything Dynamo has compiled in this process."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
