@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -19,3 +20,8 @@ def fake_copy(module: Module) -> tuple[FakeTensorMode, Module]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with FakeCopyMode(mode):
         return mode, copy.deepcopy(module)
+
+
+def cuda_sleep(cycles: int) -> None:
+    """Keeps the current CUDA stream busy for about `cycles` clock cycles (`torch.cuda._sleep`)."""
+    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]  # torch leaves it untyped
