@@ -1,1 +1,88 @@
-"""Graph passes for torch.compile, make_fx and torch.export that can be seen, counted and trusted."""
+"""Graph passes for torch.compile, make_fx and torch.export that can be seen, counted and trusted.
+
+    torch.compile(model, backend="fxpasses")            # a wrapper around inductor
+    fxpasses.optimize(graph_module, example_inputs)     # make_fx, symbolic_trace, torch.export
+    fxpasses.explain(model, *example_inputs)            # what would fire, what would not, and why
+
+Importing this package imports neither Dynamo nor inductor.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxpasses import backend as backend
+    from fxpasses import testing as testing
+    from fxpasses.api import Optimized as Optimized
+    from fxpasses.api import explain as explain
+    from fxpasses.api import optimize as optimize
+    from fxpasses.counters import last_report as last_report
+    from fxpasses.counters import reports as reports
+    from fxpasses.counters import reset as reset
+    from fxpasses.errors import FxpassesError as FxpassesError
+    from fxpasses.options import Options as Options
+    from fxpasses.report import Remark as Remark
+    from fxpasses.report import Report as Report
+    from fxpasses.rewrite.decline import Decline as Decline
+    from fxpasses.rewrite.registry import register as register
+    from fxpasses.rewrite.registry import unregister as unregister
+    from fxpasses.rewrite.rule import Match as Match
+    from fxpasses.rewrite.rule import Rule as Rule
+
+_HOMES = {
+    "Decline": "fxpasses.rewrite.decline",
+    "FxpassesError": "fxpasses.errors",
+    "Match": "fxpasses.rewrite.rule",
+    "Optimized": "fxpasses.api",
+    "Options": "fxpasses.options",
+    "Remark": "fxpasses.report",
+    "Report": "fxpasses.report",
+    "Rule": "fxpasses.rewrite.rule",
+    "explain": "fxpasses.api",
+    "last_report": "fxpasses.counters",
+    "optimize": "fxpasses.api",
+    "register": "fxpasses.rewrite.registry",
+    "reports": "fxpasses.counters",
+    "reset": "fxpasses.counters",
+    "unregister": "fxpasses.rewrite.registry",
+}
+"""Where each public name lives; it is imported when it is first asked for."""
+
+_MODULES = ("backend", "testing")
+
+__version__ = "0.1.0"
+__all__ = [
+    "Decline",
+    "FxpassesError",
+    "Match",
+    "Optimized",
+    "Options",
+    "Remark",
+    "Report",
+    "Rule",
+    "backend",
+    "explain",
+    "last_report",
+    "optimize",
+    "register",
+    "reports",
+    "reset",
+    "testing",
+    "unregister",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        found = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = found
+        return found
+    if name in _MODULES:
+        return importlib.import_module(f"fxpasses.{name}")
+    raise AttributeError(f"module 'fxpasses' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

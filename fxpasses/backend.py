@@ -7,6 +7,8 @@ the options say otherwise. `mode=` and inductor's own settings reach inductor as
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,3 +66,13 @@ def _inner(options: Options, mode: str | None) -> Callable[..., Any]:
         given = f"mode={mode!r}" if mode is not None else "options={'inductor': ...}"
         raise UnknownOptionError(f"{given} is for inductor, and inner={options.inner!r}. Drop one of them.")
     return options.inner if callable(options.inner) else lookup_backend(options.inner)
+
+
+class _Door(types.ModuleType):
+    """This module, which may be given to torch.compile itself: `backend=fxpasses.backend`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return backend(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Door

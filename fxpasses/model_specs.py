@@ -116,7 +116,9 @@ def _factory(module: str, name: str) -> Any:
         public = [each for each in dir(importlib.import_module(module)) if not each.startswith("_")]
         raise ModelSpecError(f"model spec {spec!r}: " + unknown_name(f"name in {module}", name, public))
     if not callable(factory):
-        raise ModelSpecError(f"model spec {spec!r}: {name} is not callable; name a function that returns a module.")
+        raise ModelSpecError(
+            f"model spec {spec!r}: {name} is not callable; name a function that returns a module."
+        )
     return cast(Callable[[], Any], factory)()
 
 

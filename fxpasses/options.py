@@ -56,7 +56,9 @@ class Options:
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 0):
             raise UnknownOptionError(f"option 'limit' takes a number from 0 up, or None; got {self.limit!r}.")
         if not isinstance(self.inner, str) and not callable(self.inner):
-            raise UnknownOptionError(f"option 'inner' takes a backend's name or a callable; got {self.inner!r}.")
+            raise UnknownOptionError(
+                f"option 'inner' takes a backend's name or a callable; got {self.inner!r}."
+            )
         if not isinstance(self.inductor, Mapping):
             raise UnknownOptionError(f"option 'inductor' takes a mapping of settings; got {self.inductor!r}.")
         object.__setattr__(self, "inductor", MappingProxyType(dict(self.inductor)))

@@ -192,7 +192,11 @@ def _missing_compiler_explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _caused_by(error, InvalidCxxCompiler) or _caused_by(error, FileNotFoundError) and not has_cxx_compiler():
+        if (
+            _caused_by(error, InvalidCxxCompiler)
+            or _caused_by(error, FileNotFoundError)
+            and not has_cxx_compiler()
+        ):
             raise MissingCompilerError(MISSING_COMPILER) from error
         raise
 

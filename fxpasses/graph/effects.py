@@ -286,7 +286,9 @@ def _may_return_argument(target: Any) -> bool:
 
 @functools.cache
 def _packet_aliases(packet: Any) -> bool:
-    return any(_overload_aliases(overload) for overload in packet_overloads(packet) if "out" not in str(overload))
+    return any(
+        _overload_aliases(overload) for overload in packet_overloads(packet) if "out" not in str(overload)
+    )
 
 
 def _overload_aliases(overload: OpOverload) -> bool:

@@ -10,11 +10,11 @@ import torch
 from torch.fx import Node
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_TORCH = os.path.dirname(torch.__file__) + os.sep
+_INTERNAL = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 
 
 def location_of(node: Node) -> str:
-    """The innermost line outside torch in the node's stack trace, as ``path:line``; empty without one."""
+    """The innermost line outside torch and fxpasses in the node's stack trace, as ``path:line``; empty without one."""
     trace = node.meta.get("stack_trace") or ""
     return _location(trace) if isinstance(trace, str) else ""
 
@@ -22,9 +22,8 @@ def location_of(node: Node) -> str:
 @functools.lru_cache(maxsize=4096)
 def _location(trace: str) -> str:
     frames = [(found["file"], found["line"]) for found in _FRAME.finditer(trace)]
-    outside = [frame for frame in frames if not frame[0].startswith(_TORCH)]
-    chosen = (outside or frames)[-1:]
-    return ":".join(chosen[0]) if chosen else ""
+    outside = [frame for frame in frames if not frame[0].startswith(_INTERNAL)]
+    return ":".join(outside[-1]) if outside else ""
 
 
 def module_of(node: Node) -> str:

@@ -173,7 +173,9 @@ class _FakeInterpreter(Interpreter):
         self._mode = mode
 
     def propagate(self, example_inputs: Sequence[Any]) -> None:
-        shared = next((leaf for leaf in tree_leaves(list(example_inputs)) if isinstance(leaf, FakeTensor)), None)
+        shared = next(
+            (leaf for leaf in tree_leaves(list(example_inputs)) if isinstance(leaf, FakeTensor)), None
+        )
         if shared is not None:
             self._mode = shared.fake_mode
         inputs = tree_map_only(torch.Tensor, self._fake, list(example_inputs))

@@ -52,9 +52,7 @@ def is_instance(node: Node, classes: tuple[type[nn.Module], ...]) -> bool:
     return isinstance(module_of(node), classes)
 
 
-def read(
-    node: Node, known: frozenset[type[nn.Module]]
-) -> tuple[nn.Module, dict[str, Any]] | Decline | None:
+def read(node: Node, known: frozenset[type[nn.Module]]) -> tuple[nn.Module, dict[str, Any]] | Decline | None:
     """The module and the arguments of its call, by name.
 
     Returns:

@@ -149,7 +149,9 @@ def with_arguments(node: Node, changed: Mapping[str, Any]) -> tuple[tuple[Any, .
     An argument stays where it stood, positional or keyword; one that was left to its default is appended
     where it is the next positional one, and given by keyword otherwise.
     """
-    signature = next(each for each in _signatures(node) if isinstance(each.bind(node.args, node.kwargs), dict))
+    signature = next(
+        each for each in _signatures(node) if isinstance(each.bind(node.args, node.kwargs), dict)
+    )
     args, kwargs = list(node.args), dict(node.kwargs)
     for name in sorted(changed, key=signature.names.index):
         position = signature.names.index(name)

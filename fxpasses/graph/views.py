@@ -208,7 +208,16 @@ def _read_producer_module(node: Node) -> Producer | Decline | None:
 _LINEARS: frozenset[Any] = frozenset({LINEAR_FUNCTION, aten.linear.default})
 _ADDMMS: frozenset[Any] = frozenset({torch.addmm, aten.addmm.default, "addmm"})
 _PRODUCTS: frozenset[Any] = frozenset(
-    {torch.mm, torch.matmul, operator.matmul, aten.mm.default, aten.matmul.default, "mm", "matmul", "__matmul__"}
+    {
+        torch.mm,
+        torch.matmul,
+        operator.matmul,
+        aten.mm.default,
+        aten.matmul.default,
+        "mm",
+        "matmul",
+        "__matmul__",
+    }
 )
 _ADDITIONS: frozenset[Any] = frozenset({torch.add, operator.add, aten.add.Tensor, "add", "__add__"})
 
@@ -310,7 +319,9 @@ BATCH_NORMS: dict[Callable[..., Any], dict[str, str]] = {
 def is_batch_norm(node: Node) -> bool:
     """Whether the node is a batch (or instance) normalisation, in any mode."""
     if node.op == "call_module":
-        return modules.is_instance(node, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm))
+        return modules.is_instance(
+            node, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+        )
     return node.op == "call_function" and node.target in BATCH_NORMS
 
 
@@ -350,7 +361,9 @@ def _result_of(node: Node) -> tuple[Node, ...] | Decline:
 def _read_batch_norm_module(node: Node) -> BatchNorm | Decline:
     found = modules.read(node, modules.NORMS)
     if found is None or isinstance(found, Decline):
-        return found or Decline("unknown-module", "{} is not a normalisation of torch.nn", node, (node.target,))
+        return found or Decline(
+            "unknown-module", "{} is not a normalisation of torch.nn", node, (node.target,)
+        )
     module, arguments = found
     assert isinstance(module, modules.NORM_BASES)
     operands = modules.operands(node, module, ("weight", "bias", "running_mean", "running_var"))

@@ -94,7 +94,12 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
         source = norm.input
         producer = read_producer(source) if isinstance(source, Node) else None
         if producer is None:
-            return Decline("no-producer", "{} reads {}, which is no convolution or linear operator", node, (node.name, _describe(source)))
+            return Decline(
+                "no-producer",
+                "{} reads {}, which is no convolution or linear operator",
+                node,
+                (node.name, _describe(source)),
+            )
         if isinstance(producer, Decline):
             return producer
         return ConvBnMatch(context, (*producer.nodes, *norm.nodes), producer, norm)
@@ -142,7 +147,12 @@ def _sole_user(match: ConvBnMatch) -> Decline | None:
     for node in reversed(match.producer.nodes):
         others = [user for user in node.users if user is not reader]
         if others:
-            return Decline("multiple-users", "the result of {} is also used by {}", others[0], (node.name, _describe(others[0])))
+            return Decline(
+                "multiple-users",
+                "the result of {} is also used by {}",
+                others[0],
+                (node.name, _describe(others[0])),
+            )
         reader = node
     result = match.producer.nodes[-1]
     if any(operand is result for operand in match.norm_operands):
@@ -223,7 +233,11 @@ def _describe(operand: object) -> str:
     """A node by name and operator, a module's tensor by path."""
     if not isinstance(operand, Node):
         return getattr(operand, "path", str(operand))
-    name = operand.target if isinstance(operand.target, str) else getattr(operand.target, "__name__", operand.target)
+    name = (
+        operand.target
+        if isinstance(operand.target, str)
+        else getattr(operand.target, "__name__", operand.target)
+    )
     return f"{operand.name} ({operand.op if operand.op in ('placeholder', 'get_attr', 'output') else name})"
 
 
@@ -281,9 +295,7 @@ def _along_channels(scale: Node, producer: Producer, build: Builder) -> Node:
     return _along_grouped_channels(scale, producer, build, weight)
 
 
-def _along_grouped_channels(
-    scale: Node, producer: Convolution, build: Builder, weight: torch.Tensor
-) -> Node:
+def _along_grouped_channels(scale: Node, producer: Convolution, build: Builder, weight: torch.Tensor) -> Node:
     """s as [C_in, C_out/g, 1, ...]: each group's channels, for every input channel of that group."""
     groups, per_group = producer.groups, int(weight.shape[1])
     inputs = int(weight.shape[0])

@@ -50,7 +50,13 @@ def _functional_convolution(producer: Any, build: Builder, given: Node, weight: 
     assert found is not None
     function = _CONVOLUTIONS[producer.transposed, found.ndim - 2]
     if producer.transposed:
-        tail = (producer.stride, producer.padding, producer.output_padding, producer.groups, producer.dilation)
+        tail = (
+            producer.stride,
+            producer.padding,
+            producer.output_padding,
+            producer.groups,
+            producer.dilation,
+        )
     else:
         tail = (producer.stride, producer.padding, producer.dilation, producer.groups)
     return build.call(function, (given, weight, bias, *tail))

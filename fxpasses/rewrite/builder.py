@@ -47,7 +47,8 @@ class Builder:
         """A call of a function or (by name) of a method, exactly as spelled."""
         with self.context.graph.inserting_before(self._before):
             op = "call_method" if isinstance(target, str) else "call_function"
-            node = self.context.graph.create_node(op, target, tuple(args), dict(kwargs or {}))
+            name = target._opname if isinstance(target, OpOverload) else None
+            node = self.context.graph.create_node(op, target, tuple(args), dict(kwargs or {}), name)
         self.inserted.append(node)
         self._annotate(node)
         function = getattr(torch.Tensor, target) if isinstance(target, str) else target
@@ -125,7 +126,9 @@ class Builder:
 
     def linear(self, given: Node, weight: Node, bias: Node) -> Node:
         """given · weightᵀ + bias, for a weight of [C_out, C_in]."""
-        return self.call(aten.linear.default if self._functional else torch.nn.functional.linear, (given, weight, bias))
+        return self.call(
+            aten.linear.default if self._functional else torch.nn.functional.linear, (given, weight, bias)
+        )
 
     def addmm(self, bias: Node, given: Node, weight: Node) -> Node:
         """bias + given · weight, for a weight of [C_in, C_out]."""

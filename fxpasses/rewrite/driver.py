@@ -90,7 +90,9 @@ class Driver:
             self._record_failure(rule, node, context, "check", error)
             return False
         if declined is not None:
-            self._record(rule, node, context, "declined", declined.code, declined.message, stage, declined.node)
+            self._record(
+                rule, node, context, "declined", declined.code, declined.message, stage, declined.node
+            )
             return False
         assert isinstance(match, Match)
         return self._apply(rule, node, match)

@@ -1,0 +1,177 @@
+"""The functions behind the public names: `optimize` for graphs that you hold, `explain` for a dry run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from fxpasses import counters
+from fxpasses.backend import executor_of
+from fxpasses.errors import FxpassesError
+from fxpasses.options import Options
+from fxpasses.pipeline import run_passes
+from fxpasses.report import Report
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What `optimize` returns.
+
+    Attributes:
+        graph_module: the rewritten graph; for an exported program, the one inside it.
+        exported_program: the rewritten program, or None where a plain graph module was given.
+        report: what was applied, what was not, and why.
+    """
+
+    graph_module: GraphModule
+    exported_program: ExportedProgram | None
+    report: Report
+
+
+def optimize(
+    program: GraphModule | ExportedProgram,
+    example_inputs: Sequence[Any] | None = None,
+    options: Options | Mapping[str, Any] | None = None,
+) -> Optimized:
+    """Runs the passes over a graph from make_fx, symbolic_trace or torch.export. Nothing given is changed.
+
+    The cost model takes it that the result runs in eager mode, one kernel per operator. Autograd counts as
+    recording if it does so now: call under `torch.no_grad()` for inference.
+
+    Args:
+        program: a graph module, or an exported program.
+        example_inputs: one value per placeholder; needed where the graph carries no metadata.
+        options: fields of `fxpasses.Options`, or `Options`.
+
+    Raises:
+        MissingMetadataError: the graph carries no metadata and no example inputs were given.
+        UnknownOptionError, UnknownRuleError: the options name something that does not exist.
+    """
+    result = _optimize(program, example_inputs, Options.of(options))
+    counters.record(result.report)
+    return result
+
+
+def _optimize(
+    program: GraphModule | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options
+) -> Optimized:
+    if isinstance(program, ExportedProgram):
+        return _optimize_exported(program, options)
+    if not isinstance(program, GraphModule):
+        raise FxpassesError(
+            f"optimize takes a torch.fx.GraphModule or an ExportedProgram, not a {type(program).__name__}. "
+            "Trace the module first (torch.export.export, make_fx, torch.fx.symbolic_trace), or use "
+            "torch.compile(model, backend='fxpasses')."
+        )
+    graph_module, report = run_passes(program, example_inputs, options, executor="eager")
+    return Optimized(graph_module, None, report)
+
+
+def _optimize_exported(program: ExportedProgram, options: Options) -> Optimized:
+    tensors = {**program.state_dict, **program.constants}
+    signature = program.graph_signature
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    trainable = frozenset(
+        name for name, path in held.items() if getattr(tensors.get(path), "requires_grad", False)
+    )
+    graph_module, report = run_passes(
+        program.graph_module, None, options, executor="eager", trainable=trainable
+    )
+    rewritten = ExportedProgram(
+        root=graph_module,
+        graph=graph_module.graph,
+        graph_signature=_signature_of(program, graph_module),
+        state_dict=program.state_dict,
+        range_constraints=dict(program.range_constraints),
+        module_call_graph=list(program.module_call_graph),
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+    return Optimized(rewritten.graph_module, rewritten, report)
+
+
+def _signature_of(program: ExportedProgram, graph_module: GraphModule) -> Any:
+    """The program's signature; a replacement has its result's name, so only the object is new."""
+    return dataclasses.replace(
+        program.graph_signature,
+        input_specs=list(program.graph_signature.input_specs),
+        output_specs=list(program.graph_signature.output_specs),
+    )
+
+
+def explain(
+    model: torch.nn.Module | Callable[..., Any] | GraphModule | ExportedProgram,
+    *example_inputs: Any,
+    options: Options | Mapping[str, Any] | None = None,
+) -> Report:
+    """A dry run: what would fire, what would not and why. Inductor is not called and nothing is counted.
+
+    A module or function is traced with Dynamo and run once, in eager mode; its buffers and the state of
+    the random generators are put back afterwards. Grad mode is the caller's.
+
+    Args:
+        model: a module, a function, a graph module or an exported program.
+        example_inputs: the arguments of one call.
+        options: fields of `fxpasses.Options`, or `Options`; `inner` only tells the cost model who runs it.
+
+    Raises:
+        FxpassesError: bad options, or a graph without metadata and without example inputs.
+    """
+    chosen = Options.of(options)
+    if isinstance(model, (GraphModule, ExportedProgram)):
+        report = _optimize(model, example_inputs or None, chosen).report
+        return dataclasses.replace(report, dry_run=True)
+    return _explain_with_dynamo(model, example_inputs, chosen)
+
+
+def _explain_with_dynamo(model: Callable[..., Any], inputs: tuple[Any, ...], options: Options) -> Report:
+    reports: list[Report] = []
+    errors: list[FxpassesError] = []
+
+    def trace_only(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        try:
+            _, report = run_passes(gm, example_inputs, options, executor=executor_of(options))
+            reports.append(report)
+        except FxpassesError as error:
+            errors.append(error)
+        return gm.forward
+
+    with _undisturbed(model):
+        torch.compile(_fresh_call(), backend=trace_only)(model, inputs)
+    if errors:
+        raise errors[0]
+    return dataclasses.replace(Report.merge(reports), dry_run=True)
+
+
+def _fresh_call() -> Callable[..., Any]:
+    """A function with a code object of its own, so that Dynamo's cache of the model's code stays as it is."""
+
+    def call(model: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
+        return model(*inputs)
+
+    return types.FunctionType(call.__code__.replace(), call.__globals__, "call")
+
+
+@contextlib.contextmanager
+def _undisturbed(model: Callable[..., Any]) -> Iterator[None]:
+    """Puts buffers and random generators back as they were."""
+    buffers = list(model.buffers()) if isinstance(model, torch.nn.Module) else []
+    saved = [(each, each.detach().clone()) for each in buffers]
+    devices = sorted({each.device.index for each in buffers if each.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in saved:
+                    if not torch.equal(buffer, before):
+                        buffer.copy_(before)

@@ -1,0 +1,55 @@
+"""Expected counts: a block of code must apply each rule exactly so often."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from fxpasses import counters
+from fxpasses.errors import UnknownRuleError, unknown_name
+
+
+@contextlib.contextmanager
+def expect(**counts: int) -> Iterator[None]:
+    """Fails unless the block applies each named rule exactly as often as said.
+
+    Compilations that happen before the block do not count, so call the compiled function inside it for the
+    first time. Rules that are not named may fire as often as they like.
+
+    Args:
+        counts: rule name to number of applications.
+
+    Raises:
+        UnknownRuleError: a name that is no rule.
+        AssertionError: the counts differ; the message has the remarks of what was compiled in the block.
+    """
+    _require_known(counts)
+    before, seen = counters.applied(), len(counters.reports())
+    yield
+    after = counters.applied()
+    found = {rule: after[rule] - before[rule] for rule in counts}
+    if found != counts:
+        raise AssertionError(_difference(counts, found, seen))
+
+
+def _require_known(names: dict[str, int]) -> None:
+    from fxpasses.passes import register_all
+    from fxpasses.rewrite.registry import REGISTRY
+
+    register_all()
+    for name in names:
+        if name not in REGISTRY.names():
+            raise UnknownRuleError(unknown_name("rule", name, REGISTRY.names()))
+
+
+def _difference(expected: dict[str, int], found: dict[str, int], seen: int) -> str:
+    lines = [
+        f"{rule}: expected {count} applications, found {found[rule]}"
+        for rule, count in expected.items()
+        if found[rule] != count
+    ]
+    compiled = counters.reports()[seen:]
+    if not compiled:
+        return "\n".join([*lines, "nothing was compiled in the block"])
+    remarks = [str(each) for report in compiled for each in report.remarks if each.rule in expected]
+    return "\n".join([*lines, "remarks:", *(remarks or ["(no site was looked at)"])])
