@@ -257,7 +257,7 @@ def convolution_key(
 
 
 def operator_key(target: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> str:
-    """The key of a call of an ATen overload: tensors as their shapes, defaults filled in.
+    """The key of a call of an ATen overload: tensors as shapes, defaults filled in, dimensions from 0 up.
 
     Args:
         target: the overload.
@@ -273,7 +273,11 @@ def operator_key(target: Callable[..., object], args: Sequence[object], kwargs: 
     )
     if normalized is None:
         raise ValueError(f"{target} does not take {len(args)} positional arguments and {sorted(kwargs)}")
-    return " ".join(f"{name}={_spelled(value)}" for name, value in normalized.kwargs.items())
+    rank = max((len(shape) for value in normalized.kwargs.values() for shape in _shapes(value)), default=0)
+    fields = dict(normalized.kwargs)
+    if rank and isinstance(fields.get("dim"), int | list | tuple):
+        fields["dim"] = _canonical_dims(fields["dim"], rank)
+    return " ".join(f"{name}={_spelled(value)}" for name, value in fields.items())
 
 
 def shape_key(shape: Sequence[int]) -> str:
@@ -428,6 +432,16 @@ def _identity(row: Measurement) -> tuple[str, ...]:
 
 def _times(sizes: Sequence[int]) -> str:
     return "x".join(str(int(each)) for each in sizes)
+
+
+def _shapes(value: object) -> list[Sequence[int]]:
+    """The shapes of a tensor or of a list of tensors."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [each.shape for each in values if hasattr(each, "shape")]
+
+
+def _canonical_dims(dims: int | Sequence[int], rank: int) -> int | list[int]:
+    return dims % rank if isinstance(dims, int) else sorted(each % rank for each in dims)
 
 
 def _spelled(value: object) -> str:

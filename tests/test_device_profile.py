@@ -150,7 +150,7 @@ def test_find_falls_back_to_the_shipped_profile_when_the_users_own_is_corrupt(
     cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path_factory.mktemp("package")
-    monkeypatch.setattr(device_profile.resources, "files", lambda _: package)
+    monkeypatch.setattr("importlib.resources.files", lambda _: package)
     profile = a_profile(row(3e-4))
     profile.save(package / "profiles" / device_profile.file_name(profile.device))
     (cache / device_profile.file_name(profile.device)).write_text("{", "utf-8")
@@ -222,8 +222,8 @@ def test_a_profile_of_another_device_is_named_and_ignored(cache: Path) -> None:
 
 
 def test_one_value_stands_for_every_spatial_dimension_in_a_convolutions_key() -> None:
-    def key(*lists: list[int]) -> str:
-        return convolution_key((1, 3, 8, 8), (4, 3, 3, 3), *lists)
+    def key(stride: list[int], padding: list[int], dilation: list[int]) -> str:
+        return convolution_key((1, 3, 8, 8), (4, 3, 3, 3), stride, padding, dilation)
 
     assert key([2], [1], [1]) == key([2, 2], [1, 1], [1, 1])
     assert key([2], [1], [1]) != key([2, 1], [1, 1], [1, 1])
@@ -246,6 +246,13 @@ def test_defaults_and_keywords_do_not_change_an_operators_key() -> None:
     assert short == operator_key(target, (x,), {"kernel_size": [2, 2]})
     assert short != operator_key(target, (x, [2, 2], [1, 1]), {})
     assert "2x8x6x6" in short
+
+
+def test_a_dimension_has_one_spelling_in_an_operators_key() -> None:
+    x = torch.empty(2, 8, 6, 6)
+    keys = {operator_key(aten.mean.dim, (x, dims), {}) for dims in ([2, 3], [-1, -2], [3, 2])}
+    assert keys == {"input=2x8x6x6 dim=[2,3] keepdim=False dtype=None"}
+    assert operator_key(aten.cat.default, ([x, x], -3), {}) == operator_key(aten.cat.default, ([x, x], 1), {})
 
 
 def test_the_tensors_of_a_list_are_part_of_an_operators_key() -> None:
