@@ -46,7 +46,7 @@ def backend(
     chosen = Options.of(options)
     inner = _inner(chosen, mode)
     rewritten, report = run_passes(gm, example_inputs, chosen, executor=executor_of(chosen))
-    compiled = inner(rewritten, example_inputs)
+    compiled: Callable[..., Any] = inner(rewritten, example_inputs)
     # Counted last: a graph that the inner backend refused was not optimised.
     counters.record(report)
     return compiled
@@ -65,7 +65,7 @@ def _inner(options: Options, mode: str | None) -> Callable[..., Any]:
     if mode is not None or options.inductor:
         given = f"mode={mode!r}" if mode is not None else "options={'inductor': ...}"
         raise UnknownOptionError(f"{given} is for inductor, and inner={options.inner!r}. Drop one of them.")
-    return options.inner if callable(options.inner) else lookup_backend(options.inner)
+    return lookup_backend(options.inner) if isinstance(options.inner, str) else options.inner
 
 
 class _Door(types.ModuleType):

@@ -42,9 +42,14 @@ def require_supported_torch() -> None:
 # Operators ------------------------------------------------------------------------------------------------
 
 
+def operator_name(op: OpOverload | HigherOrderOperator) -> str:
+    """The qualified name of an operator, such as ``"aten::conv2d.padding"``."""
+    return str(op.name())  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
 def is_composite(op: OpOverload) -> bool:
     """Whether `op` decomposes by itself, so that it appears before dispatch only."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator_name(op), "CompositeImplicitAutograd")
 
 
 def aten_packet(name: str) -> OpOverloadPacket | None:
@@ -56,7 +61,7 @@ def aten_packet(name: str) -> OpOverloadPacket | None:
 
 def packet_overloads(packet: OpOverloadPacket) -> list[OpOverload]:
     """Every overload of an operator packet."""
-    return [getattr(packet, overload) for overload in packet.overloads()]
+    return [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 LINEAR_FUNCTION: Callable[..., Any] = torch._C._nn.linear
@@ -65,7 +70,8 @@ LINEAR_FUNCTION: Callable[..., Any] = torch._C._nn.linear
 
 def has_global_module_hooks() -> bool:
     """Whether hooks are registered that run at the call of every module."""
-    return bool(torch.nn.modules.module._has_any_global_hook())
+    found = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # torch leaves it
+    return bool(found)
 
 
 # Modes that a graph switches -------------------------------------------------------------------------------
@@ -180,9 +186,8 @@ def compile_with_inductor(
     """
     from torch._inductor.compile_fx import compile_fx
 
-    known = {key: value for key, value in patches.items()}
     with _missing_compiler_explained():
-        return cast(Callable[..., Any], compile_fx(gm, list(inputs), config_patches=known))
+        return cast(Callable[..., Any], compile_fx(gm, list(inputs), config_patches=dict(patches)))
 
 
 @contextlib.contextmanager
@@ -192,19 +197,18 @@ def _missing_compiler_explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (
-            _caused_by(error, InvalidCxxCompiler)
-            or _caused_by(error, FileNotFoundError)
-            and not has_cxx_compiler()
+        if _caused_by(error, InvalidCxxCompiler) or (
+            _caused_by(error, FileNotFoundError) and not has_cxx_compiler()
         ):
             raise MissingCompilerError(MISSING_COMPILER) from error
         raise
 
 
 MISSING_COMPILER = (
-    "inductor compiles C++ for the CPU and found no compiler. Install one (Debian and Ubuntu: `apt-get install "
-    "g++`; Fedora: `dnf install gcc-c++`; conda: `conda install gxx`; macOS: `xcode-select --install`) or name "
-    "it in the environment variable CXX. Without one, options={'inner': 'aot_eager'} runs the rewritten graph."
+    "inductor compiles C++ for the CPU and found no compiler. Install one (Debian and Ubuntu: "
+    "`apt-get install g++`; Fedora: `dnf install gcc-c++`; conda: `conda install gxx`; macOS: "
+    "`xcode-select --install`) or name it in the environment variable CXX. Without a compiler, "
+    "options={'inner': 'aot_eager'} runs the rewritten graph."
 )
 
 

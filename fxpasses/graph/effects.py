@@ -39,7 +39,7 @@ _INPLACE_OPERATORS = frozenset(
 )  # fmt: skip
 
 _RETURNS_INPUT_IN_EVAL = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "rrelu")
-"""Operators whose schemas promise a new tensor and that hand back their input when they have nothing to do."""
+"""Operators whose schemas promise a new tensor, and that return their input when there is nothing to do."""
 
 
 class Effects:
@@ -97,7 +97,7 @@ class Effects:
             self._parent[first] = second
 
     def _join_storage(self, node: Node) -> None:
-        """A tensor joins those that share its storage; inputs of unknown origin may share with one another."""
+        """A tensor joins those that share its storage; inputs of unknown origin may share with each other."""
         if node.op == "get_attr":
             found = attribute(self._module, str(node.target))
             if isinstance(found, torch.Tensor):
@@ -136,12 +136,12 @@ class Effects:
             return self._written_by_module(node)
         if node.op not in ("call_function", "call_method"):
             return []
-        tensors = list(node.all_input_nodes)
+        tensors: list[object] = list(node.all_input_nodes)
         if "out" in node.kwargs:
             return tensors
         if node.op == "call_method":
             name = str(node.target)
-            mutates = name.endswith("_") and not name.endswith("__") or name in _INPLACE_METHODS
+            mutates = (name.endswith("_") and not name.endswith("__")) or name in _INPLACE_METHODS
             known = mutates or hasattr(torch.Tensor, name)
             return tensors[:1] if mutates else ([] if known else list(tensors))
         return _written_by_call(node, tensors)
@@ -170,7 +170,7 @@ def _tensors(found: Any) -> Iterable[torch.Tensor]:
             yield from _tensors(each)
 
 
-def _written_by_call(node: Node, tensors: list[Node]) -> list[object]:
+def _written_by_call(node: Node, tensors: list[object]) -> list[object]:
     target = node.target
     if isinstance(target, OpOverload):
         return _written_by_schema(node, target)

@@ -14,7 +14,7 @@ _INTERNAL = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.d
 
 
 def location_of(node: Node) -> str:
-    """The innermost line outside torch and fxpasses in the node's stack trace, as ``path:line``; empty without one."""
+    """The user's line, as ``path:line``: the innermost outside torch and fxpasses; empty without one."""
     trace = node.meta.get("stack_trace") or ""
     return _location(trace) if isinstance(trace, str) else ""
 

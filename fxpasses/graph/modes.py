@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from fxpasses.torch_internals import ENTER_AUTOCAST, EXIT_AUTOCAST, SET_GRAD_ENABLED, HigherOrderOperator
+from fxpasses.torch_internals import (
+    ENTER_AUTOCAST,
+    EXIT_AUTOCAST,
+    SET_GRAD_ENABLED,
+    HigherOrderOperator,
+    operator_name,
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def initial_modes_of_nested(reference: Node, outer: dict[Node, Modes]) -> Modes:
         return outer[reference]
     user = users[0]
     modes = outer[user]
-    name = user.target.name() if isinstance(user.target, HigherOrderOperator) else ""
+    name = operator_name(user.target) if isinstance(user.target, HigherOrderOperator) else ""
     if name == "wrap_with_set_grad_enabled":
         return replace(modes, grad=user.args[0] is True)
     if name == "wrap_with_autocast":

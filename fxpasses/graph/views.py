@@ -261,7 +261,7 @@ def _read_product(node: Node) -> Linear | Decline:
     bound = bind(node)
     if isinstance(bound, Decline):
         return bound
-    given, weight = bound["self"], bound.get("mat2", bound.get("other"))
+    given, weight = bound["self"], bound["mat2"] if "mat2" in bound else bound["other"]
     shapes = [tensor(given), tensor(weight)]
     if "out_dtype" in bound or any(each is None or each.ndim != 2 for each in shapes):
         return Decline("not-a-linear", "{} is not a product of two matrices", node, (node.name,))
@@ -358,6 +358,13 @@ def _result_of(node: Node) -> tuple[Node, ...] | Decline:
     return (node, *(user for user in node.users if user is not first[0]), first[0])
 
 
+_UNBATCHED_RANKS: dict[type[nn.Module], int] = {
+    nn.InstanceNorm1d: 2,
+    nn.InstanceNorm2d: 3,
+    nn.InstanceNorm3d: 4,
+}
+
+
 def _read_batch_norm_module(node: Node) -> BatchNorm | Decline:
     found = modules.read(node, modules.NORMS)
     if found is None or isinstance(found, Decline):
@@ -370,7 +377,7 @@ def _read_batch_norm_module(node: Node) -> BatchNorm | Decline:
     given = tensor_of(arguments["input"])
     is_instance = isinstance(module, nn.modules.instancenorm._InstanceNorm)
     # An instance norm takes unbatched input, whose channels come first.
-    unbatched = is_instance and given is not None and given.ndim == module._get_no_batch_dim()
+    unbatched = is_instance and given is not None and given.ndim == _UNBATCHED_RANKS[type(module)]
     uses_batch = module.training or not module.track_running_stats
     return BatchNorm(
         nodes=(node,),

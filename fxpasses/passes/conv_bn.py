@@ -17,7 +17,8 @@ Legal where
   another one, whatever the sizes happen to be);
 - nobody else reads the convolution's result;
 - the fused convolution can stand where the batch norm stands, or where the convolution stands, with
-  nothing that it reads written to on the way and with the same grad mode, autocast, functorch level and stream.
+  nothing that it reads written to on the way, and with the same grad mode, autocast, functorch level and
+  stream.
 
 The output-channel axis of a weight is 0; of a matrix product's 1; of a transposed convolution's weight,
 [C_in, C_out/g, ...], the channels run through (group, axis 1), so s is laid out as [C_in, C_out/g].
@@ -214,7 +215,7 @@ def _place(match: ConvBnMatch) -> Node | Decline:
     if not late and rewritten is None:
         return first
     if apart is not None:
-        message = "{} and {} stand under another autocast state, and the batch norm's parameters are not ready earlier"
+        message = "{} and {} stand under another autocast state, and the norm's parameters come only later"
         return Decline("autocast", message, source, (source.name, norm.name))
     message = "{} may write to something that {} reads, before {} runs"
     return Decline("mutation", message, written, (_describe(written), source.name, norm.name))
@@ -260,7 +261,7 @@ def _compute_dtype(match: ConvBnMatch) -> torch.dtype:
 
 
 def _scale(norm: BatchNorm, build: Builder, dtype: torch.dtype) -> Node:
-    """s = gamma / sqrt(var + eps), of shape [C_out]."""
+    """S = gamma / sqrt(var + eps), of shape [C_out]."""
     assert norm.running_var is not None
     variance = build.cast(build.operand(norm.running_var), dtype)
     inverse = build.rsqrt(build.add(variance, norm.eps))
@@ -270,7 +271,7 @@ def _scale(norm: BatchNorm, build: Builder, dtype: torch.dtype) -> Node:
 
 
 def _shift(producer: Producer, norm: BatchNorm, scale: Node, build: Builder, dtype: torch.dtype) -> Node:
-    """b' = beta + (b - mean) · s, of shape [C_out]."""
+    """B' = beta + (b - mean) · s, of shape [C_out]."""
     assert norm.running_mean is not None
     mean = build.cast(build.operand(norm.running_mean), dtype)
     if producer.bias is None:
@@ -282,7 +283,7 @@ def _shift(producer: Producer, norm: BatchNorm, scale: Node, build: Builder, dty
 
 
 def _along_channels(scale: Node, producer: Producer, build: Builder) -> Node:
-    """s shaped to multiply the weight along its output channels."""
+    """S shaped to multiply the weight along its output channels."""
     weight = tensor_of(producer.weight)
     assert weight is not None
     if isinstance(producer, Linear):
@@ -296,7 +297,7 @@ def _along_channels(scale: Node, producer: Producer, build: Builder) -> Node:
 
 
 def _along_grouped_channels(scale: Node, producer: Convolution, build: Builder, weight: torch.Tensor) -> Node:
-    """s as [C_in, C_out/g, 1, ...]: each group's channels, for every input channel of that group."""
+    """S as [C_in, C_out/g, 1, ...]: each group's channels, for every input channel of that group."""
     groups, per_group = producer.groups, int(weight.shape[1])
     inputs = int(weight.shape[0])
     by_group = build.reshape(scale, [groups, 1, per_group])

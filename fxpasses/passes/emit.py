@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,10 +10,10 @@ from torch.fx import Node
 
 from fxpasses.graph.operands import tensor_of
 from fxpasses.graph.schema import with_arguments
-from fxpasses.graph.views import Linear, Producer
+from fxpasses.graph.views import Convolution, Linear, Producer
 from fxpasses.rewrite.builder import Builder
 
-_CONVOLUTIONS = {
+_CONVOLUTIONS: dict[tuple[bool, int], Callable[..., Any]] = {
     (False, 1): torch.conv1d,
     (False, 2): torch.conv2d,
     (False, 3): torch.conv3d,
@@ -45,18 +46,13 @@ def fused_producer(producer: Producer, build: Builder, given: Node, weight: Node
     return build.call(last.target, args, kwargs)
 
 
-def _functional_convolution(producer: Any, build: Builder, given: Node, weight: Node, bias: Node) -> Node:
+def _functional_convolution(
+    producer: Convolution, build: Builder, given: Node, weight: Node, bias: Node
+) -> Node:
     found = tensor_of(producer.weight)
     assert found is not None
     function = _CONVOLUTIONS[producer.transposed, found.ndim - 2]
+    spacing = {"stride": producer.stride, "padding": producer.padding, "dilation": producer.dilation}
     if producer.transposed:
-        tail = (
-            producer.stride,
-            producer.padding,
-            producer.output_padding,
-            producer.groups,
-            producer.dilation,
-        )
-    else:
-        tail = (producer.stride, producer.padding, producer.dilation, producer.groups)
-    return build.call(function, (given, weight, bias, *tail))
+        spacing["output_padding"] = producer.output_padding
+    return build.call(function, (given, weight, bias), {**spacing, "groups": producer.groups})

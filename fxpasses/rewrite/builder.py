@@ -80,16 +80,16 @@ class Builder:
     # Arithmetic, in the dialect of the graph.
 
     def add(self, first: Node, second: Node | float) -> Node:
-        """first + second, elementwise."""
+        """First + second, elementwise."""
         overload = aten.add.Tensor if isinstance(second, Node) else aten.add.Scalar
         return self.call(overload if self._functional else torch.add, (first, second))
 
     def sub(self, first: Node, second: Node) -> Node:
-        """first - second, elementwise."""
+        """First - second, elementwise."""
         return self.call(aten.sub.Tensor if self._functional else torch.sub, (first, second))
 
     def mul(self, first: Node, second: Node) -> Node:
-        """first · second, elementwise."""
+        """First · second, elementwise."""
         return self.call(aten.mul.Tensor if self._functional else torch.mul, (first, second))
 
     def neg(self, given: Node) -> Node:
@@ -125,11 +125,11 @@ class Builder:
         return self.call(aten.to.dtype, (given, dtype))
 
     def linear(self, given: Node, weight: Node, bias: Node) -> Node:
-        """given · weightᵀ + bias, for a weight of [C_out, C_in]."""
+        """Given · weightᵀ + bias, for a weight of [C_out, C_in]."""
         return self.call(
             aten.linear.default if self._functional else torch.nn.functional.linear, (given, weight, bias)
         )
 
     def addmm(self, bias: Node, given: Node, weight: Node) -> Node:
-        """bias + given · weight, for a weight of [C_in, C_out]."""
+        """Bias + given · weight, for a weight of [C_in, C_out]."""
         return self.call(aten.addmm.default if self._functional else torch.addmm, (bias, given, weight))

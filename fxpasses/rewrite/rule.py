@@ -3,10 +3,10 @@
 A rule declares; the driver does. A rule never counts, lints, erases, propagates metadata or rolls back, so
 it cannot forget to. Each of its four questions may be answered with a `Decline` that says why:
 
-    match(site)           -> Match | Decline | None    None: this node is nothing to the rule
+    match(node, context)  -> Match | Decline | None    None: this node is nothing to the rule
     legality(match)       -> Decline | None            never traded
     profitability(match)  -> Decline | None            a cost model's answer; `profit="always"` skips it
-    rewrite(match, build) -> Node                      inserts new nodes, returns the one that replaces the last
+    rewrite(match, build) -> Node                      inserts nodes, returns the one that takes over
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def assert_rewrites(
     from fxpasses.backend import backend
 
     eager, rewritten = copy.deepcopy(model), copy.deepcopy(model)
-    chosen = {"options": options} if options is not None else {}
-    compiled = torch.compile(rewritten, backend=backend, **chosen, **compile_arguments)
+    chosen: dict[str, Any] = {"options": options} if options is not None else {}
+    compiled: Callable[..., Any] = torch.compile(rewritten, backend=backend, **chosen, **compile_arguments)
     reference = _in_float64(model)
     with expect(**expected_counts):
         found = _Run(compiled, rewritten, inputs, grads)
@@ -107,7 +107,7 @@ class _Run:
         self.gradients: list[torch.Tensor] = []
         if grads:
             leaves = [each for each in _floating(raw) if each.requires_grad]
-            torch.stack([each.double().sum() for each in leaves]).sum().backward()
+            torch.autograd.backward([each.sum() for each in leaves])
             self.gradients = [each.grad for each in self._leaves(arguments) if each.grad is not None]
 
     def _leaves(self, arguments: Sequence[Any]) -> list[torch.Tensor]:
