@@ -6,7 +6,8 @@ Each function says which names it rests on. They exist in torch 2.11 to 2.15 unl
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn, TypeVar, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
@@ -25,3 +26,112 @@ def fake_copy(module: Module) -> tuple[FakeTensorMode, Module]:
 def cuda_sleep(cycles: int) -> None:
     """Keeps the current CUDA stream busy for about `cycles` clock cycles (`torch.cuda._sleep`)."""
     torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def tree_leaves(tree: object) -> list[object]:
+    """The leaves of nested containers, model outputs of transformers among them (`torch.utils._pytree`)."""
+    from torch.utils._pytree import tree_leaves as leaves
+
+    return list(leaves(tree))
+
+
+def set_inductor_config(**values: bool) -> None:
+    """Sets fields of `torch._inductor.config` for the rest of this process."""
+    from torch._inductor import config
+
+    for name, value in values.items():
+        if not hasattr(config, name):
+            raise AttributeError(f"torch {torch.__version__} has no torch._inductor.config.{name}")
+        setattr(config, name, value)
+
+
+def rewrite_counts() -> dict[str, dict[str, int]]:
+    """How often each rewrite fired so far, of inductor and of fxpasses (`torch._dynamo.utils.counters`)."""
+    from torch._dynamo.utils import counters
+
+    return {kind: dict(counters[kind]) for kind in ("inductor", "fxpasses") if counters.get(kind)}
+
+
+def mark_dynamic(tensor: torch.Tensor, dimensions: tuple[int, ...]) -> None:
+    """Makes Dynamo trace these dimensions with symbols (`torch._dynamo.mark_dynamic`)."""
+    from torch._dynamo import mark_dynamic as mark
+
+    for dimension in dimensions:
+        mark(tensor, dimension)
+
+
+def preload_compiler() -> None:
+    """Imports inductor, so that its modules do not count as memory or compile time of a model."""
+    import torch._dynamo.backends.inductor
+    import torch._inductor.compile_fx  # noqa: F401
+
+
+def tensors_saved_by(node: object) -> list[torch.Tensor]:
+    """The tensors that a node of the autograd graph holds for its backward.
+
+    C++ nodes show them as `_saved_*`; autograd Functions as `saved_tensors`; the Function of AOTAutograd
+    holds those that need no version check in the attribute `_tensors_no_vc_check` (torch >= 2.11). What any
+    Function keeps as a plain attribute counts as well: it is held just as long.
+    """
+    held: list[object] = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        held += [node.saved_tensors, *vars(node).values()]
+    return [leaf for leaf in tree_leaves(held) if isinstance(leaf, torch.Tensor)]
+
+
+def inductor_compile(
+    graph: torch.fx.GraphModule, inputs: list[torch.Tensor], patches: Mapping[str, object]
+) -> Callable[..., Sequence[object]]:
+    """Compiles a graph by inductor without Dynamo (`torch._inductor.compile_fx.compile_fx`)."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return cast("Callable[..., Sequence[object]]", compile_fx(graph, inputs, config_patches=dict(patches)))
+
+
+def registered_backend(name: str) -> Callable[..., Callable[..., Sequence[object]]]:
+    """The backend that torch.compile knows by this name (`torch._dynamo.lookup_backend`)."""
+    from torch._dynamo import lookup_backend
+
+    return cast("Callable[..., Callable[..., Sequence[object]]]", lookup_backend(name))
+
+
+class _Lowered(Exception):  # noqa: N818  # it carries a result out of the compiler; nothing went wrong
+    def __init__(self, operators: list[object]) -> None:
+        self.operators = operators
+
+
+def operators_for_inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> list[object]:
+    """What is left of a graph when inductor begins to lower it: its operators after decomposition.
+
+    Rests on `compile_fx`'s `inner_compile`; the cache of AOTAutograd would pass it by.
+    """
+    from torch._functorch import config
+    from torch._inductor.compile_fx import compile_fx
+
+    def stop(lowered: torch.fx.GraphModule, *_: object, **__: object) -> NoReturn:
+        raise _Lowered([node.target for node in lowered.graph.nodes if node.op == "call_function"])
+
+    with config.patch(enable_autograd_cache=False):
+        try:
+            compile_fx(graph, inputs, inner_compile=stop)  # type: ignore[arg-type]  # it never returns
+        except _Lowered as lowered:
+            return lowered.operators
+    raise RuntimeError(f"torch {torch.__version__} compiled a graph without its inner compiler")
+
+
+def has_inductor_lowering(operator: object) -> bool:
+    """Whether inductor generates code for an operator, or chooses its kernel, rather than call ATen's own.
+
+    Rests on `torch._inductor.lowering.lowerings` and the mark `_is_fallback_handler` of those that fall back.
+    """
+    from torch._inductor.lowering import lowerings
+
+    lowering = lowerings.get(operator) or lowerings.get(getattr(operator, "overloadpacket", None))
+    return lowering is not None and not getattr(lowering, "_is_fallback_handler", False)
+
+
+def tree_map_leaves(function: Callable[[object], object], tree: object) -> object:
+    """Nested containers with every leaf replaced (`torch.utils._pytree`)."""
+    from torch.utils._pytree import tree_map
+
+    return cast(object, tree_map(function, tree))
