@@ -367,10 +367,10 @@ _UNBATCHED_RANKS: dict[type[nn.Module], int] = {
 
 def _read_batch_norm_module(node: Node) -> BatchNorm | Decline:
     found = modules.read(node, modules.NORMS)
-    if found is None or isinstance(found, Decline):
-        return found or Decline(
-            "unknown-module", "{} is not a normalisation of torch.nn", node, (node.target,)
-        )
+    if found is None:
+        return Decline("unknown-module", "{} is not a normalisation of torch.nn", node, (node.target,))
+    if isinstance(found, Decline):
+        return found
     module, arguments = found
     assert isinstance(module, modules.NORM_BASES)
     operands = modules.operands(node, module, ("weight", "bias", "running_mean", "running_var"))

@@ -107,13 +107,9 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
 
     def legality(self, match: ConvBnMatch) -> Decline | None:
         """The conditions of the module's docstring, one by one."""
-        return (
-            _sole_user(match)
-            or _known_values(match)
-            or _same_channel_axis(match)
-            or _constant_statistics(match)
-            or _has_place(match)
-        )
+        # A Decline is falsy, so `or` would throw it away.
+        checks = (_sole_user, _known_values, _same_channel_axis, _constant_statistics, _has_place)
+        return next((found for check in checks if (found := check(match)) is not None), None)
 
     def profitability(self, match: ConvBnMatch) -> Decline | None:
         """Who trains, who runs the graph, and how many bytes move: see `fxpasses.passes.profit`."""
