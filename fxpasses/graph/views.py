@@ -18,7 +18,7 @@ from torch import nn
 from torch.fx import Node
 
 from fxpasses.graph import modules
-from fxpasses.graph.metadata import tensor
+from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.operands import Operand, tensor_of
 from fxpasses.graph.schema import bind
 from fxpasses.rewrite.decline import Decline
@@ -97,7 +97,7 @@ class BatchNorm:
         gamma, beta: the affine parameters, [C] each, or None.
         running_mean, running_var: the statistics, [C] each, or None.
         training: whether it normalises with the statistics of the batch.
-        eps: what is added to the variance.
+        eps: what is added to the variance; a node where it is an input of the graph.
         channel_axis: the axis of C in the input.
     """
 
@@ -108,7 +108,7 @@ class BatchNorm:
     running_mean: Operand | None
     running_var: Operand | None
     training: bool
-    eps: float
+    eps: float | Node
     channel_axis: int = 1
 
 
@@ -338,7 +338,7 @@ def read_batch_norm(node: Node) -> BatchNorm | Decline:
     if isinstance(result, Decline):
         return result
     training = parts.pop("training", False)
-    if isinstance(training, Node) or not isinstance(parts["eps"], (int, float)):
+    if isinstance(training, Node) or not _is_number(parts["eps"]):
         return Decline("non-constant", "{} has a mode or an eps that is not a constant", node, (node.name,))
     return BatchNorm(nodes=result, input=bound["input"], training=bool(training), **parts)
 
@@ -390,6 +390,11 @@ def _read_batch_norm_module(node: Node) -> BatchNorm | Decline:
         eps=module.eps,
         channel_axis=0 if unbatched else 1,
     )
+
+
+def _is_number(given: object) -> bool:
+    """Whether it is a number, or (with dynamic shapes Dynamo makes every float an input) a node of one."""
+    return isinstance(value(given) if isinstance(given, Node) else given, (int, float, torch.SymFloat))
 
 
 def _is_optional_node(given: object) -> bool:

@@ -27,6 +27,7 @@ Half types are folded in float32 and cast once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,6 +60,11 @@ class ConvBnMatch(Match):
 
     producer: Producer
     norm: BatchNorm
+
+    @functools.cached_property
+    def place(self) -> Node | Decline:
+        """The node before which the fused convolution may stand, or why there is none."""
+        return _place(self)
 
     @property
     def producer_operands(self) -> tuple[Operand | None, ...]:
@@ -117,9 +123,8 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
 
     def insertion_point(self, match: ConvBnMatch) -> Node:
         """The batch norm, or the convolution where only its place is right."""
-        place = _place(match)
-        assert isinstance(place, Node)
-        return place
+        assert isinstance(match.place, Node)
+        return match.place
 
     def rewrite(self, match: ConvBnMatch, build: Builder) -> Node:
         """Writes s, W', b' and the convolution with them."""
@@ -191,8 +196,7 @@ def _constant_statistics(match: ConvBnMatch) -> Decline | None:
 
 
 def _has_place(match: ConvBnMatch) -> Decline | None:
-    place = _place(match)
-    return place if isinstance(place, Decline) else None
+    return match.place if isinstance(match.place, Decline) else None
 
 
 def _place(match: ConvBnMatch) -> Node | Decline:
@@ -206,7 +210,11 @@ def _place(match: ConvBnMatch) -> Node | Decline:
     written = context.written_between(match.producer_operands, first, norm)
     if apart is None and written is None:
         return norm
-    late = [each for each in match.norm_operands if isinstance(each, Node) and not each < first]
+    late = [
+        each
+        for each in (*match.norm_operands, match.norm.eps)
+        if isinstance(each, Node) and each.op != "get_attr" and not each < first
+    ]
     rewritten = context.written_between(match.norm_operands, first, norm)
     if not late and rewritten is None:
         return first

@@ -16,7 +16,7 @@ from torch.fx import Node
 from fxpasses.graph import metadata
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import Level
-from fxpasses.graph.operands import ModuleTensor, Operand, tensor_of
+from fxpasses.graph.operands import Operand, tensor_of
 from fxpasses.torch_internals import OpOverload
 
 aten = torch.ops.aten
@@ -58,19 +58,25 @@ class Builder:
         return node
 
     def operand(self, operand: Operand) -> Node:
-        """The node of an operand; a tensor of a leaf module is read by a new `get_attr`."""
+        """The node of an operand; a tensor of a module that is not at hand is read by a new `get_attr`."""
         if isinstance(operand, Node):
-            return operand
-        if operand.path not in self._attributes:
-            self._attributes[operand.path] = self._attribute(operand)
-        return self._attributes[operand.path]
+            if operand.op != "get_attr" or operand < self._before:
+                return operand
+            # make_fx reads a parameter where it is first used, which may be after the insertion point.
+            path, found = str(operand.target), metadata.tensor(operand)
+        else:
+            path, found = operand.path, operand.tensor
+        if path not in self._attributes:
+            self._attributes[path] = self._attribute(path, found)
+        return self._attributes[path]
 
-    def _attribute(self, operand: ModuleTensor) -> Node:
+    def _attribute(self, path: str, found: torch.Tensor | None) -> Node:
         with self.context.graph.inserting_before(self._before):
-            node = self.context.graph.create_node("get_attr", operand.path)
+            node = self.context.graph.create_node("get_attr", path)
         self.inserted.append(node)
         self._annotate(node)
-        metadata.set_value(node, self.context.evaluator.fake(operand.tensor), like=self._origin)
+        fake = None if found is None else self.context.evaluator.fake(found)
+        metadata.set_value(node, fake, like=self._origin)
         return node
 
     def _annotate(self, node: Node) -> None:
@@ -81,7 +87,8 @@ class Builder:
 
     def add(self, first: Node, second: Node | float) -> Node:
         """First + second, elementwise."""
-        overload = aten.add.Tensor if isinstance(second, Node) else aten.add.Scalar
+        is_tensor = isinstance(second, Node) and tensor_of(second) is not None
+        overload = aten.add.Tensor if is_tensor else aten.add.Scalar
         return self.call(overload if self._functional else torch.add, (first, second))
 
     def sub(self, first: Node, second: Node) -> Node:
