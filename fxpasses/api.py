@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from fxpasses.errors import FxpassesError
 from fxpasses.options import Options
 from fxpasses.pipeline import run_passes
 from fxpasses.report import Report
+from fxpasses.tracing import fresh_call
 
 
 @dataclass(frozen=True)
@@ -146,19 +146,10 @@ def _explain_with_dynamo(model: Callable[..., Any], inputs: tuple[Any, ...], opt
         return gm.forward
 
     with _undisturbed(model):
-        torch.compile(_fresh_call(), backend=trace_only)(model, inputs)
+        torch.compile(fresh_call(), backend=trace_only)(model, inputs)
     if errors:
         raise errors[0]
     return dataclasses.replace(Report.merge(reports), dry_run=True)
-
-
-def _fresh_call() -> Callable[..., Any]:
-    """A function with a code object of its own, so that Dynamo's cache of the model's code stays as it is."""
-
-    def call(model: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
-        return model(*inputs)
-
-    return types.FunctionType(call.__code__.replace(), call.__globals__, "call")
 
 
 @contextlib.contextmanager

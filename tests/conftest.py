@@ -22,4 +22,3 @@ def _fresh_state():
     torch._dynamo.reset()
     fxpasses.reset()
     torch.manual_seed(0)
-    yield

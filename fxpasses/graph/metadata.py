@@ -9,10 +9,12 @@ Under make_fx with real inputs every value has a fake mode of its own, which tor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxpasses.errors import MissingMetadataError
@@ -22,6 +24,7 @@ from fxpasses.torch_internals import (
     FakeTensorMode,
     is_functorch_wrapped,
     new_fake_mode,
+    storage_key,
     unwrap_functorch,
 )
 
@@ -50,18 +53,37 @@ def set_value(node: Node, new: Any, *, like: Node | None = None) -> None:
 
 
 class FakeEvaluator:
-    """Runs operators on the metadata of their arguments, in one fake mode for the whole graph."""
+    """Runs operators on the metadata of their arguments, in one fake mode for the whole graph.
+
+    A fake tensor's dispatch costs about as much as a small kernel, and a network repeats itself: the same
+    function on arguments of the same metadata gives the same metadata, so it is computed once.
+    """
 
     def __init__(self, graph_module: GraphModule) -> None:
         self._mode = _fake_mode_of(graph_module)
         self._converted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._known: dict[object, _Spec] = {}
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The metadata of `function(*args, **kwargs)`, where nodes among the arguments stand for theirs."""
-        values = tree_map_only(Node, lambda node: value(node), (args, kwargs))
-        args, kwargs = tree_map_only(torch.Tensor, self.fake, values)
+        operands: list[torch.Tensor] = []
+
+        def faked(node: Node) -> Any:
+            held = value(node)
+            if not isinstance(held, torch.Tensor):
+                return tree_map_only(torch.Tensor, self.fake, held)
+            operands.append(self.fake(held))
+            return operands[-1]
+
+        args, kwargs = map_arg((args, kwargs), faked)  # type: ignore[assignment,misc]
+        key = _key(function, args, kwargs)
+        if key is not None and key in self._known:
+            return self._known[key].build(self._mode)
         with self._mode:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+        if key is not None and isinstance(result, FakeTensor) and not _is_view_of(result, operands):
+            self._known[key] = _Spec.of(result)
+        return result
 
     def fake(self, given: torch.Tensor) -> torch.Tensor:
         """`given` as a fake tensor of this evaluator's mode."""
@@ -86,18 +108,63 @@ class FakeEvaluator:
             )
 
 
+@dataclass(frozen=True)
+class _Spec:
+    """All that a fake tensor of static sizes is."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+
+    @staticmethod
+    def of(given: torch.Tensor) -> _Spec:
+        size, stride = tuple(given.size()), tuple(given.stride())
+        return _Spec(size, stride, given.dtype, given.device, given.requires_grad)
+
+    def build(self, mode: FakeTensorMode) -> torch.Tensor:
+        meta = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+        return FakeTensor(mode, meta, self.device).requires_grad_(self.requires_grad)
+
+
+def _key(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> object:
+    """What the metadata of a call depends on; None where it is not known to depend on that alone."""
+    try:
+        operands = _hashable(args), _hashable(tuple(sorted(kwargs.items())))
+        state = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+        key = (function, operands, state)
+        hash(key)
+    except TypeError:
+        return None
+    return None if state[1] or state[2] else key
+
+
+def _hashable(given: Any) -> object:
+    if isinstance(given, FakeTensor):
+        if given.layout != torch.strided or not all(type(each) is int for each in given.size()):
+            raise TypeError("a tensor whose sizes are symbols, or that has none")
+        return _Spec.of(given)
+    if isinstance(given, (tuple, list)):
+        return tuple(_hashable(each) for each in given)
+    # 1, 1.0 and True are equal keys and different arguments.
+    return (type(given), given)
+
+
+def _is_view_of(result: torch.Tensor, operands: Sequence[torch.Tensor]) -> bool:
+    return storage_key(result) in {storage_key(each) for each in operands} or result.storage_offset() != 0
+
+
 def _fake_mode_of(graph_module: GraphModule) -> FakeTensorMode:
     """The mode of the graph's values; one with a shape environment wins, since its sizes may be symbols."""
     found: FakeTensorMode | None = None
     for node in graph_module.graph.nodes:
-        for leaf in tree_leaves(value(node)) if has_value(node) else ():
-            if not isinstance(leaf, torch.Tensor):
-                continue
-            plain = unwrap_functorch(leaf)
-            if isinstance(plain, FakeTensor):
-                found = found or plain.fake_mode
-                if plain.fake_mode.shape_env is not None:
-                    return plain.fake_mode
+        held = tensor(node)
+        plain = held if held is None or isinstance(held, FakeTensor) else unwrap_functorch(held)
+        if isinstance(plain, FakeTensor):
+            found = found or plain.fake_mode
+            if plain.fake_mode.shape_env is not None:
+                return plain.fake_mode
     return found or new_fake_mode()
 
 

@@ -42,9 +42,14 @@ class Modes:
     other: tuple[str, ...] = ()
     stream: Any = None
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> contextlib.AbstractContextManager[None]:
         """The grad mode and autocast regions of this state, for computing metadata under them."""
+        if self.grad == torch.is_grad_enabled() and not self.autocast:
+            return contextlib.nullcontext()
+        return self._entered()
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(self.grad))
             for device_type, dtype, enabled, cache in self.autocast:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxpasses.options import Options
 from fxpasses.testing.expectation import expect
+from fxpasses.tracing import fresh_call
 
 FLOAT64_TOLERANCE = 1e-9
 """How far two float64 results may be apart, relative to the largest value."""
@@ -60,7 +61,11 @@ def assert_rewrites(
 
     eager, rewritten = copy.deepcopy(model), copy.deepcopy(model)
     chosen: dict[str, Any] = {"options": options} if options is not None else {}
-    compiled: Callable[..., Any] = torch.compile(rewritten, backend=backend, **chosen, **compile_arguments)
+    traced: Callable[..., Any] = torch.compile(fresh_call(), backend=backend, **chosen, **compile_arguments)
+
+    def compiled(*arguments: Any) -> Any:
+        return traced(rewritten, arguments)
+
     reference = _in_float64(model)
     with expect(**expected_counts):
         found = _Run(compiled, rewritten, inputs, grads)
