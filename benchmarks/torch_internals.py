@@ -113,7 +113,7 @@ def operators_for_inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tenso
 
     with config.patch(enable_autograd_cache=False):
         try:
-            compile_fx(graph, inputs, inner_compile=stop)  # type: ignore[arg-type]  # it never returns
+            compile_fx(graph, inputs, inner_compile=stop)
         except _Lowered as lowered:
             return lowered.operators
     raise RuntimeError(f"torch {torch.__version__} compiled a graph without its inner compiler")
@@ -126,7 +126,8 @@ def has_inductor_lowering(operator: object) -> bool:
     """
     from torch._inductor.lowering import lowerings
 
-    lowering = lowerings.get(operator) or lowerings.get(getattr(operator, "overloadpacket", None))
+    table = cast("Mapping[object, object]", lowerings)
+    lowering = table.get(operator) or table.get(getattr(operator, "overloadpacket", None))
     return lowering is not None and not getattr(lowering, "_is_fallback_handler", False)
 
 
