@@ -79,7 +79,7 @@ class ConvBnMatch(Match):
 
 
 class EfficientConvBnEval(Rule[ConvBnMatch]):
-    """The rule; the idea and the legality are in the module's docstring."""
+    """A batch norm with fixed statistics becomes part of the convolution or linear layer before it."""
 
     name = "efficient_conv_bn_eval"
     pattern_size = 2
