@@ -40,8 +40,8 @@ training mode too.
 """
 
 SPEC_HELP = (
-    "timm:NAME, torchvision:NAME, transformers:CLASS, or package.module:factory, which names a function without "
-    "arguments that returns a module; the current directory is importable"
+    "timm:NAME, torchvision:NAME, transformers:CLASS, or package.module:factory, which names a function that "
+    "takes no arguments and returns a module; the current directory is importable"
 )
 
 
@@ -68,10 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _user_error(error: BaseException | None) -> FxpassesError | OSError | None:
+def _user_error(error: BaseException | None) -> FxpassesError | None:
     """Our error in what was raised; Dynamo hands on what a backend raises as its `inner_exception`."""
-    if isinstance(error, OSError):
-        return error if error.filename is not None else None
     while error is not None and not isinstance(error, FxpassesError):
         error = getattr(error, "inner_exception", None) or error.__cause__
     return error
@@ -279,12 +277,18 @@ def _print_explained(arguments: argparse.Namespace, report: Report, seconds: flo
     elif arguments.train:
         kind = "training with frozen statistics (eval mode, gradients on)"
     if arguments.html is not None:
-        report.save_html(arguments.html)
+        _save_page(report, arguments.html)
     elif report.remarks:
         _print(remark_table(report), "")
     _print(f"{arguments.spec}, {kind}, explained in {seconds:.1f} s", summary(report))
-    if arguments.html is not None:
-        print(f"the page is in {arguments.html}")
+
+
+def _save_page(report: Report, path: Path) -> None:
+    try:
+        report.save_html(path)
+    except OSError as error:
+        raise FxpassesError(f"cannot write the page to {path}: {error.strerror}.") from error
+    print(f"the page is in {path}")
 
 
 @contextlib.contextmanager

@@ -313,7 +313,7 @@ def _ask(name: str, connection: Connection, request: str) -> float:
         connection.send(request)
         answer = connection.recv()
     except (EOFError, OSError) as error:
-        raise FxpassesError(f"the process of {name} ended before it answered; see above.") from error
+        raise FxpassesError(f"the process of {name} ended before it answered.") from error
     if isinstance(answer, str):
         raise FxpassesError(f"the process of {name} failed: {answer}")
     return float(answer)
@@ -321,20 +321,21 @@ def _ask(name: str, connection: Connection, request: str) -> float:
 
 def _serve(connection: Connection, variant: str, threads: int) -> None:
     """The worker: warms up when asked to (answers bytes saved), and takes steps (answers seconds)."""
-    torch.set_num_threads(threads)
-    model, images = build_model(), build_images()
-    step = compile_with(variant)(model)
-    while (request := connection.recv()) != "stop":
-        try:
+    try:
+        torch.set_num_threads(threads)
+        model, images = build_model(), build_images()
+        step = compile_with(variant)(model)
+        while (request := connection.recv()) != "stop":
             if request == "warm up":
                 for _ in range(3):
                     _timed_step(step, model, images)
                 connection.send(measure_saved_bytes(step, model, images))
             else:
                 connection.send(_timed_step(step, model, images))
-        except Exception as error:
-            connection.send(f"{type(error).__name__}: {error}")
-            raise
+    except EOFError:
+        return  # the demo itself has ended
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
 
 
 def _timed_step(step: Step, model: nn.Module, images: torch.Tensor) -> float:
