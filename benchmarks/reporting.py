@@ -72,7 +72,8 @@ def plot_report(report: Report, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = [name for name in report.variant_names() if name != report.baseline]
+    timed = {variant.name for model in report.models for variant in model.variants if variant.seconds}
+    names = [name for name in report.variant_names() if name in timed and name != report.baseline]
     figure, axes = plt.subplots(figsize=(max(6.0, 1.5 * len(report.models)), 4.5), layout="constrained")
     width = 0.8 / max(1, len(names))
     for column, name in enumerate(names):
