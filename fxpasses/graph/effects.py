@@ -142,6 +142,8 @@ class Effects:
     def _may_return_argument(self, node: Node) -> bool:
         if node.op == "call_module":
             return True
+        if "dropout" in str(getattr(node.target, "__name__", node.target)):
+            return True  # a fake one returns a new tensor even where a real one has nothing to do
         if self._from_dynamo and tensor(node) is not None:
             return False  # its fake storage has told already
         if node.op == "call_method":
