@@ -221,13 +221,20 @@ WRITES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("capture", ["compile", "pre_dispatch", "symbolic_trace"])
+UNTRACEABLE = {("symbolic_trace", "chunk and unpack"), ("pre_dispatch", "data")}
+"""symbolic_trace cannot iterate over a tensor; make_fx makes a constant of the value of `data`."""
+
+WRITTEN = [
+    each
+    for each in itertools.product(("compile", "pre_dispatch", "symbolic_trace"), WRITES)
+    if each not in UNTRACEABLE
+]
+
+
+@pytest.mark.parametrize(("capture", "write"), WRITTEN)
 def test_input_written_through_any_alias_is_read_first(capture: str, write: str) -> None:
     """The fused convolution stands where the convolution stood."""
     model = wired(lambda m, x: _write(m, x, WRITES[write]))
-    if capture == "symbolic_trace" and write == "chunk and unpack":
-        pytest.skip("symbolic_trace cannot iterate over a tensor")
     check(capture, model, (image(),), 1, grads=False, profit="always")
 
 
@@ -241,12 +248,9 @@ def _write_both(m: Any, x: torch.Tensor, write: Callable[[Any, torch.Tensor], An
     return F.batch_norm(y, *statistics(m), gamma, m.bn.bias) + x.mean()
 
 
-@pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("capture", ["compile", "pre_dispatch", "symbolic_trace"])
+@pytest.mark.parametrize(("capture", "write"), WRITTEN)
 def test_input_and_gamma_both_written_through_any_alias_leave_no_place(capture: str, write: str) -> None:
     model = wired(lambda m, x: _write_both(m, x, WRITES[write]))
-    if capture == "symbolic_trace" and write == "chunk and unpack":
-        pytest.skip("symbolic_trace cannot iterate over a tensor")
     check(capture, model, (image(),), "mutation", grads=False, profit="always")
 
 
@@ -536,7 +540,10 @@ TRANSFORMS: dict[str, tuple[Callable[..., Any], int]] = {
     "grad of the input": (
         lambda call, values, x: torch.func.grad(lambda x: call(values, x).square().sum())(x), 1
     ),
-    "vjp": (lambda call, values, x: torch.func.vjp(lambda x: call(values, x).sin(), x)[1](x.new_ones(2, 4, 6, 6)), 1),
+    "vjp": (
+        lambda call, values, x: torch.func.vjp(lambda x: call(values, x).sin(), x)[1](x.new_ones(2, 4, 6, 6)),
+        1,
+    ),
     "vmap": (lambda call, values, x: torch.func.vmap(lambda x: call(values, x[None])[0])(x), 0),
     "grad in vmap": (
         lambda call, values, x: torch.func.vmap(
@@ -795,7 +802,9 @@ def _rewritten(capture: str, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 @everywhere
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (1, 3, 3, 3), (1, 3, 8, 3)], ids=str)
 def test_empty_batches_and_single_pixels(capture: str, shape: tuple[int, ...]) -> None:
-    check(capture, pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (image(*shape),), 1)
+    # Decomposition has no batch norm for an empty batch.
+    outcome = 0 if capture == "aten" and shape[0] == 0 else 1
+    check(capture, pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (image(*shape),), outcome)
 
 
 def test_a_batch_norm_over_one_channel() -> None:
@@ -853,8 +862,8 @@ def test_symbolic_channels_get_no_guard_from_us(kind: str) -> None:
             arguments = [image(2, inputs, 5, 7), image(*shape), image(outputs, grad=False)]
             arguments += [image(outputs, grad=False).abs() + 0.5, image(outputs), image(outputs)]
             torch.testing.assert_close(compiled(*arguments), call(*arguments), rtol=1e-9, atol=1e-9)
-    found = [dict(each.applied) for each in fxpasses.reports()]
-    assert found == [{RULE: 1}] * len(compilations)
+    remarks = [each.code for report in fxpasses.reports() for each in report.remarks]
+    assert remarks == ["symbolic-channels" if kind == "grouped transposed" else "applied"] * len(compilations)
 
 
 def test_a_dynamic_number_of_groups_is_refused_or_specialised() -> None:
