@@ -493,3 +493,14 @@ def test_arguments_that_do_not_fit_are_one_clear_error(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("error:") == 1
+
+
+@pytest.mark.gpu
+def test_a_trace_of_todays_profiler_on_a_gpu_is_understood(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    a = torch.randn(2048, 2048, device="cuda")
+    found = benchmark_utilization(torch.mm, (a, a), path)
+    result = analysed(path, utilization.WINDOW)
+    assert result.source == "device"
+    assert 0 < found[1] <= found[0] <= 1
+    assert result.devices[0].name == torch.cuda.get_device_name()
