@@ -366,12 +366,12 @@ def _print_demo(result: DemoResult) -> None:
 
 def _conclusion(result: DemoResult) -> str:
     ratio = result.ratio
-    figures = f"{ratio.median:.2f}x, middle half of the paired steps {ratio.lower:.2f} to {ratio.upper:.2f}"
     saved = {name: timing.saved_bytes for name, timing in result.timings.items()}
-    memory = f"{saved['fxpasses'] / saved['inductor']:.2f}x of its memory for backward"
-    if ratio.verdict == "inconclusive":
-        return f"speed against stock inductor: inconclusive ({figures}); {memory}"
-    return f"{ratio.verdict} than stock inductor ({figures}); {memory}"
+    return (
+        f"speed against stock inductor: {ratio.median:.2f}x, {ratio.verdict} "
+        f"(middle half of the paired steps: {ratio.lower:.2f}x to {ratio.upper:.2f}x)\n"
+        f"memory kept for the backward pass: {saved['fxpasses'] / saved['inductor']:.2f}x of stock inductor's"
+    )
 
 
 # Output ----------------------------------------------------------------------------------------------------

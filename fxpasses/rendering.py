@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -50,11 +49,15 @@ def reasons(report: Report) -> list[Reason]:
     return [Reason(len(group), group[0]) for group in groups.values()]
 
 
+def site(remark: Remark) -> str:
+    """The module or node that a remark is about, after the nested graph that holds it."""
+    name = remark.module or remark.node
+    return f"{remark.graph}: {name}" if remark.graph else name
+
+
 def place(remark: Remark) -> str:
-    """Where a remark's site is: module or node, nested graph and source line, as far as they are known."""
-    site = remark.module or remark.node
-    inside = f"{remark.graph}: {site}" if remark.graph else site
-    return f"{inside} ({_short(remark.location)})" if remark.location else inside
+    """The site, and the end of its source line as far as it is known."""
+    return f"{site(remark)} ({_short(remark.location)})" if remark.location else site(remark)
 
 
 def _short(location: str) -> str:
@@ -200,13 +203,8 @@ def render_html(report: Report) -> str:
         applied=report.applied,
         seconds=report.seconds,
         reasons=reasons(report),
-        remarks=list(_rows(report)),
+        remarks=[(each, site(each)) for each in report.remarks],
         statuses=sorted({each.status for each in report.remarks}),
         rules=sorted({each.rule for each in report.remarks}),
         data=json.loads(report.to_json()),
     )
-
-
-def _rows(report: Report) -> Iterator[tuple[Remark, str]]:
-    for remark in report.remarks:
-        yield remark, place(remark)

@@ -194,6 +194,10 @@ def test_the_page_reads_in_light_and_dark_and_works_from_the_keyboard() -> None:
     assert all(each.get("scope") == "col" for each in page.attributes("th"))
 
 
+def test_the_page_shows_the_whole_source_line() -> None:
+    assert "/a/long/path/to/package/model.py:1" in _Page(rendering.render_html(_report(_remark(1)))).text
+
+
 def test_rows_carry_what_the_filters_ask_for() -> None:
     report = _report(_remark(1), _remark(2, "declined", "c", "check"))
     rows = [each for each in _Page(rendering.render_html(report)).attributes("tr") if "data-status" in each]
