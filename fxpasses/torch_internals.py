@@ -150,6 +150,8 @@ def is_deterministic(node: torch.fx.Node) -> bool:
     target = node.target
     if isinstance(target, OpOverload):
         return torch.Tag.nondeterministic_seeded not in target.tags
+    if getattr(target, "__module__", None) == "_operator":
+        return True
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     packet = aten_packet(str(name))
     if packet is None:
