@@ -119,6 +119,8 @@ def measure_operator(
                     return reason, []
         except UnmaterialisableError as error:
             measurements.append(Measurement(sample, str(error)))
+        except NotImplementedError:
+            measurements.append(Measurement(sample, f"no kernel for the {plan.target.device.type}"))
         except Exception as error:
             measurements.append(Measurement(sample, f"eager: {first_line(error)}"))
         else:

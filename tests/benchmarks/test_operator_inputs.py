@@ -476,6 +476,8 @@ def test_floating_dtypes_are_converted_and_others_kept():
     assert [each.dtype for each in args] == [torch.float32, torch.bool]
     args, _ = made(aten.add.Tensor, "((T([2], f16), T([2], f64)), {})")
     assert [each.dtype for each in args] == [torch.float16, torch.float64]
+    args, kwargs = made(aten._to_copy.default, "((T([2], c32),), {'dtype': c32})", target)
+    assert (args[0].dtype, kwargs["dtype"]) == (torch.complex64, torch.complex64)
 
 
 def test_a_mask_value_is_cut_to_the_range_of_a_narrower_dtype():
