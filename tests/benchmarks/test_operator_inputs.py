@@ -45,6 +45,7 @@ from benchmarks.operator_inputs.suites import (
     log_path,
     record,
 )
+from fxpasses.model_specs import load_model
 
 aten = torch.ops.aten
 CPU = Target(torch.device("cpu"))
@@ -331,6 +332,18 @@ def test_recording_a_suite_model_computes_nothing_and_sees_the_backward():
         inference["aten.convolution.default"].values()
     )
     assert any("T([2, 3, 64, 64], f32)" in text for text in inference["aten.convolution.default"])
+
+
+def test_a_fake_model_is_recorded_like_a_real_one():
+    small = Entry("torchvision:shufflenet_v2_x0_5", 2, (3, 64, 64))
+    model, x = load_model(small.spec), torch.randn(2, 3, 64, 64)
+    for mode in MODES:
+        model.train(mode == "training")
+        with torch.set_grad_enabled(model.training), OperatorInputsMode() as real:
+            logits = model(x)
+            if model.training:
+                F.cross_entropy(logits, torch.zeros(2, dtype=torch.int64)).backward()
+        assert dict(record(small, mode).counts) == dict(real.counts)
 
 
 # What is shipped.
