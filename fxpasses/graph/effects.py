@@ -24,6 +24,7 @@ from fxpasses.graph.metadata import tensor, value
 from fxpasses.torch_internals import (
     HigherOrderOperator,
     OpOverload,
+    OpOverloadPacket,
     aten_packet,
     is_batched,
     packet_overloads,
@@ -199,6 +200,9 @@ def _written_by_call(node: Node, tensors: list[object]) -> list[object]:
     target = node.target
     if isinstance(target, OpOverload):
         return _written_by_schema(node, target)
+    if isinstance(target, OpOverloadPacket):
+        # `torch.ops.library.operator(...)`: the overload is chosen at the call, so any may be meant.
+        return [each for overload in packet_overloads(target) for each in _written_by_schema(node, overload)]
     if isinstance(target, HigherOrderOperator):
         return _written_by_nested(node)
     if isinstance(target, str):
@@ -300,6 +304,8 @@ def _may_return_argument(target: Any) -> bool:
     """Whether a function's result may share storage with an argument, as far as is known."""
     if isinstance(target, OpOverload):
         return _overload_aliases(target)
+    if isinstance(target, OpOverloadPacket):
+        return _packet_aliases(target)
     if isinstance(target, HigherOrderOperator):
         return True
     if target in _INPLACE_OPERATORS or target is operator.getitem:
