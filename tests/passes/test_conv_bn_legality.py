@@ -355,10 +355,11 @@ def test_two_inputs_that_share_memory_are_one_for_a_write() -> None:
 
 
 @pytest.mark.parametrize("what", ["weight", "bias", "input"])
-@pytest.mark.parametrize("inplace", [True, False])
-def test_custom_operators_write_what_they_declare(what: str, inplace: bool) -> None:
+@pytest.mark.parametrize(
+    "name", ["scale_in_place", "scale_copy", "scale_in_place packet", "scale_copy packet"]
+)
+def test_custom_operators_write_what_they_declare(what: str, name: str) -> None:
     """An operator of the user's, with and without a declared write, between the two; gamma comes late."""
-    name = "scale_in_place" if inplace else "scale_copy"
 
     def wire(m: Any, x: torch.Tensor) -> torch.Tensor:
         x = x + 1
@@ -368,7 +369,7 @@ def test_custom_operators_write_what_they_declare(what: str, inplace: bool) -> N
             OPERATORS[name](victim)
         return F.batch_norm(y, *statistics(m), m.vector * 2, m.bn.bias)
 
-    outcome: int | str = "mutation" if inplace else 1
+    outcome: int | str = "mutation" if "in_place" in name else 1
     check_compiled(wired(wire), (image(),), outcome, grads=False, profit="always")
 
 
@@ -387,7 +388,12 @@ def _(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
-OPERATORS = {"scale_in_place": scale_in_place, "scale_copy": scale_copy}
+OPERATORS = {
+    "scale_in_place": scale_in_place,
+    "scale_copy": scale_copy,
+    "scale_in_place packet": torch.ops.fxpasses_tests.scale_in_place,
+    "scale_copy packet": torch.ops.fxpasses_tests.scale_copy,
+}
 
 
 # A product and a later addition of the bias: two nodes, read at two times
