@@ -50,8 +50,8 @@ def reasons(report: Report) -> list[Reason]:
 
 
 def site(remark: Remark) -> str:
-    """The module or node that a remark is about, after the nested graph that holds it."""
-    name = remark.module or remark.node
+    """The module or node that a remark is about, if it is about one, after the nested graph that holds it."""
+    name = remark.module or remark.node or "the graph"
     return f"{remark.graph}: {name}" if remark.graph else name
 
 
@@ -79,10 +79,16 @@ def headline(report: Report) -> str:
     return "fxpasses report: " + ", ".join(part for part in parts if part)
 
 
-def outcome(report: Report) -> str:
-    """What there is to say where no rule fired; empty where one did."""
-    if report.applied:
-        return ""
+def notes(report: Report) -> list[str]:
+    """What there is to say beside the tables: that nothing was done, what is kept between calls."""
+    lines = [] if report.applied else [_idle(report)]
+    if report.kept_tensors:
+        lines.append(f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB")
+    return lines
+
+
+def _idle(report: Report) -> str:
+    """Why no rule fired, in a report where none did."""
     if not report.nodes_before:
         return "nothing to do: no graph was captured"
     if not report.seconds:
@@ -100,11 +106,9 @@ def summary(report: Report) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(headline(report), style="bold")]
+    parts: list[RenderableType] = [Text(headline(report), style="bold"), *map(Text, notes(report))]
     if report.applied:
         parts += [Text(), _applied_table(report)]
-    else:
-        parts.append(Text(outcome(report)))
     if report.declined:
         parts += [Text(), _reason_table(report)]
     return Group(*parts)
@@ -199,11 +203,12 @@ def render_html(report: Report) -> str:
     )
     return environment.get_template("report.html.jinja").render(
         headline=headline(report),
-        outcome=outcome(report),
+        notes=notes(report),
         applied=report.applied,
         seconds=report.seconds,
         reasons=reasons(report),
-        remarks=[(each, site(each)) for each in report.remarks],
+        remarks=report.remarks,
+        site=site,
         statuses=sorted({each.status for each in report.remarks}),
         rules=sorted({each.rule for each in report.remarks}),
         data=json.loads(report.to_json()),

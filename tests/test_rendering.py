@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -131,6 +132,19 @@ def test_a_report_without_applications_says_why(report: Report, words: str) -> N
 
 def test_a_report_with_applications_does_not_say_nothing_was_done() -> None:
     assert "nothing" not in str(_report(_remark(1)))
+
+
+def test_what_is_kept_between_calls_is_said() -> None:
+    report = replace(_report(_remark(1)), kept_tensors=3, kept_bytes=2_500_000)
+    for text in (str(report), rendering.render_html(report)):
+        assert "kept between calls: 3 tensors, 2.5 MB" in text
+    assert "kept" not in str(_report(_remark(1)))
+
+
+def test_a_remark_about_the_whole_graph_has_a_place() -> None:
+    report = _report(Remark("r", "declined", "code", "why", node="", stage="check"))
+    for text in (str(report), rendering.render_remarks(report), _Page(rendering.render_html(report)).text):
+        assert "the graph" in text
 
 
 def test_text_is_plain_whatever_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
