@@ -101,8 +101,9 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path):
 
 @pytest.mark.parametrize("failing", ["pip", "ruff", "mypy", "pytest"])
 def test_ci_fails_where_one_of_its_steps_fails(tmp_path, failing):
+    calls = tmp_path / "calls"
     for name in ("pip", "pytest", "ruff", "mypy"):
-        _script(tmp_path / name, f"exit {int(name == failing)}")
+        _script(tmp_path / name, f"echo {name} >> {calls}; exit {int(name == failing)}")
     _script(tmp_path / "python3", 'mkdir -p "$3/bin"; touch "$3/bin/activate"')
     result = subprocess.run(
         [ROOT / ".ci" / "run"],
@@ -111,6 +112,7 @@ def test_ci_fails_where_one_of_its_steps_fails(tmp_path, failing):
         check=False,
     )
     assert result.returncode == 1
+    assert calls.read_text().split()[-1] == ("pip" if failing == "pip" else "pytest")
 
 
 def _script(path: Path, text: str) -> None:
