@@ -163,6 +163,15 @@ def is_deterministic(node: torch.fx.Node) -> bool:
     )
 
 
+def mark_for_recomputation(node: torch.fx.Node) -> None:
+    """Tags a node as activation checkpointing would, for AOTAutograd's partitioner."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+    # Zero comes before the regions of the user's own checkpoints, which number from one.
+    node.meta["ac_graph_id"] = 0
+
+
 # Dynamo and inductor ---------------------------------------------------------------------------------------
 
 

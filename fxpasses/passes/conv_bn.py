@@ -143,6 +143,7 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
         fused_weight = build.mul(build.cast(weight, dtype), _along_channels(scale, producer, build))
         fused_weight = build.cast(fused_weight, _dtype_of(producer.weight))
         fused_bias = build.cast(_shift(producer, norm, scale, build, dtype), _dtype_of(producer.weight))
+        build.recompute_in_backward()
         result = fused_producer(producer, build, given, fused_weight, fused_bias)
         return build.cast(result, _dtype_of(match.result))
 
