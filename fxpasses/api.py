@@ -114,8 +114,9 @@ def _signature_of(program: ExportedProgram, graph_module: GraphModule) -> Any:
     outputs = []
     nodes = cast("Sequence[object]", graph_module.graph.output_node().args[0])
     for spec, node in zip(program.graph_signature.output_specs, nodes, strict=True):
-        renamed = isinstance(node, Node) and node.name != spec.arg.name
-        arg = dataclasses.replace(spec.arg, name=node.name) if renamed else spec.arg
+        arg = spec.arg
+        if isinstance(node, Node) and node.name != arg.name:
+            arg = dataclasses.replace(arg, name=node.name)
         outputs.append(dataclasses.replace(spec, arg=arg))
     return dataclasses.replace(
         program.graph_signature, input_specs=list(program.graph_signature.input_specs), output_specs=outputs
