@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import EVERYWHERE, RULE, check, check_compiled, image, pair, randomised
+from helpers import EVERYWHERE, RULE, SAMPLED, check, check_compiled, image, pair, randomised
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -21,6 +21,7 @@ import fxpasses
 from fxpasses.testing import assert_rewrites, expect
 
 everywhere = pytest.mark.parametrize("capture", EVERYWHERE)
+sampled = pytest.mark.parametrize("capture", SAMPLED)
 
 
 class Wired(nn.Module):
@@ -152,7 +153,7 @@ BETWEEN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], int | str]] = {
 }
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize("between", BETWEEN)
 def test_an_operator_between_the_two_keeps_them_apart(capture: str, between: str) -> None:
     apply, outcome = BETWEEN[between]
@@ -777,7 +778,7 @@ def test_a_gradient_hook_on_the_convolutions_result_is_kept(hook: Callable[[torc
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize(
     ("input_format", "weight_format", "kernel"),
     list(itertools.product(FORMATS, FORMATS, (1, 3))),
@@ -890,7 +891,7 @@ def test_a_dynamic_number_of_groups_is_refused_or_specialised() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@everywhere
+@sampled
 def test_lower_precisions_are_as_close_to_the_truth_as_eager(capture: str, dtype: torch.dtype) -> None:
     model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), dtype)
     x = image(dtype=dtype, grad=False)

@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import EVERYWHERE, RULE, check, check_compiled, image, pair, randomised
+from helpers import EVERYWHERE, RULE, SAMPLED, check, check_compiled, image, pair, randomised
 from torch import nn
 
 import fxpasses
 
-EXHAUSTIVE = ("pre_dispatch", "aten")
-"""Export covers most of what these two would find: they see every spelling in the exhaustive run only."""
-
-CAPTURED = [pytest.param(each, marks=pytest.mark.full) if each in EXHAUSTIVE else each for each in EVERYWHERE]
-
-everywhere = pytest.mark.parametrize("capture", CAPTURED)
+everywhere = pytest.mark.parametrize("capture", SAMPLED)
 
 
 class Spelled(nn.Module):
