@@ -233,3 +233,39 @@ def reset_dynamo() -> None:
     import torch._dynamo
 
     torch._dynamo.reset()
+
+
+# Verification ----------------------------------------------------------------------------------------------
+
+
+def scalar_hint(symbol: torch.SymInt | torch.SymFloat | torch.SymBool) -> int | float | bool:
+    """The value that a symbolic number had when it was traced, without adding a guard.
+
+    Raises:
+        ValueError: no example backs the symbol.
+    """
+    hint = symbol.node.hint
+    if hint is None:
+        raise ValueError(f"{symbol} has no example value")
+    return cast("int | float | bool", hint)
+
+
+def guard_count(mode: FakeTensorMode) -> int:
+    """How many guards and run-time assertions the sizes of a fake mode have gathered."""
+    environment = mode.shape_env
+    if environment is None:
+        return 0
+    deferred = sum(map(len, environment.deferred_runtime_asserts.values()))
+    return len(environment.guards) + deferred
+
+
+def trace_artifact(name: str, make: Callable[[], str]) -> None:
+    """Adds a text to torch's structured trace (`TORCH_TRACE`, read by tlparse); free when that is off."""
+    from torch._logging import trace_structured
+
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": "json"},
+        payload_fn=make,
+        expect_trace_id=False,
+    )

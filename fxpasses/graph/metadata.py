@@ -22,6 +22,7 @@ from fxpasses.graph.levels import attribute, nested_graphs
 from fxpasses.torch_internals import (
     FakeTensor,
     FakeTensorMode,
+    guard_count,
     is_functorch_wrapped,
     new_fake_mode,
     storage_key,
@@ -63,6 +64,11 @@ class FakeEvaluator:
         self._mode = _fake_mode_of(graph_module)
         self._converted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._known: dict[object, _Spec] = {}
+
+    @property
+    def guard_count(self) -> int:
+        """How many guards and run-time assertions the graph's sizes have gathered."""
+        return guard_count(self._mode)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The metadata of `function(*args, **kwargs)`, where nodes among the arguments stand for theirs."""

@@ -37,8 +37,13 @@ class Match:
 
     @property
     def result(self) -> Node:
-        """The node whose value the replacement takes over."""
+        """The node whose value the replacement takes over; the last one where there are several."""
         return self.nodes[-1]
+
+    @property
+    def results(self) -> tuple[Node, ...]:
+        """All nodes whose values the replacement takes over, in the order in which it returns them."""
+        return (self.result,)
 
 
 M = TypeVar("M", bound=Match)
@@ -81,5 +86,5 @@ class Rule(abc.ABC, Generic[M]):
         """The node before which the replacement is written; legality has passed."""
 
     @abc.abstractmethod
-    def rewrite(self, match: M, build: Builder) -> Node:
-        """Writes the replacement and returns its result."""
+    def rewrite(self, match: M, build: Builder) -> Node | tuple[Node, ...]:
+        """Writes the replacement and returns its result, or one for each of `match.results`."""
