@@ -35,7 +35,7 @@ from benchmarks.operator_call import Compiler
 from benchmarks.operator_inputs.log import LogError, OperatorLog, read_log, resolve_operator
 from benchmarks.operator_inputs.materialise import Target
 from benchmarks.operator_inputs.suites import MODES, SUITES, load_suite
-from benchmarks.operator_rows import EAGER, CsvRows, Row, make_row, pairs, row_to_json, total_seconds
+from benchmarks.operator_rows import EAGER, LEVELS, CsvRows, Row, make_row, pairs, row_to_json, total_seconds
 from benchmarks.operator_runs import CONFIGURATIONS, Plan, measure_operator
 from benchmarks.turns import Effort
 from fxpasses.errors import FxpassesError, unknown_name
@@ -234,20 +234,23 @@ def _report(
 
 
 def _table(rows: Sequence[Row], configurations: Sequence[str]) -> Table:
-    table = Table(title="Speed-up A/B: B's time over A's, 0.2/0.5/0.8 quantiles, and total in brackets")
+    """A line for each operator and pair of configurations."""
+    table = Table(title="Speed-up A/B: B's time over A's, quantiles over inputs and total, by occurrence")
     table.add_column("operator", no_wrap=True)
-    for column in ("inputs", "elapsed", f"{EAGER} s"):
-        table.add_column(column)
-    for a, b in pairs(configurations):
-        table.add_column(f"{a}/{b}", overflow="fold")
+    for column in ("inputs", "elapsed", f"{EAGER} s", "A/B", *(f"{level:.0%}" for level in LEVELS), "total"):
+        table.add_column(column, no_wrap=True)
     table.add_column("reason", overflow="fold")
     for row in rows:
-        ratios = [row.ratios.get(f"{a}/{b}") for a, b in pairs(configurations)]
-        shown = [f"{r.low:.2f}/{r.median:.2f}/{r.high:.2f} ({r.total:.2f})" if r else "" for r in ratios]
         seconds = f"{row.seconds[EAGER]:.3g}" if row.seconds else ""
         status = "" if row.status == "ok" else f"{row.status}: "
-        cells = (row.operator, str(len(row.measured)), f"{row.elapsed_seconds:.1f} s", seconds)
-        table.add_row(*cells, *shown, escape(status + row.reason), style=_STYLES[row.status])
+        first = [row.operator, str(len(row.measured)), f"{row.elapsed_seconds:.1f} s", seconds]
+        reason = escape(status + row.reason)
+        for name in [f"{a}/{b}" for a, b in pairs(configurations)]:
+            ratio = row.ratios.get(name)
+            figures = [f"{each:.2f}" for each in vars(ratio).values()] if ratio else [""] * 4
+            if ratio or first[0]:
+                table.add_row(*first, name if ratio else "", *figures, reason, style=_STYLES[row.status])
+            first, reason = [""] * 4, ""
     return table
 
 

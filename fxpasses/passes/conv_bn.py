@@ -210,14 +210,16 @@ def _place(match: ConvBnMatch) -> Node | Decline:
     written = context.written_between(match.producer_operands, first, norm)
     if apart is None and written is None:
         return norm
+    # Earlier means at the producer's last node: a bias that is added in a node of its own is read there.
     late = [
         each
         for each in (*match.norm_operands, match.norm.eps)
-        if isinstance(each, Node) and each.op != "get_attr" and not each < first
+        if isinstance(each, Node) and each.op != "get_attr" and not each < source
     ]
-    rewritten = context.written_between(match.norm_operands, first, norm)
-    if not late and rewritten is None:
-        return first
+    early = context.written_between((match.producer.input, match.producer.weight), first, source)
+    rewritten = context.written_between(match.norm_operands, source, norm)
+    if not late and early is None and rewritten is None:
+        return source
     if apart is not None:
         message = "{} and {} stand under another autocast state, and the norm's parameters come only later"
         return Decline("autocast", message, source, (source.name, norm.name))
