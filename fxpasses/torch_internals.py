@@ -291,7 +291,7 @@ def guard_count(mode: FakeTensorMode) -> int:
 
 def trace_artifact(name: str, make: Callable[[], str]) -> None:
     """Adds a text to torch's structured trace (`TORCH_TRACE`, read by tlparse); free when that is off."""
-    from torch._logging import trace_structured
+    from torch._logging._internal import trace_structured
 
     trace_structured(
         "artifact",

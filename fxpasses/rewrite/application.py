@@ -126,7 +126,7 @@ class _Lifter:
                 if each not in inside or each.op == "get_attr":
                     self._enter(each)
             for _, held in _module_tensors(node):
-                self._enter_tensor(held.path.replace(".", "_"), held.tensor)
+                self._enter_tensor("p_" + held.path.replace(".", "_"), held.tensor)
         for each in outputs:
             if each not in inside or each.op == "get_attr":
                 self._enter(each)
@@ -196,7 +196,7 @@ class _Lifter:
         name = f"module_{len(root._modules)}"
         root.add_module(name, module)
         tensors = {name: placeholders[held.tensor] for name, held in _module_tensors(node)}
-        args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), operand)  # type: ignore[misc]
+        args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), operand)
         call = (graph.get_attr(name), tensors, args, kwargs)
         return graph.call_function(torch.func.functional_call, call)
 

@@ -19,12 +19,14 @@ class Decline:
         template: the message, with a `{}` for each detail.
         node: the node to blame.
         details: what fills the template.
+        matched: how many nodes of the pattern had been found, where it was the structure that differed.
     """
 
     code: str
     template: str
     node: Node | None = None
     details: tuple[object, ...] = ()
+    matched: int = 1
 
     def __bool__(self) -> bool:
         return False

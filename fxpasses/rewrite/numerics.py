@@ -49,6 +49,11 @@ def first_difference(
     return None
 
 
+def surrounding_modes() -> Modes:
+    """The grad mode that the caller stands in; autocast regions surround the call as they are."""
+    return Modes(grad=torch.is_grad_enabled())
+
+
 class _WrongError(Exception):
     """Two answers differ."""
 
@@ -92,14 +97,16 @@ def _require_close(
             raise _WrongError(str(error)) from error
 
 
-def _run(function: Callable[..., Any], values: list[Any], modes: Modes, *, widened: bool) -> list[torch.Tensor]:
+def _run(
+    function: Callable[..., Any], values: list[Any], modes: Modes, *, widened: bool
+) -> list[torch.Tensor]:
     """The outputs and, in float64, the gradients of their weighted sum for every input that wants one."""
     arguments = tree_map_only(torch.Tensor, lambda each: _fresh(each, widened), values)
     torch.manual_seed(0)
     with modes.entered(), _Widening() if widened else torch.overrides.BaseTorchFunctionMode():
-        outputs = [each for each in _tensors(function(*arguments))]
+        outputs = _tensors(function(*arguments))
     results = [each.detach() for each in outputs]
-    return [*results, *_gradients(outputs, list(_tensors(arguments)))] if widened else results
+    return [*results, *_gradients(outputs, _tensors(arguments))] if widened else results
 
 
 def _gradients(outputs: list[torch.Tensor], arguments: list[torch.Tensor]) -> Iterator[torch.Tensor]:
