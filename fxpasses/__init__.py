@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fxpasses.options import Options as Options
     from fxpasses.report import Remark as Remark
     from fxpasses.report import Report as Report
+    from fxpasses.rewrite.declarative import rewrite as rewrite
     from fxpasses.rewrite.decline import Decline as Decline
     from fxpasses.rewrite.registry import register as register
     from fxpasses.rewrite.registry import unregister as unregister
@@ -52,7 +53,7 @@ _HOMES = {
 }
 """Where each public name lives; it is imported when it is first asked for."""
 
-_MODULES = ("backend", "testing")
+_MODULES = ("backend", "rewrite", "testing")
 
 __version__ = "0.1.0"
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "register",
     "reports",
     "reset",
+    "rewrite",
     "testing",
     "unregister",
 ]

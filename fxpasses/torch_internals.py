@@ -299,3 +299,18 @@ def trace_artifact(name: str, make: Callable[[], str]) -> None:
         payload_fn=make,
         expect_trace_id=False,
     )
+
+
+# Tracing of rules ------------------------------------------------------------------------------------------
+
+
+def core_decompositions() -> dict[OpOverload, Callable[..., Any]]:
+    """What turns a graph into core ATen."""
+    from torch._decomp import core_aten_decompositions
+
+    return dict(core_aten_decompositions().items())
+
+
+def same_expression(first: torch.SymInt | torch.SymFloat, second: torch.SymInt | torch.SymFloat) -> bool:
+    """Whether two symbolic numbers are the same expression, without adding a guard."""
+    return bool(first.node.expr == second.node.expr)

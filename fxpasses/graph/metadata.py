@@ -66,6 +66,11 @@ class FakeEvaluator:
         self._known: dict[object, _Spec] = {}
 
     @property
+    def mode(self) -> FakeTensorMode:
+        """The fake mode that it computes in."""
+        return self._mode
+
+    @property
     def guard_count(self) -> int:
         """How many guards and run-time assertions the graph's sizes have gathered."""
         return guard_count(self._mode)

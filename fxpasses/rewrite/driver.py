@@ -104,7 +104,7 @@ class Driver:
             self._record_failure(rule, node, context, "check", error)
             return False
         if declined is not None:
-            site = _Site.of(rule, node, context)
+            site = _Site.of(rule, node, context, match)
             self._add(site.remark("declined", declined.code, declined.message, stage, declined))
             return False
         assert isinstance(match, Match)
@@ -127,12 +127,12 @@ class Driver:
         return "applied", None
 
     def _apply(self, rule: AnyRule, node: Node, match: Match, guards: GuardCount | None) -> bool:
-        context, site = match.context, _Site.of(rule, node, match.context)
+        context, site = match.context, _Site.of(rule, node, match.context, match)
         build = Builder(context, rule.insertion_point(match), node)
         try:
             written = rule.rewrite(match, build)
             replacements = (written,) if isinstance(written, Node) else tuple(written)
-            check_replacement(match.results, replacements)
+            check_replacement(match, replacements)
             application = self._kept(rule, match, replacements, build)
             fault = self._fault(match, replacements, build, guards, application)
         except Exception as error:
@@ -207,17 +207,18 @@ class _Site:
     location: str
     module: str
     graph: str
+    size: int
 
     @staticmethod
-    def of(rule: AnyRule, node: Node, context: GraphContext) -> _Site:
-        return _Site(rule, node.name, location_of(node), module_of(node), context.path)
+    def of(rule: AnyRule, node: Node, context: GraphContext, found: Match | Decline | None = None) -> _Site:
+        size = (found.pattern_size if found is not None else 0) or rule.pattern_size
+        return _Site(rule, node.name, location_of(node), module_of(node), context.path, size)
 
     def remark(
         self, status: Status, code: str, message: str, stage: str, declined: Decline | None = None
     ) -> Remark:
         """A remark on the site; where a rule declined, with the node to blame and how far it matched."""
         blamed = declined.node if declined is not None else None
-        size = self.rule.pattern_size
         partly = declined is not None and stage == "structure"
         return Remark(
             rule=self.rule.name,
@@ -230,8 +231,8 @@ class _Site:
             module=self.module,
             blamed=blamed.name if blamed is not None else (self.node if status == "failed" else ""),
             graph=self.graph,
-            matched=declined.matched if partly and declined is not None else size,
-            pattern_size=size,
+            matched=declined.matched if partly and declined is not None else self.size,
+            pattern_size=self.size,
         )
 
 

@@ -41,6 +41,11 @@ class Match:
         return self.nodes[-1]
 
     @property
+    def pattern_size(self) -> int:
+        """How many operators the pattern has here; 0 where the rule's own `pattern_size` says it."""
+        return 0
+
+    @property
     def results(self) -> tuple[Node, ...]:
         """All nodes whose values the replacement takes over, in the order in which it returns them."""
         return (self.result,)

@@ -28,18 +28,19 @@ class WrongReplacementError(TypeError):
     """A replacement that cannot stand where the result stood."""
 
 
-def check_replacement(results: Sequence[Node], replacements: Sequence[Node]) -> None:
+def check_replacement(match: Match, replacements: Sequence[Node]) -> None:
     """Raises unless each replacement has the shape, dtype and device of what it replaces.
 
     Raises:
         WrongReplacementError: it has not, or somebody reads the result before the replacement exists.
     """
+    results, matched = match.results, set(match.nodes)
     if len(results) != len(replacements):
         raise WrongReplacementError(
             f"the rewrite gives {len(replacements)} results, and the match has {len(results)}"
         )
     for old, new in zip(results, replacements, strict=True):
-        early = next((user for user in old.users if not new < user), None)
+        early = next((user for user in old.users if user not in matched and not new < user), None)
         if early is not None:
             raise WrongReplacementError(f"{early.name} reads {old.name} before {new.name} is computed")
         difference = _difference(value(old), value(new))

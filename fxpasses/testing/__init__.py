@@ -11,7 +11,15 @@ from __future__ import annotations
 from fxpasses.testing.comparison import assert_close_to_eager as assert_close_to_eager
 from fxpasses.testing.comparison import assert_rewrites as assert_rewrites
 from fxpasses.testing.expectation import expect as expect
+from fxpasses.testing.expectation import registered as registered
 from fxpasses.testing.functions import TensorSpec as TensorSpec
 from fxpasses.testing.functions import assert_same_function as assert_same_function
 
-__all__ = ["TensorSpec", "assert_close_to_eager", "assert_rewrites", "assert_same_function", "expect"]
+__all__ = [
+    "TensorSpec",
+    "assert_close_to_eager",
+    "assert_rewrites",
+    "assert_same_function",
+    "expect",
+    "registered",
+]
