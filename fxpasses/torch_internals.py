@@ -308,9 +308,13 @@ def core_decompositions() -> dict[OpOverload, Callable[..., Any]]:
     """What turns a graph into core ATen."""
     from torch._decomp import core_aten_decompositions
 
-    return dict(core_aten_decompositions().items())
+    table = cast(Mapping[OpOverload, Callable[..., Any]], core_aten_decompositions())
+    return dict(table.items())
 
 
-def same_expression(first: torch.SymInt | torch.SymFloat, second: torch.SymInt | torch.SymFloat) -> bool:
+def same_expression(
+    first: int | torch.SymInt | torch.SymFloat, second: int | torch.SymInt | torch.SymFloat
+) -> bool:
     """Whether two symbolic numbers are the same expression, without adding a guard."""
-    return bool(first.node.expr == second.node.expr)
+    expressions = [each if isinstance(each, int) else each.node.expr for each in (first, second)]
+    return bool(expressions[0] == expressions[1])

@@ -1,4 +1,4 @@
-"""Changing graphs: rules, the driver, the registry. The package is also the decorator `@fxpasses.rewrite(...)`.
+"""Changing graphs: rules, the driver, the registry, and the decorator `@fxpasses.rewrite(...)`.
 
 The decorator and the package share a name, so the package may be called; `fxpasses.rewrite.declarative` has
 the decorator and a tutorial.

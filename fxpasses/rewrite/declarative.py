@@ -211,7 +211,7 @@ class DeclarativeRule(Rule[PatternMatch]):
         return lambda node: operator_of(node) in anchors
 
     def match(self, node: Node, context: GraphContext) -> PatternMatch | Decline | None:
-        """The first variant that is found, or the nearest miss where more than the anchor was."""
+        """The first variant that is found, or the nearest miss where at least half of it was."""
         nearest: Decline | None = None
         operator = operator_of(node)
         for variant in self.variants(context.level):
@@ -225,7 +225,10 @@ class DeclarativeRule(Rule[PatternMatch]):
                 nearest = Decline(
                     found.code, found.template, found.node, found.details, found.matched, pattern.size
                 )
-        return nearest if nearest is not None and nearest.matched > 1 else None
+        is_near = nearest is not None and (
+            nearest.matched * 2 >= nearest.pattern_size or self.pattern_size == 1
+        )
+        return nearest if is_near else None
 
     def legality(self, match: PatternMatch) -> Decline | None:
         """What holds for every pattern, then the rule's own check."""
@@ -253,7 +256,9 @@ class DeclarativeRule(Rule[PatternMatch]):
             held = operand.meta["val"] if isinstance(operand, Node) else operand
             given[name] = held if found is None else context.evaluator.fake(found)
         graph = record(self.replacement, given, context.level, mode)
-        numbers = [(given[name], each) for name, each in match.found.operands.items() if _is_symbol(given[name])]
+        numbers = [
+            (given[name], each) for name, each in match.found.operands.items() if _is_symbol(given[name])
+        ]
         operands = {node.name: build.operand(match[node.name]) for node in graph.find_nodes(op="placeholder")}
         return write(build, graph, operands, numbers)
 
@@ -267,8 +272,8 @@ def rewrite(
 ) -> Callable[[type], DeclarativeRule]:
     """Makes a rule from a class that holds `pattern`, `replacement` and, if wanted, `check` and `profit`.
 
-    The functions take no `self`. `pattern` and `replacement` have the same parameters, tensors or numbers;
-    those with the default None are optional. `check(match)` and `profit(match)` take a `PatternMatch` and
+    The functions take no `self` (and may be marked static). `pattern` and `replacement` have the same
+    parameters, tensors or numbers; those with the default None are optional. `check(match)` and `profit(match)` take a `PatternMatch` and
     return a `Decline` or False to decline. Register the rule with `fxpasses.register`.
 
     Args:
@@ -283,12 +288,13 @@ def rewrite(
     """
 
     def made(cls: type) -> DeclarativeRule:
-        functions = {key: each for key, each in vars(cls).items() if inspect.isfunction(each)}
+        plain = {key: getattr(each, "__func__", each) for key, each in vars(cls).items()}
+        functions = {key: each for key, each in plain.items() if inspect.isfunction(each)}
         unknown = functions.keys() - {"pattern", "replacement", "check", "profit"}
         if unknown or not {"pattern", "replacement"} <= functions.keys():
             raise PatternError(
-                f"the class of rule {name!r} needs functions `pattern` and `replacement`, and may have `check` "
-                f"and `profit`; it has {', '.join(sorted(functions)) or 'none'}."
+                f"the class of rule {name!r} needs functions `pattern` and `replacement`, and may have "
+                f"`check` and `profit`; it has {', '.join(sorted(functions)) or 'none'}."
             )
         rule = DeclarativeRule(name, examples=examples, after=after, default=default, **functions)
         rule.__doc__ = cls.__doc__

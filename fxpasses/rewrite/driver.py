@@ -53,6 +53,7 @@ class Driver:
     _remarks: list[Remark] = field(default_factory=list)
     _seconds: dict[str, float] = field(default_factory=dict)
     _applications: list[Application] = field(default_factory=list)
+    _misses: list[tuple[Node, Remark]] = field(default_factory=list)
     _erased: set[Node] = field(default_factory=set)
     _applied: int = 0
 
@@ -91,6 +92,10 @@ class Driver:
         for node, rule in sites:
             if node not in done and node not in self._erased and self._attempt(rule, node, context):
                 done.add(node)
+        # A node that looked like the end of a pattern may have been found inside one.
+        inside = {id(remark) for node, remark in self._misses if node in self._erased}
+        self._remarks = [each for each in self._remarks if id(each) not in inside]
+        self._misses.clear()
 
     def _attempt(self, rule: AnyRule, node: Node, context: GraphContext) -> bool:
         """Takes one rule through its steps at one node; whether it was applied."""
@@ -105,7 +110,10 @@ class Driver:
             return False
         if declined is not None:
             site = _Site.of(rule, node, context, match)
-            self._add(site.remark("declined", declined.code, declined.message, stage, declined))
+            remark = site.remark("declined", declined.code, declined.message, stage, declined)
+            if stage == "structure":
+                self._misses.append((node, remark))
+            self._add(remark)
             return False
         assert isinstance(match, Match)
         return self._apply(rule, node, match, guards)

@@ -66,7 +66,10 @@ def _shared(
         (index, name) for index, key in enumerate(keys) for name, other in inputs.items() if key == other
     )
     pairs = frozenset(
-        (first, second) for second in range(len(keys)) for first in range(second) if keys[first] == keys[second]
+        (first, second)
+        for second in range(len(keys))
+        for first in range(second)
+        if keys[first] == keys[second]
     )
     return operands, pairs
 
@@ -96,14 +99,11 @@ def first_hazard(
     """The first reason why the match must not be replaced, or None."""
     if isinstance(place, Decline):
         return place
-    checks = (
-        lambda: _inside_read_elsewhere(match),
-        lambda: _other_modes(match, place),
-        lambda: _written(match, place, operands),
-        lambda: _aliasing_seen(match, holes, aliasing),
-    )
+    found = _inside_read_elsewhere(match)
     # A Decline is falsy, so `or` would throw it away.
-    return next((found for check in checks if (found := check()) is not None), None)
+    found = _other_modes(match, place) if found is None else found
+    found = _written(match, place, operands) if found is None else found
+    return _aliasing_seen(match, holes, aliasing) if found is None else found
 
 
 def _inside_read_elsewhere(match: Match) -> Decline | None:
@@ -146,7 +146,9 @@ def _aliasing_seen(match: Match, holes: Mapping[str, Any], aliasing: Aliasing) -
     for result, other in pairs:
         written = match.context.written_between((result, other), match.nodes[0], end)
         if written is not None:
-            message = "{} would share storage with an operand, or no longer would, and {} writes to one of them"
+            message = (
+                "{} would share storage with an operand, or no longer would, and {} writes to one of them"
+            )
             return Decline("aliasing", message, written, (result.name, written.name))
         if _visible(match, result) and _visible(match, other):
             message = "{} would share storage with an operand, or no longer would, and the user sees both"

@@ -84,7 +84,7 @@ def pattern_of(graph: Graph, numbers: Mapping[float, str], absent: frozenset[str
     results = tuple(reader.read(each) for each in returned)
     if not results or not all(isinstance(each, Operation) for each in results):
         raise PatternError(
-            f"the pattern of {rule!r} returns something that it does not compute; return results of operators."
+            f"the pattern of {rule!r} returns something that it does not compute; return operators' results."
         )
     unused = {node.name for node in graph.find_nodes(op="placeholder")} - reader.holes
     if unused:
@@ -121,7 +121,9 @@ class _Reader:
             raise PatternError(f"the pattern of {self._rule!r} cannot be read: {call.message}.")
         name = call.operator
         if isinstance(name, str) and name.endswith("_") and not name.endswith("__"):
-            raise PatternError(f"the pattern of {self._rule!r} writes in place ({name}); write it functionally.")
+            raise PatternError(
+                f"the pattern of {self._rule!r} writes in place ({name}); write it functionally."
+            )
         if node.op == "get_attr":
             raise PatternError(f"the pattern of {self._rule!r} holds a tensor; make it a parameter.")
         return Operation(name, {key: self.read(each) for key, each in call.arguments.items()})
@@ -137,10 +139,10 @@ class _Reader:
                 return f"({','.join(map(text, given))})"
             return repr(given)
 
-        lines = [
-            f"%{index}={each.operator}({','.join(f'{k}={text(v)}' for k, v in sorted(each.arguments.items()))})"
-            for each, index in numbers.items()
-        ]
+        lines = []
+        for each, index in numbers.items():
+            arguments = ",".join(f"{name}={text(part)}" for name, part in sorted(each.arguments.items()))
+            lines.append(f"%{index}={each.operator}({arguments})")
         return ";".join([*lines, *map(text, results)])
 
 
@@ -359,5 +361,3 @@ def _is_number(given: Any) -> bool:
 def operand_nodes(operands: Iterable[Any]) -> list[Operand]:
     """The tensors among what holes took."""
     return [each for each in operands if isinstance(each, ModuleTensor) or _is_tensor(each)]
-
-

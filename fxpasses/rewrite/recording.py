@@ -50,7 +50,7 @@ def record(
 
     with torch.no_grad(), mode:
         if level is Level.TORCH:
-            return _Recorder(tensors).run(called)
+            return _Recorder(tensors, constants).run(called)
         graph = _make_fx(called, list(tensors.values()), level, decomposed)
     for name, node in zip(tensors, graph.find_nodes(op="placeholder"), strict=True):
         node.name = name
@@ -66,9 +66,10 @@ def _make_fx(function: Function, values: list[torch.Tensor], level: Level, decom
     if level is Level.PRE_DISPATCH:
         with enable_python_dispatcher():
             return make_fx(function, pre_dispatch=True)(*values).graph
-    pure = torch.func.functionalize(function, remove="mutations")
-    table = core_decompositions() if decomposed else None
-    return make_fx(pure, decomposition_table=table)(*values).graph
+    # Composite operators may mutate what they have made: they are taken apart before mutations are removed.
+    plain = make_fx(function)(*values)
+    pure = torch.func.functionalize(plain, remove="mutations")
+    return make_fx(pure, decomposition_table=core_decompositions() if decomposed else None)(*values).graph
 
 
 def write(
@@ -114,13 +115,17 @@ def write(
 class _Recorder(TorchFunctionMode):
     """Writes down every torch function that is called on known tensors."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, Any]) -> None:
         super().__init__()
+        self._numbers: list[tuple[Any, Node]] = []
         self._graph = Graph()
         self._known: dict[int, tuple[torch.Tensor, Node]] = {}
         self._inputs = list(tensors.values())
         for name, each in tensors.items():
             self._enter(each, self._graph.placeholder(name))
+        for name, each in constants.items():
+            if isinstance(each, _SYMBOLIC):
+                self._numbers.append((each, self._graph.placeholder(name)))
 
     def run(self, function: Function) -> Graph:
         with self:
@@ -168,17 +173,27 @@ class _Recorder(TorchFunctionMode):
             if id(given) not in self._known:
                 raise PatternError("a rule's function uses a tensor from outside; make it a parameter.")
             return self._known[id(given)][1]
-        return self._size(given) if isinstance(given, torch.SymInt) else given
+        return self._symbol(given) if isinstance(given, _SYMBOLIC) else given
 
-    def _size(self, symbol: torch.SymInt) -> Node:
-        """The node of a symbolic size, taken from an input that has it."""
+    def _symbol(self, symbol: torch.SymInt | torch.SymFloat) -> Node:
+        """The node of a symbolic number: one that was given, or a size of an input."""
+        for number, known in self._numbers:
+            if same_expression(number, symbol):
+                return known
         for each in self._inputs:
             for axis, size in enumerate(each.shape):
-                if isinstance(size, torch.SymInt) and same_expression(size, symbol):
+                if _is_symbol(size) and same_expression(size, symbol):
                     node = self._graph.call_method("size", (self._known[id(each)][1], axis))
                     node.meta["val"] = size
                     return node
-        raise PatternError(f"no operand has the symbolic size {symbol}.")
+        raise PatternError(f"{symbol} is neither given nor the size of an operand, so it cannot be written.")
+
+
+def _is_symbol(size: object) -> bool:
+    return isinstance(size, torch.SymInt)
+
+
+_SYMBOLIC = (torch.SymInt, torch.SymFloat)
 
 
 _DUNDERS: dict[str, Callable[..., Any]] = {
