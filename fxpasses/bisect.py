@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fxpasses.errors import BisectError, FxpassesError
+from fxpasses.errors import BisectError
 from fxpasses.report import Remark
 from fxpasses.rewrite.limits import FILE, LIMIT, REPROS
 
@@ -133,19 +132,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `fxpasses bisect`; 0 when the rewrite was found, 2 when there is none to find."""
-    parser = argparse.ArgumentParser(prog="fxpasses bisect", description=(__doc__ or "").split("\n\n")[0])
-    add_arguments(parser)
-    given = parser.parse_args(argv)
+def run(given: argparse.Namespace) -> int:
+    """The command on parsed arguments; 0 when the rewrite was found.
+
+    Raises:
+        BisectError: there is none to find.
+    """
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
     if not command:
-        parser.error("give a command that fails, such as: fxpasses bisect python check.py")
-    try:
-        found = bisect(command, given.repro)
-    except FxpassesError as error:
-        print(f"fxpasses bisect: {error}", file=sys.stderr)
-        return 2
+        raise BisectError("give a command that fails, such as: fxpasses bisect python check.py")
+    found = bisect(command, given.repro)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(f"Rewrite {found.number} of {found.total} breaks the command ({found.runs} runs):")
     console.print(str(found.remark))

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from fxpasses.bisect import bisect, main, smallest_failing
+from fxpasses.bisect import bisect, smallest_failing
+from fxpasses.cli import main
 from fxpasses.errors import BisectError, UnknownOptionError
 
 CHECK = """
@@ -61,7 +62,7 @@ def test_the_culprit_is_found_with_its_remark_and_its_file(tmp_path):
 
 
 def test_a_command_that_succeeds_has_no_culprit(tmp_path, capsys):
-    assert main(["--", *command(2, 99, tmp_path)]) == 2
+    assert main(["bisect", "--", *command(2, 99, tmp_path)]) == 2
     assert "nothing to find" in capsys.readouterr().err
 
 

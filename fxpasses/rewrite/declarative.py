@@ -273,8 +273,9 @@ def rewrite(
     """Makes a rule from a class that holds `pattern`, `replacement` and, if wanted, `check` and `profit`.
 
     The functions take no `self` (and may be marked static). `pattern` and `replacement` have the same
-    parameters, tensors or numbers; those with the default None are optional. `check(match)` and `profit(match)` take a `PatternMatch` and
-    return a `Decline` or False to decline. Register the rule with `fxpasses.register`.
+    parameters, tensors or numbers; those with the default None are optional. `check(match)` and
+    `profit(match)` take a `PatternMatch` and return a `Decline` or False to decline. Register the rule with
+    `fxpasses.register`.
 
     Args:
         name: the rule's name, in counters, remarks and options.

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fxpasses.errors import UnknownRuleError, unknown_name
 from fxpasses.options import Options
 from fxpasses.rewrite.rule import Rule
@@ -32,6 +34,12 @@ class RulePass:
     rules: tuple[AnyRule, ...]
     after: tuple[str, ...] = ()
     default: bool = True
+
+    def uuid(self) -> str:
+        """A key that changes with the pass's rules and their order."""
+        from fxpasses.rewrite.identity import fingerprint
+
+        return fingerprint(self.name, [rule.uuid() for rule in self.rules])
 
 
 class Registry:
@@ -77,6 +85,19 @@ class Registry:
             if name not in self.names():
                 raise UnknownRuleError(unknown_name("pass or rule", name, self.names()))
         return list(_selected(_ordered(self._passes), options))
+
+
+def pipeline_key(options: Options, registry: Registry | None = None) -> str:
+    """A key of everything that decides how a graph is rewritten: versions, options, passes and their rules.
+
+    Raises:
+        UnknownRuleError: the options name a pass or rule that does not exist.
+    """
+    import fxpasses
+    from fxpasses.rewrite.identity import fingerprint
+
+    passes = (registry or REGISTRY).pipeline(options)
+    return fingerprint(fxpasses.__version__, torch.__version__, options, [each.uuid() for each in passes])
 
 
 def _as_pass(rule: AnyRule) -> RulePass:

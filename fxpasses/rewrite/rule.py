@@ -93,3 +93,12 @@ class Rule(abc.ABC, Generic[M]):
     @abc.abstractmethod
     def rewrite(self, match: M, build: Builder) -> Node | tuple[Node, ...]:
         """Writes the replacement and returns its result, or one for each of `match.results`."""
+
+    def uuid(self) -> str:
+        """A key that changes with the rule's code, what its closures hold, and its fields, and only then.
+
+        Fields whose names begin with an underscore are caches, and no part of it.
+        """
+        from fxpasses.rewrite.identity import fingerprint
+
+        return fingerprint(self)
