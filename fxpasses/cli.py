@@ -121,8 +121,8 @@ def _add_bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "bisect",
         help="find the one rewrite that makes a command fail",
-        description="Runs a command under limits on the number of rewrites, which finds the one that makes it "
-        "fail in at most log2(n) + 2 runs. The command fails when it exits with another status than 0.",
+        description="Runs a command under limits on the number of rewrites, which finds the one that makes "
+        "it fail in at most log2(n) + 2 runs. A command fails when it exits with another status than 0.",
     )
     bisect.add_arguments(parser)
     parser.set_defaults(run=bisect.run)
