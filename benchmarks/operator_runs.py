@@ -2,7 +2,8 @@
 
 The graph is handed to each configuration's compiler directly: Dynamo takes no part, and its guards are not
 in the times. Results are checked before anything is timed: a configuration whose result is wrong has no
-time. Eager and all configurations are timed in turns.
+time. Eager and all configurations are timed in turns. Inductor's caches stay on: what compiling took is a
+first compilation only where nothing was compiled before.
 """
 
 from __future__ import annotations
@@ -119,6 +120,9 @@ def measure_operator(
                     return reason, []
         except UnmaterialisableError as error:
             measurements.append(Measurement(sample, str(error)))
+        except NotImplementedError as error:
+            reason = f"no kernel for the {plan.target.device.type}: {first_line(error)}"
+            measurements.append(Measurement(sample, reason))
         except Exception as error:
             measurements.append(Measurement(sample, f"eager: {first_line(error)}"))
         else:

@@ -217,7 +217,10 @@ def _report(
 ) -> None:
     totals = total_seconds(rows, configurations)
     width = None if sys.stdout.isatty() else 150
-    Console(width=width).print(_table(rows, configurations))
+    console = Console(width=width)
+    for table in (_figures(rows, configurations), _reasons(rows)):
+        if table.row_count:
+            console.print(table)
     if totals:
         shown = ", ".join(f"{name} {seconds:.4g} s" for name, seconds in totals.items())
         ratios = [f"{a}/{b} {totals[b] / totals[a]:.3f}" for a, b in pairs(configurations)]
@@ -233,24 +236,28 @@ def _report(
         options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def _table(rows: Sequence[Row], configurations: Sequence[str]) -> Table:
-    """A line for each operator and pair of configurations."""
+def _figures(rows: Sequence[Row], configurations: Sequence[str]) -> Table:
+    """A line for each operator that was measured and each pair of configurations."""
     table = Table(title="Speed-up A/B: B's time over A's, quantiles over inputs and total, by occurrence")
     table.add_column("operator", no_wrap=True)
     for column in ("inputs", "elapsed", f"{EAGER} s", "A/B", *(f"{level:.0%}" for level in LEVELS), "total"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("reason", overflow="fold")
+        table.add_column(column, no_wrap=True, justify="left" if column == "A/B" else "right")
     for row in rows:
-        seconds = f"{row.seconds[EAGER]:.3g}" if row.seconds else ""
-        status = "" if row.status == "ok" else f"{row.status}: "
-        first = [row.operator, str(len(row.measured)), f"{row.elapsed_seconds:.1f} s", seconds]
-        reason = escape(status + row.reason)
+        first = [row.operator, str(len(row.measured)), f"{row.elapsed_seconds:.1f} s"]
+        first.append(f"{row.seconds[EAGER]:.3g}" if row.seconds else "")
         for name in [f"{a}/{b}" for a, b in pairs(configurations)]:
-            ratio = row.ratios.get(name)
-            figures = [f"{each:.2f}" for each in vars(ratio).values()] if ratio else [""] * 4
-            if ratio or first[0]:
-                table.add_row(*first, name if ratio else "", *figures, reason, style=_STYLES[row.status])
-            first, reason = [""] * 4, ""
+            if name in row.ratios:
+                table.add_row(*first, name, *(f"{each:.2f}" for each in vars(row.ratios[name]).values()))
+                first = [""] * 4
+    return table
+
+
+def _reasons(rows: Sequence[Row]) -> Table:
+    """A line for each operator that was skipped, failed, or was not run on all of its inputs."""
+    table = Table("operator", "status", "reason", title="Not measured, or not wholly")
+    for row in rows:
+        if row.reason:
+            table.add_row(row.operator, row.status, escape(row.reason), style=_STYLES[row.status])
     return table
 
 

@@ -72,7 +72,8 @@ def plot_report(report: Report, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = [name for name in report.variant_names() if name != report.baseline]
+    timed = {variant.name for model in report.models for variant in model.variants if variant.seconds}
+    names = [name for name in report.variant_names() if name in timed and name != report.baseline]
     figure, axes = plt.subplots(figsize=(max(6.0, 1.5 * len(report.models)), 4.5), layout="constrained")
     width = 0.8 / max(1, len(names))
     for column, name in enumerate(names):
@@ -136,7 +137,7 @@ def _model_table(report: Report, model: ModelResult) -> Table:
     for variant in model.variants:
         summary = variant.summary
         time = (
-            (variant.status, "-", "-")
+            ("-" if variant.status == "ok" else variant.status, "-", "-")
             if summary is None
             else _time_cells(summary.median, summary.iqr, summary.n)
         )

@@ -38,7 +38,7 @@ class VariantResult:
         status: `ok`; `wrong` where it failed the check against float64; `failed` where it crashed.
         message: what is wrong or failed.
         seconds: of one step, one value a round; empty unless the status is `ok`.
-        calls: steps that each of these values is the mean of.
+        calls: steps that each of these values is the median of.
         compile_seconds_cold: with empty caches; None for eager.
         compile_seconds_warm: in a second process with the caches of the first; None where not measured.
         peak_bytes: of a step, over the model at rest.

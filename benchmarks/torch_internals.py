@@ -5,8 +5,9 @@ Each function says which names it rests on. They exist in torch 2.11 to 2.15 unl
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn, TypeVar, cast
 
 import torch
@@ -136,3 +137,15 @@ def tree_map_leaves(function: Callable[[object], object], tree: object) -> objec
     from torch.utils._pytree import tree_map
 
     return cast(object, tree_map(function, tree))
+
+
+@contextlib.contextmanager
+def visible_cpu_kernels() -> Iterator[None]:
+    """Kernels that inductor generates for CPUs while this is active appear in profiles by their names.
+
+    Rests on `torch._inductor.config.cpp.enable_kernel_profile`.
+    """
+    from torch._inductor import config
+
+    with config.patch({"cpp.enable_kernel_profile": True}):
+        yield

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -50,11 +49,15 @@ def reasons(report: Report) -> list[Reason]:
     return [Reason(len(group), group[0]) for group in groups.values()]
 
 
+def site(remark: Remark) -> str:
+    """The module or node that a remark is about, if it is about one, after the nested graph that holds it."""
+    name = remark.module or remark.node or "the graph"
+    return f"{remark.graph}: {name}" if remark.graph else name
+
+
 def place(remark: Remark) -> str:
-    """Where a remark's site is: module or node, nested graph and source line, as far as they are known."""
-    site = remark.module or remark.node
-    inside = f"{remark.graph}: {site}" if remark.graph else site
-    return f"{inside} ({_short(remark.location)})" if remark.location else inside
+    """The site, and the end of its source line as far as it is known."""
+    return f"{site(remark)} ({_short(remark.location)})" if remark.location else site(remark)
 
 
 def _short(location: str) -> str:
@@ -76,10 +79,16 @@ def headline(report: Report) -> str:
     return "fxpasses report: " + ", ".join(part for part in parts if part)
 
 
-def outcome(report: Report) -> str:
-    """What there is to say where no rule fired; empty where one did."""
-    if report.applied:
-        return ""
+def notes(report: Report) -> list[str]:
+    """What there is to say beside the tables: that nothing was done, what is kept between calls."""
+    lines = [] if report.applied else [_idle(report)]
+    if report.kept_tensors:
+        lines.append(f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB")
+    return lines
+
+
+def _idle(report: Report) -> str:
+    """Why no rule fired, in a report where none did."""
     if not report.nodes_before:
         return "nothing to do: no graph was captured"
     if not report.seconds:
@@ -97,11 +106,9 @@ def summary(report: Report) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(headline(report), style="bold")]
+    parts: list[RenderableType] = [Text(headline(report), style="bold"), *map(Text, notes(report))]
     if report.applied:
         parts += [Text(), _applied_table(report)]
-    else:
-        parts.append(Text(outcome(report)))
     if report.declined:
         parts += [Text(), _reason_table(report)]
     return Group(*parts)
@@ -196,17 +203,13 @@ def render_html(report: Report) -> str:
     )
     return environment.get_template("report.html.jinja").render(
         headline=headline(report),
-        outcome=outcome(report),
+        notes=notes(report),
         applied=report.applied,
         seconds=report.seconds,
         reasons=reasons(report),
-        remarks=list(_rows(report)),
+        remarks=report.remarks,
+        site=site,
         statuses=sorted({each.status for each in report.remarks}),
         rules=sorted({each.rule for each in report.remarks}),
         data=json.loads(report.to_json()),
     )
-
-
-def _rows(report: Report) -> Iterator[tuple[Remark, str]]:
-    for remark in report.remarks:
-        yield remark, place(remark)

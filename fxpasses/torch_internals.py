@@ -39,6 +39,13 @@ def require_supported_torch() -> None:
         )
 
 
+def make_graph_module(root: torch.nn.Module, graph: torch.fx.Graph, class_name: str) -> torch.fx.GraphModule:
+    """A graph module; while Dynamo compiles, one that writes its Python code only when it is called."""
+    from torch.fx._lazy_graph_module import _make_graph_module
+
+    return _make_graph_module(root, graph, class_name=class_name)
+
+
 # Operators ------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +157,8 @@ def is_deterministic(node: torch.fx.Node) -> bool:
     target = node.target
     if isinstance(target, OpOverload):
         return torch.Tag.nondeterministic_seeded not in target.tags
+    if getattr(target, "__module__", None) == "_operator":
+        return True
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     packet = aten_packet(str(name))
     if packet is None:
@@ -159,6 +168,15 @@ def is_deterministic(node: torch.fx.Node) -> bool:
         all(torch.Tag.nondeterministic_seeded not in each.tags for each in overloads)
         and "dropout" not in name
     )
+
+
+def mark_for_recomputation(node: torch.fx.Node) -> None:
+    """Tags a node as activation checkpointing would, for AOTAutograd's partitioner."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+    # Zero comes before the regions of the user's own checkpoints, which number from one.
+    node.meta["ac_graph_id"] = 0
 
 
 # Dynamo and inductor ---------------------------------------------------------------------------------------

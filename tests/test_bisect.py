@@ -13,7 +13,7 @@ from fxpasses.errors import BisectError, UnknownOptionError
 
 CHECK = """
 import sys, torch, fxpasses
-from tests.rewrite.rules import SoftmaxRule, along_wrong_axis, by_hand
+from tests.rewrite.planted import SoftmaxRule, along_wrong_axis, by_hand
 
 seen = 0
 
@@ -96,7 +96,7 @@ def test_a_limit_that_is_no_number_is_refused(monkeypatch):
     import torch
 
     import fxpasses
-    from tests.rewrite.rules import SoftmaxRule, by_hand, registered
+    from tests.rewrite.planted import SoftmaxRule, by_hand, registered
 
     monkeypatch.setenv("FXPASSES_LIMIT", "many")
     with registered(SoftmaxRule(by_hand)), pytest.raises(UnknownOptionError, match="FXPASSES_LIMIT takes"):

@@ -185,6 +185,16 @@ def test_the_module_runs_as_the_command_does_and_help_does_not_import_torch():
     assert "explain" in result.stdout
 
 
+def test_a_reader_that_stops_reading_causes_no_traceback():
+    command = [sys.executable, "-m", "fxpasses", "rules"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 # Bad input -------------------------------------------------------------------------------------------------
 
 
@@ -289,9 +299,9 @@ def test_a_wrong_result_is_exit_status_one(capsys, monkeypatch, error, status, w
 @pytest.mark.parametrize(
     ("ours", "words"),
     [
-        ((1.0, 1.0, 1.0), "faster than stock inductor (2.00x"),
-        ((4.0, 4.0, 4.0), "slower than stock inductor (0.50x"),
-        ((1.0, 2.0, 4.0), "inconclusive (1.00x"),
+        ((1.0, 1.0, 1.0), "stock inductor: 2.00x, faster"),
+        ((4.0, 4.0, 4.0), "stock inductor: 0.50x, slower"),
+        ((1.0, 2.0, 4.0), "stock inductor: 1.00x, inconclusive"),
     ],
 )
 def test_the_demo_claims_only_what_the_pairs_show(capsys, monkeypatch, ours, words):
@@ -299,7 +309,7 @@ def test_the_demo_claims_only_what_the_pairs_show(capsys, monkeypatch, ours, wor
     cli.main(["demo"])
     out = capsys.readouterr().out
     assert words in out
-    assert "0.50x of its memory for backward" in out
+    assert "memory kept for the backward pass: 0.50x" in out
 
 
 def _result(error: float, ours: tuple[float, ...] = (1.0, 1.0, 1.0)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -133,6 +134,19 @@ def test_a_report_with_applications_does_not_say_nothing_was_done() -> None:
     assert "nothing" not in str(_report(_remark(1)))
 
 
+def test_what_is_kept_between_calls_is_said() -> None:
+    report = replace(_report(_remark(1)), kept_tensors=3, kept_bytes=2_500_000)
+    for text in (str(report), rendering.render_html(report)):
+        assert "kept between calls: 3 tensors, 2.5 MB" in text
+    assert "kept" not in str(_report(_remark(1)))
+
+
+def test_a_remark_about_the_whole_graph_has_a_place() -> None:
+    report = _report(Remark("r", "declined", "code", "why", node="", stage="check"))
+    for text in (str(report), rendering.render_remarks(report), _Page(rendering.render_html(report)).text):
+        assert "the graph" in text
+
+
 def test_text_is_plain_whatever_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", "40"), ("TERM", "xterm-256color")):
         monkeypatch.setenv(name, value)
@@ -192,6 +206,10 @@ def test_the_page_reads_in_light_and_dark_and_works_from_the_keyboard() -> None:
     assert len(page.attributes("button")) == 2
     assert page.attributes("html") == [{"lang": "en"}]
     assert all(each.get("scope") == "col" for each in page.attributes("th"))
+
+
+def test_the_page_shows_the_whole_source_line() -> None:
+    assert "/a/long/path/to/package/model.py:1" in _Page(rendering.render_html(_report(_remark(1)))).text
 
 
 def test_rows_carry_what_the_filters_ask_for() -> None:

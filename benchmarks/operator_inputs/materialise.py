@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -32,6 +32,11 @@ from benchmarks.operator_inputs.notation import Call, TensorSpec, Value
 
 _BLOCK = 1_000_003  # prime, so that a repeated block lines up with no shape
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX = {
+    torch.float16: torch.complex32,
+    torch.float32: torch.complex64,
+    torch.float64: torch.complex128,
+}
 _INTEGERS = (1, 10)  # of an argument without a rule: small, and fit to divide by
 
 
@@ -206,13 +211,19 @@ def _convert(value: object, name: str, target: Target) -> object:
         return None if value is None else target.device
     if target.dtype is None:
         return value
-    if isinstance(value, TensorSpec) and value.dtype in _FLOATING:
+    if isinstance(value, TensorSpec):
         keep = target.device.type == "cuda" and name in STATISTICS
-        return value if keep else TensorSpec(value.shape, target.dtype, value.stride)
-    if isinstance(value, torch.dtype) and value in _FLOATING:
-        return target.dtype
+        return value if keep else replace(value, dtype=_converted(value.dtype, target.dtype))
+    if isinstance(value, torch.dtype):
+        return _converted(value, target.dtype)
     if isinstance(value, float) and math.isfinite(value):
         # Masks are filled with the least value of the recorded dtype, which a narrower one cannot hold.
         largest = torch.finfo(target.dtype).max
         return max(-largest, min(largest, value))
     return value
+
+
+def _converted(dtype: torch.dtype, target: torch.dtype) -> torch.dtype:
+    if dtype in _COMPLEX.values():
+        return _COMPLEX.get(target, dtype)
+    return target if dtype in _FLOATING else dtype

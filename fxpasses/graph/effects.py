@@ -24,6 +24,7 @@ from fxpasses.graph.metadata import tensor, value
 from fxpasses.torch_internals import (
     HigherOrderOperator,
     OpOverload,
+    OpOverloadPacket,
     aten_packet,
     is_batched,
     packet_overloads,
@@ -146,6 +147,8 @@ class Effects:
     def _may_return_argument(self, node: Node) -> bool:
         if node.op == "call_module":
             return True
+        if "dropout" in str(getattr(node.target, "__name__", node.target)):
+            return True  # a fake one returns a new tensor even where a real one has nothing to do
         if self._from_dynamo and tensor(node) is not None:
             return False  # its fake storage has told already
         if node.op == "call_method":
@@ -165,7 +168,7 @@ class Effects:
             return []
         tensors: list[object] = list(node.all_input_nodes)
         if "out" in node.kwargs:
-            return tensors
+            return [each for each in _flat(node.kwargs["out"]) if isinstance(each, Node)]
         if node.op == "call_method":
             name = str(node.target)
             mutates = (name.endswith("_") and not name.endswith("__")) or name in _INPLACE_METHODS
@@ -201,6 +204,9 @@ def _written_by_call(node: Node, tensors: list[object]) -> list[object]:
     target = node.target
     if isinstance(target, OpOverload):
         return _written_by_schema(node, target)
+    if isinstance(target, OpOverloadPacket):
+        # `torch.ops.library.operator(...)`: the overload is chosen at the call, so any may be meant.
+        return [each for overload in packet_overloads(target) for each in _written_by_schema(node, overload)]
     if isinstance(target, HigherOrderOperator):
         return _written_by_nested(node)
     if isinstance(target, str):
@@ -249,8 +255,9 @@ def _written_by_flag(node: Node, target: Callable[..., Any]) -> list[object]:
     written: list[object] = []
     if bound.get("inplace", False) is not False:
         written.append(bound.get("input", next(iter(node.all_input_nodes), None)))
-    is_norm = "running_mean" in bound or getattr(target, "__name__", "") in ("batch_norm", "instance_norm")
-    if is_norm and (bound.get("training", False) or bound.get("use_input_stats", True) is not False):
+    by_default = getattr(target, "__name__", "") == "instance_norm"
+    flag = bound.get("use_input_stats", True) if by_default else bound.get("training", False)
+    if "running_mean" in bound and flag is not False:
         written += [bound.get("running_mean"), bound.get("running_var")]
     return [each for each in written if isinstance(each, Node)]
 
@@ -302,6 +309,8 @@ def _may_return_argument(target: Any) -> bool:
     """Whether a function's result may share storage with an argument, as far as is known."""
     if isinstance(target, OpOverload):
         return _overload_aliases(target)
+    if isinstance(target, OpOverloadPacket):
+        return _packet_aliases(target)
     if isinstance(target, HigherOrderOperator):
         return True
     if target in _INPLACE_OPERATORS or target is operator.getitem:

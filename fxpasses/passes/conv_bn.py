@@ -114,7 +114,14 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
     def legality(self, match: ConvBnMatch) -> Decline | None:
         """The conditions of the module's docstring, one by one."""
         # A Decline is falsy, so `or` would throw it away.
-        checks = (_sole_user, _known_values, _same_channel_axis, _constant_statistics, _has_place)
+        checks = (
+            _sole_user,
+            _known_values,
+            _same_channel_axis,
+            _known_groups,
+            _constant_statistics,
+            _has_place,
+        )
         return next((found for check in checks if (found := check(match)) is not None), None)
 
     def profitability(self, match: ConvBnMatch) -> Decline | None:
@@ -136,6 +143,7 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
         fused_weight = build.mul(build.cast(weight, dtype), _along_channels(scale, producer, build))
         fused_weight = build.cast(fused_weight, _dtype_of(producer.weight))
         fused_bias = build.cast(_shift(producer, norm, scale, build, dtype), _dtype_of(producer.weight))
+        build.recompute_in_backward()
         result = fused_producer(producer, build, given, fused_weight, fused_bias)
         return build.cast(result, _dtype_of(match.result))
 
@@ -185,6 +193,17 @@ def _same_channel_axis(match: ConvBnMatch) -> Decline | None:
     source = match.producer.nodes[-1]
     message = "{} has its output channels on axis {}, and the batch norm normalises axis {}"
     return Decline("channel-axis", message, source, (source.name, produced, normalised))
+
+
+def _known_groups(match: ConvBnMatch) -> Decline | None:
+    """Laying s out by group takes numbers; a symbolic size would have to be guarded on."""
+    producer, weight = match.producer, tensor_of(match.producer.weight)
+    if isinstance(producer, Linear) or not producer.transposed or producer.groups == 1 or weight is None:
+        return None
+    if all(isinstance(size, int) for size in weight.shape[:2]):
+        return None
+    message = "{} is transposed and grouped, and its weight has a symbolic number of channels"
+    return Decline("symbolic-channels", message, producer.nodes[-1], (producer.nodes[-1].name,))
 
 
 def _constant_statistics(match: ConvBnMatch) -> Decline | None:

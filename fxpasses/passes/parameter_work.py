@@ -90,7 +90,7 @@ def _stable_nodes(context: GraphContext, sources: set[Node]) -> dict[Node, None]
 def _is_repeatable(node: Node, context: GraphContext) -> bool:
     """Whether running the node at another time gives the same tensor and leaves no other trace."""
     found = tensor(node)
-    if found is None or found.requires_grad or not all(type(size) is int for size in found.shape):
+    if found is None or not all(type(size) is int for size in found.shape):
         return False
     apart = difference(context.modes(node), context.initial_modes)
     return apart is None and not node.is_impure() and is_deterministic(node) and not context.is_written(node)

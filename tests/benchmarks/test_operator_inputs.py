@@ -45,6 +45,7 @@ from benchmarks.operator_inputs.suites import (
     log_path,
     record,
 )
+from fxpasses.model_specs import load_model
 
 aten = torch.ops.aten
 CPU = Target(torch.device("cpu"))
@@ -333,6 +334,18 @@ def test_recording_a_suite_model_computes_nothing_and_sees_the_backward():
     assert any("T([2, 3, 64, 64], f32)" in text for text in inference["aten.convolution.default"])
 
 
+def test_a_fake_model_is_recorded_like_a_real_one():
+    small = Entry("torchvision:shufflenet_v2_x0_5", 2, (3, 64, 64))
+    model, x = load_model(small.spec), torch.randn(2, 3, 64, 64)
+    for mode in MODES:
+        model.train(mode == "training")
+        with torch.set_grad_enabled(model.training), OperatorInputsMode() as real:
+            logits = model(x)
+            if model.training:
+                F.cross_entropy(logits, torch.zeros(2, dtype=torch.int64)).backward()
+        assert dict(record(small, mode).counts) == dict(real.counts)
+
+
 # What is shipped.
 
 
@@ -476,6 +489,8 @@ def test_floating_dtypes_are_converted_and_others_kept():
     assert [each.dtype for each in args] == [torch.float32, torch.bool]
     args, _ = made(aten.add.Tensor, "((T([2], f16), T([2], f64)), {})")
     assert [each.dtype for each in args] == [torch.float16, torch.float64]
+    args, kwargs = made(aten._to_copy.default, "((T([2], c32),), {'dtype': c32})", target)
+    assert (args[0].dtype, kwargs["dtype"]) == (torch.complex64, torch.complex64)
 
 
 def test_a_mask_value_is_cut_to_the_range_of_a_narrower_dtype():

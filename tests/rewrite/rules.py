@@ -1,9 +1,10 @@
-"""Rules with a planted fault, each wrong in one way that one check must catch."""
+"""Small rules for the driver's tests: sin(x) becomes cos(x), with one thing or another gone wrong."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -11,51 +12,42 @@ from torch.fx import Node
 import fxpasses
 from fxpasses.graph.context import GraphContext
 from fxpasses.rewrite.builder import Builder
+from fxpasses.rewrite.decline import Decline
+from fxpasses.rewrite.rule import Match, Rule
 
-Write = Callable[["SoftmaxRule", Node, Builder], Node]
+SINES = (torch.sin, torch.ops.aten.sin.default, "sin")
 
 
-class SoftmaxRule(fxpasses.Rule[fxpasses.Match]):
-    """Matches `torch.softmax(x, dim)` at the torch level and writes what it is told."""
+class SineToCosine(Rule[Match]):
+    """Replaces every sine; derive from it and break one step."""
 
-    name = "softmax_rule"
-
-    def __init__(self, write: Write) -> None:
-        self.write = write
+    def __init__(
+        self, name: str = "sine_to_cosine", after: tuple[str, ...] = (), default: bool = True
+    ) -> None:
+        self.name, self.after, self.default = name, after, default
 
     @property
     def is_anchor(self) -> Callable[[Node], bool]:
-        return lambda node: node.target is torch.softmax
+        return lambda node: node.target in SINES
 
-    def match(self, node: Node, context: GraphContext) -> fxpasses.Match:
-        return fxpasses.Match(context, (node,))
+    def match(self, node: Node, context: GraphContext) -> Match | Decline | None:
+        return Match(context, (node,))
 
-    def insertion_point(self, match: fxpasses.Match) -> Node:
+    def insertion_point(self, match: Match) -> Node:
         return match.result
 
-    def rewrite(self, match: fxpasses.Match, build: Builder) -> Node:
-        return self.write(self, match.result, build)
-
-
-def by_hand(rule: SoftmaxRule, node: Node, build: Builder, axis: int | None = None) -> Node:
-    """exp(x) / sum(exp(x)), which is right."""
-    given, dim = node.args
-    assert isinstance(given, Node)
-    exponential = build.call(torch.exp, (given,))
-    total = build.call(torch.sum, (exponential, dim if axis is None else axis, True))
-    return build.call(torch.div, (exponential, total))
-
-
-def along_wrong_axis(rule: SoftmaxRule, node: Node, build: Builder) -> Node:
-    """The same along axis 0, which has every metadata right and the values wrong."""
-    return by_hand(rule, node, build, axis=0)
+    def rewrite(self, match: Match, build: Builder) -> Node:
+        (given,) = match.result.all_input_nodes
+        return build.call(torch.cos, (given,))
 
 
 @contextlib.contextmanager
-def registered(rule: fxpasses.Rule) -> Iterator[None]:
-    """The rule in the registry for the time of a block."""
-    fxpasses.register(rule)
+def registered(*rules: Any) -> Iterator[None]:
+    """The rules are registered in the block."""
+    for rule in rules:
+        fxpasses.register(rule)
     try:
         yield
     finally:
-        fxpasses.unregister(rule.name)
+        for rule in rules:
+            fxpasses.unregister(rule.name)

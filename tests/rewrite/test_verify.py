@@ -14,7 +14,7 @@ from fxpasses.errors import ReproError
 from fxpasses.rewrite import numerics
 from fxpasses.testing import TensorSpec, assert_same_function
 from tests.helpers import CAPTURES, image, pair, randomised
-from tests.rewrite.rules import SoftmaxRule, along_wrong_axis, by_hand, registered
+from tests.rewrite.planted import SoftmaxRule, along_wrong_axis, by_hand, registered
 
 
 def softmax(x):

@@ -22,7 +22,7 @@ from fxpasses.testing import (
     registered,
 )
 from tests.helpers import RULE, image, pair
-from tests.rewrite.rules import SoftmaxRule, by_hand
+from tests.rewrite.planted import SoftmaxRule, by_hand
 from tests.rewrite.test_declarative import AFFINE, NEGATION, RMS, SCALED, rms
 
 TUTORIAL = (NEGATION, RMS, AFFINE)
@@ -161,7 +161,7 @@ def test_torch_is_not_imported_by_the_plugin():
 
 def test_the_fixtures_count(fxpasses_expect, fxpasses_registered):
     import torch
-    from tests.rewrite.rules import SoftmaxRule, by_hand
+    from tests.rewrite.planted import SoftmaxRule, by_hand
     fxpasses_registered(SoftmaxRule(by_hand))
     with fxpasses_expect(softmax_rule=1):
         options = {"inner": "eager", "passes": "softmax_rule"}
