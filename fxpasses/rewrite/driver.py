@@ -134,47 +134,28 @@ class Driver:
             return "profit", Decline("limit", message, match.result, (PROCESS.limit,))
         return "applied", None
 
-<<<<<<< HEAD
     def _apply(self, rule: AnyRule, node: Node, match: Match, guards: GuardCount | None) -> bool:
         context, site = match.context, _Site.of(rule, node, match.context, match)
-        build = Builder(context, rule.insertion_point(match), node)
-        try:
-            written = rule.rewrite(match, build)
-            replacements = (written,) if isinstance(written, Node) else tuple(written)
-            check_replacement(match, replacements)
-            application = self._kept(rule, match, replacements, build)
-            fault = self._fault(match, replacements, build, guards, application)
-        except Exception as error:
-            _roll_back(build)
-=======
-    def _apply(self, rule: AnyRule, node: Node, match: Match) -> bool:
-        context = match.context
-        result = match.result
-        location, module = location_of(node), module_of(node)
         inserted: list[Node] = []
         try:
             build = Builder(context, rule.insertion_point(match), node)
             inserted = build.inserted
-            replacement = rule.rewrite(match, build)
-            _check_replacement(result, replacement)
-            _check_order(result, replacement, inserted)
+            written = rule.rewrite(match, build)
+            replacements = (written,) if isinstance(written, Node) else tuple(written)
+            check_replacement(match, replacements, inserted)
+            application = self._kept(rule, match, replacements, inserted)
+            fault = self._fault(match, replacements, inserted, guards, application)
         except Exception as error:
-            for each in reversed(inserted):
-                context.graph.erase_node(each)
->>>>>>> main
+            _roll_back(context, inserted)
             self._record_failure(rule, node, context, "rewrite", error)
             return False
         if fault is not None:
-            _roll_back(build)
+            _roll_back(context, inserted)
             log.warning("%s was rolled back at %s: %s", rule.name, node.name, fault[1])
             self._add(site.remark("failed", *fault, "verify"))
             return False
         names = ", ".join(each.name for each in match.nodes)
-<<<<<<< HEAD
-        self._erased.update(_replace(match, replacements, build.inserted))
-=======
-        _replace(match, replacement, takes_name=replacement in inserted)
->>>>>>> main
+        self._erased.update(_replace(match, replacements, inserted))
         self._applied += 1
         remark = site.remark("applied", "applied", f"replaced {names}", "applied")
         self._add(remark)
@@ -182,13 +163,13 @@ class Driver:
         return True
 
     def _kept(
-        self, rule: AnyRule, match: Match, replacements: tuple[Node, ...], build: Builder
+        self, rule: AnyRule, match: Match, replacements: tuple[Node, ...], inserted: list[Node]
     ) -> Application | None:
         """The application's subgraphs, where somebody wants them; the report keeps them."""
         if not (self.options.keep_repro or self.options.verify == "numerics" or PROCESS.wants_repros):
             return None
         try:
-            application = extract(rule.name, match, replacements, build.inserted)
+            application = extract(rule.name, match, replacements, inserted)
         except Exception:
             if self.options.verify == "numerics":
                 raise
@@ -201,14 +182,14 @@ class Driver:
         self,
         match: Match,
         replacements: tuple[Node, ...],
-        build: Builder,
+        inserted: list[Node],
         guards: GuardCount | None,
         application: Application | None,
     ) -> tuple[str, str] | None:
         """The code and the words of the first check that the replacement fails."""
         if guards is None:
             return None
-        fault = structural_fault(match, replacements, build.inserted, guards)
+        fault = structural_fault(match, replacements, inserted, guards)
         if fault is not None:
             return "verify-structure", fault
         if self.options.verify == "numerics" and application is not None:
@@ -305,10 +286,9 @@ def _is_graph(context: GraphContext, node: Node) -> bool:
     )
 
 
-<<<<<<< HEAD
-def _roll_back(build: Builder) -> None:
-    for inserted in reversed(build.inserted):
-        build.context.graph.erase_node(inserted)
+def _roll_back(context: GraphContext, inserted: list[Node]) -> None:
+    for node in reversed(inserted):
+        context.graph.erase_node(node)
 
 
 def _replace(match: Match, replacements: tuple[Node, ...], inserted: list[Node]) -> list[Node]:
@@ -328,55 +308,8 @@ def _replace(match: Match, replacements: tuple[Node, ...], inserted: list[Node])
     new = set(inserted)
     for result, replacement in zip(match.results, replacements, strict=True):
         # The name stays, so that a stack trace, an exported signature or a user's own lookup still finds it.
+        # A node that was there before has a name of its own, which others may know.
         if replacement in new and result in erased:
             replacement.name = result.name
             new.discard(replacement)
     return erased
-=======
-def _check_replacement(old: Node, new: Node) -> None:
-    """Raises unless the replacement has the shape, dtype and device of what it replaces."""
-    if new is old:
-        raise ValueError("the replacement is the node that it replaces")
-    expected, found = value(old), value(new)
-    if not isinstance(expected, torch.Tensor):
-        return
-    if not isinstance(found, torch.Tensor):
-        raise TypeError(f"the replacement gives {type(found).__name__}, not a tensor")
-    for name in ("dtype", "device"):
-        if getattr(expected, name) != getattr(found, name):
-            raise TypeError(
-                f"the replacement has {name} {getattr(found, name)}, not {getattr(expected, name)}"
-            )
-    if len(expected.shape) != len(found.shape) or any(
-        isinstance(a, int) and isinstance(b, int) and a != b
-        for a, b in zip(expected.shape, found.shape, strict=True)
-    ):
-        raise TypeError(f"the replacement has shape {tuple(found.shape)}, not {tuple(expected.shape)}")
-
-
-def _check_order(old: Node, new: Node, inserted: list[Node]) -> None:
-    """Raises unless everything stands behind what it reads, and the replacement before its readers."""
-    for node in inserted:
-        for given in node.all_input_nodes:
-            if not given < node:
-                raise ValueError(f"{node.name} was inserted before {given.name}, which it reads")
-    for user in old.users:
-        if not new < user:
-            raise ValueError(f"{new.name} does not stand before {user.name}, which is to read it")
-
-
-def _replace(match: Match, replacement: Node, takes_name: bool) -> None:
-    """Puts the replacement in the result's place, under its name, and erases what nobody reads any more."""
-    result, graph = match.result, match.context.graph
-    result.replace_all_uses_with(replacement)
-    replaced: list[Any] = [each for each in match.nodes if each is not result]
-    name = result.name
-    graph.erase_node(result)
-    for node in reversed(replaced):
-        if not node.users:
-            graph.erase_node(node)
-    # The name stays, so that a stack trace, an exported signature or a user's own lookup still finds it.
-    # A node that was there before has a name of its own, which others may know.
-    if takes_name:
-        replacement.name = name
->>>>>>> main

@@ -28,24 +28,30 @@ class WrongReplacementError(TypeError):
     """A replacement that cannot stand where the result stood."""
 
 
-def check_replacement(match: Match, replacements: Sequence[Node]) -> None:
+def check_replacement(match: Match, replacements: Sequence[Node], inserted: Sequence[Node]) -> None:
     """Raises unless each replacement has the shape, dtype and device of what it replaces.
 
     Raises:
-        WrongReplacementError: it has not, or somebody reads the result before the replacement exists.
+        WrongReplacementError: it has not, or something stands before what it reads.
     """
     results, matched = match.results, set(match.nodes)
     if len(results) != len(replacements):
         raise WrongReplacementError(
             f"the rewrite gives {len(replacements)} results, and the match has {len(results)}"
         )
+    for node in inserted:
+        late = next((given for given in node.all_input_nodes if not given < node), None)
+        if late is not None:
+            raise WrongReplacementError(f"{node.name} was inserted before {late.name}, which it reads")
     for old, new in zip(results, replacements, strict=True):
-        early = next((user for user in old.users if user not in matched and not new < user), None)
-        if early is not None:
-            raise WrongReplacementError(f"{early.name} reads {old.name} before {new.name} is computed")
+        if new in results:
+            raise WrongReplacementError("the replacement is the node that it replaces")
         difference = _difference(value(old), value(new))
         if difference is not None:
             raise WrongReplacementError(f"the replacement {difference}")
+        early = next((user for user in old.users if user not in matched and not new < user), None)
+        if early is not None:
+            raise WrongReplacementError(f"{new.name} does not stand before {early.name}, which is to read it")
 
 
 def _difference(expected: Any, found: Any) -> str | None:
