@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fxpasses.report import Report as Report
     from fxpasses.rewrite.declarative import rewrite as rewrite
     from fxpasses.rewrite.decline import Decline as Decline
+    from fxpasses.rewrite.inductor import from_inductor as from_inductor
     from fxpasses.rewrite.registry import register as register
     from fxpasses.rewrite.registry import unregister as unregister
     from fxpasses.rewrite.rule import Match as Match
@@ -44,6 +45,7 @@ _HOMES = {
     "Rule": "fxpasses.rewrite.rule",
     "refresh": "fxpasses.kept_weights",
     "explain": "fxpasses.api",
+    "from_inductor": "fxpasses.rewrite.inductor",
     "last_report": "fxpasses.counters",
     "optimize": "fxpasses.api",
     "register": "fxpasses.rewrite.registry",
@@ -67,6 +69,7 @@ __all__ = [
     "Rule",
     "backend",
     "explain",
+    "from_inductor",
     "last_report",
     "optimize",
     "refresh",

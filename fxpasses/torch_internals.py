@@ -336,3 +336,18 @@ def same_expression(
     """Whether two symbolic numbers are the same expression, without adding a guard."""
     expressions = [each if isinstance(each, int) else each.node.expr for each in (first, second)]
     return bool(expressions[0] == expressions[1])
+
+
+# Inductor's pattern matcher --------------------------------------------------------------------------------
+
+
+def is_pattern_matcher_pass(given: object) -> bool:
+    """Whether it is inductor's `PatternMatcherPass`."""
+    from torch._inductor.pattern_matcher import PatternMatcherPass
+
+    return isinstance(given, PatternMatcherPass)
+
+
+def is_erased(node: torch.fx.Node) -> bool:
+    """Whether a node has been taken out of its graph."""
+    return bool(node._erased)

@@ -308,8 +308,11 @@ def _examples(
     name: str, pattern: Callable[..., Any], replacement: Callable[..., Any], examples: Sequence[Any]
 ) -> tuple[dict[str, Any], ...]:
     """Each example call by parameter name; one that is left out is None."""
-    parameters = inspect.signature(pattern).parameters
-    others = inspect.signature(replacement).parameters
+    try:
+        parameters = inspect.signature(pattern).parameters
+        others = inspect.signature(replacement).parameters
+    except ValueError as error:
+        raise PatternError(f"{name!r}: {error}; write a Python function with named parameters.") from error
     if list(parameters) != list(others):
         raise PatternError(
             f"the pattern of {name!r} takes ({', '.join(parameters)}) and its replacement "

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -86,6 +86,8 @@ class Driver:
         )
 
     def _run_pass(self, current: RulePass, context: GraphContext) -> None:
+        if current.run is not None:
+            self._run_code(current.run, context)
         tests = [(rule, rule.is_anchor) for rule in current.rules]
         sites = [(node, rule) for node in context.graph.nodes for rule, test in tests if test(node)]
         done: set[Node] = set()
@@ -96,6 +98,12 @@ class Driver:
         inside = {id(remark) for node, remark in self._misses if node in self._erased}
         self._remarks = [each for each in self._remarks if id(each) not in inside]
         self._misses.clear()
+
+    def _run_code(self, run: Callable[[GraphContext], Sequence[Remark]], context: GraphContext) -> None:
+        """Runs a pass that changes the graph by itself."""
+        for remark in run(context):
+            self._add(remark)
+            self._applied += remark.status == "applied"
 
     def _attempt(self, rule: AnyRule, node: Node, context: GraphContext) -> bool:
         """Takes one rule through its steps at one node; whether it was applied."""

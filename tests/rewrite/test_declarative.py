@@ -309,6 +309,7 @@ ONE = torch.randn(2, 3)
     ("pattern", "replacement", "example", "message"),
     [
         (lambda x: x + 1, lambda y: y, (ONE,), "both must take the same"),
+        (torch.relu, torch.relu, (ONE,), "named parameters"),
         (lambda x: x + 1, lambda x: x, (), "an example gives 0"),
         (lambda x: x + 1, lambda x: x, ([ONE, ONE],), "an example gives 2"),
         (lambda x, n: x.sum(n), lambda x, n: x.sum(n), (ONE, 1), "holds a int"),
