@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
+if TYPE_CHECKING:
+    from torch._inductor.pattern_matcher import PatternMatcherPass
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -149,3 +152,27 @@ def visible_cpu_kernels() -> Iterator[None]:
 
     with config.patch({"cpp.enable_kernel_profile": True}):
         yield
+
+
+def pattern_matcher_pass(check: Callable[[object], bool]) -> PatternMatcherPass:
+    """Inductor's matcher for relu(neg(x) * sigmoid(x)); a match that `check` refuses is left alone.
+
+    The pattern is spelled out instead of traced (`register_replacement`), since inductor traces a traced one
+    again at every match, which would be most of what a benchmark of matching measures.
+    """
+    from torch._inductor import pattern_matcher as inductor
+
+    aten = torch.ops.aten
+    given = inductor.KeywordArg("x")
+    negative = inductor.CallFunction(aten.neg.default, given)
+    gate = inductor.CallFunction(aten.sigmoid.default, given)
+    product = inductor.CallFunction(aten.mul.Tensor, negative, gate)
+    matcher = inductor.PatternMatcherPass()
+
+    @inductor.register_graph_pattern(
+        inductor.CallFunction(aten.relu.default, product), extra_check=check, pass_dict=matcher
+    )
+    def refused(match: object, x: object) -> NoReturn:
+        raise AssertionError("every match is refused")
+
+    return matcher

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from fxpasses.options import Options as Options
     from fxpasses.report import Remark as Remark
     from fxpasses.report import Report as Report
+    from fxpasses.rewrite.declarative import rewrite as rewrite
     from fxpasses.rewrite.decline import Decline as Decline
+    from fxpasses.rewrite.inductor import from_inductor as from_inductor
     from fxpasses.rewrite.registry import register as register
     from fxpasses.rewrite.registry import unregister as unregister
     from fxpasses.rewrite.rule import Match as Match
@@ -43,6 +45,7 @@ _HOMES = {
     "Rule": "fxpasses.rewrite.rule",
     "refresh": "fxpasses.kept_weights",
     "explain": "fxpasses.api",
+    "from_inductor": "fxpasses.rewrite.inductor",
     "last_report": "fxpasses.counters",
     "optimize": "fxpasses.api",
     "register": "fxpasses.rewrite.registry",
@@ -52,7 +55,7 @@ _HOMES = {
 }
 """Where each public name lives; it is imported when it is first asked for."""
 
-_MODULES = ("backend", "testing")
+_MODULES = ("backend", "rewrite", "testing")
 
 __version__ = "0.1.0"
 __all__ = [
@@ -66,12 +69,14 @@ __all__ = [
     "Rule",
     "backend",
     "explain",
+    "from_inductor",
     "last_report",
     "optimize",
     "refresh",
     "register",
     "reports",
     "reset",
+    "rewrite",
     "testing",
     "unregister",
 ]

@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_explain(commands)
+    _add_bisect(commands)
     rules = commands.add_parser("rules", help="list the passes and rules", description="List the rules.")
     rules.set_defaults(run=_rules)
     return parser
@@ -119,6 +120,19 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument("--rounds", type=_positive, default=15, metavar="N", help="timed steps of each (15)")
     demo.add_argument("--json", action="store_true", help="print the result as JSON")
     demo.set_defaults(run=_demo)
+
+
+def _add_bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from fxpasses import bisect
+
+    parser = commands.add_parser(
+        "bisect",
+        help="find the one rewrite that makes a command fail",
+        description="Runs a command under limits on the number of rewrites, which finds the one that makes "
+        "it fail in at most log2(n) + 2 runs. A command fails when it exits with another status than 0.",
+    )
+    bisect.add_arguments(parser)
+    parser.set_defaults(run=bisect.run)
 
 
 def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

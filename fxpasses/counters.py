@@ -1,7 +1,8 @@
 """Counters: how often each rule has been applied in this process, and the reports that say where.
 
 An application is counted after the graph has changed, never before. The counts are mirrored into
-`torch._dynamo.utils.counters["fxpasses"]`, where users of inductor's counters look for them.
+`torch._dynamo.utils.counters["fxpasses"]`, where users of inductor's counters look for them;
+the report itself goes into torch's structured trace (`TORCH_TRACE=DIR`, read by tlparse).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ _reports: deque[Report] = deque(maxlen=_KEPT)
 
 def record(report: Report) -> None:
     """Adds a compilation to the history and its applications to the counters."""
-    from fxpasses.torch_internals import dynamo_counters
+    from fxpasses.torch_internals import dynamo_counters, trace_artifact
 
+    trace_artifact("fxpasses_report", report.to_json)
     mirror = dynamo_counters()["fxpasses"]
     with _lock:
         _reports.append(report)

@@ -42,6 +42,18 @@ class RewriteError(FxpassesError, RuntimeError):
     """A rule failed while it changed a graph; the graph was rolled back."""
 
 
+class ReproError(FxpassesError, ValueError):
+    """An application that cannot be saved as a test."""
+
+
+class BisectError(FxpassesError, RuntimeError):
+    """A command whose failure cannot be laid at one rewrite's door."""
+
+
+class PatternError(FxpassesError, ValueError):
+    """A declarative rule whose pattern or replacement cannot be traced or matched."""
+
+
 def unknown_name(kind: str, given: str, valid: Iterable[str], advice: str = "") -> str:
     """The message for a name that is not among the valid ones, with the closest of them.
 

@@ -28,7 +28,10 @@ class Options:
         layout: how memory layouts are assigned.
         weights: ``"cached"`` does work that depends on parameters alone once per parameter version.
         profit: ``"always"`` applies what is legal, whether or not the cost model thinks that it pays.
-        verify: what is checked after each application.
+        verify: what is checked at each application, beyond shape and dtype: ``"structure"`` (lint, metadata,
+            strides, no new guards), or ``"numerics"`` (also values, on made-up inputs). What fails is
+            rolled back and reported as failed.
+        keep_repro: keep what each application replaced, for `Report.save_repro`; numerics keeps it too.
         limit: apply at most this many rewrites, for bisection.
         inductor: configuration patches for inductor, handed on unchanged.
 
@@ -43,6 +46,7 @@ class Options:
     weights: Weights = "live"
     profit: Profit = "model"
     verify: Verify = "off"
+    keep_repro: bool = False
     limit: int | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
 

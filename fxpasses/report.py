@@ -12,7 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from fxpasses.rewrite.application import Application
 
 Status = Literal["applied", "declined", "failed"]
 
@@ -35,6 +38,8 @@ class Remark:
         module: the qualified name of the module that the node came from, where it is known.
         blamed: the node to blame, which may be another one than the anchor.
         graph: the path of the nested graph that holds the site; empty for the outermost one.
+        matched: how many operators of the pattern were found.
+        pattern_size: how many there are; 0 where the pattern is not known.
     """
 
     rule: str
@@ -47,11 +52,15 @@ class Remark:
     module: str = ""
     blamed: str = ""
     graph: str = ""
+    matched: int = 0
+    pattern_size: int = 0
 
     def __str__(self) -> str:
         where = self.location or self.module
         reason = self.status if self.status == "applied" else f"{self.status} [{self.code}]"
-        return f"{self.rule} at {self.node}{f' ({where})' if where else ''}: {reason}: {self.message}"
+        found = f"matched {self.matched} of {self.pattern_size} nodes; " if self.pattern_size else ""
+        site = f"{self.node} ({where})" if where else self.node
+        return f"{self.rule} at {site}: {found}{reason}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Report:
         layout: the layout plan, or None where no layout pass ran.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
         kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, in number and in bytes.
+        applications: what each rewrite replaced, where that was kept (`keep_repro`, `verify="numerics"`);
+            those that were rolled back are among them. Not part of the JSON form.
     """
 
     remarks: tuple[Remark, ...] = ()
@@ -77,6 +88,7 @@ class Report:
     dry_run: bool = False
     kept_tensors: int = 0
     kept_bytes: int = 0
+    applications: tuple[Application, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def applied(self) -> Mapping[str, int]:
@@ -87,7 +99,7 @@ class Report:
     def declined(self) -> tuple[Remark, ...]:
         """The remarks of sites where a rule did not fire, nearest miss first."""
         missed = [each for each in self.remarks if each.status != "applied"]
-        return tuple(sorted(missed, key=lambda each: -_STAGES.get(each.stage, 0)))
+        return tuple(sorted(missed, key=lambda each: (-_STAGES.get(each.stage, 0), -each.matched)))
 
     @staticmethod
     def merge(reports: Iterable[Report]) -> Report:
@@ -106,6 +118,7 @@ class Report:
             dry_run=any(part.dry_run for part in parts),
             kept_tensors=sum(part.kept_tensors for part in parts),
             kept_bytes=sum(part.kept_bytes for part in parts),
+            applications=tuple(each for part in parts for each in part.applications),
         )
 
     def to_json(self) -> str:
@@ -153,5 +166,15 @@ class Report:
 
         Path(path).write_text(render_html(self), encoding="utf-8")
 
+    def save_repro(self, directory: str | Path) -> list[Path]:
+        """Writes each application as a pytest file of its own that needs no model; returns their paths.
 
-_STAGES = {"structure": 1, "hazards": 2, "check": 3, "profit": 4, "rewrite": 5, "applied": 6}
+        Raises:
+            ReproError: rewrites were applied, and what they replaced was not kept.
+        """
+        from fxpasses.rewrite.repro import save_repro
+
+        return save_repro(self, Path(directory))
+
+
+_STAGES = {"structure": 1, "hazards": 2, "check": 3, "profit": 4, "rewrite": 5, "verify": 6, "applied": 7}

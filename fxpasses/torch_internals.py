@@ -281,3 +281,73 @@ def reset_dynamo() -> None:
     import torch._dynamo
 
     torch._dynamo.reset()
+
+
+# Verification ----------------------------------------------------------------------------------------------
+
+
+def scalar_hint(symbol: torch.SymInt | torch.SymFloat | torch.SymBool) -> int | float | bool:
+    """The value that a symbolic number had when it was traced, without adding a guard.
+
+    Raises:
+        ValueError: no example backs the symbol.
+    """
+    hint = symbol.node.hint
+    if hint is None:
+        raise ValueError(f"{symbol} has no example value")
+    return cast("int | float | bool", hint)
+
+
+def guard_count(mode: FakeTensorMode) -> int:
+    """How many guards and run-time assertions the sizes of a fake mode have gathered."""
+    environment = mode.shape_env
+    if environment is None:
+        return 0
+    deferred = sum(map(len, environment.deferred_runtime_asserts.values()))
+    return len(environment.guards) + deferred
+
+
+def trace_artifact(name: str, make: Callable[[], str]) -> None:
+    """Adds a text to torch's structured trace (`TORCH_TRACE`, read by tlparse); free when that is off."""
+    from torch._logging._internal import trace_structured
+
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": "json"},
+        payload_fn=make,
+        expect_trace_id=False,
+    )
+
+
+# Tracing of rules ------------------------------------------------------------------------------------------
+
+
+def core_decompositions() -> dict[OpOverload, Callable[..., Any]]:
+    """What turns a graph into core ATen."""
+    from torch._decomp import core_aten_decompositions
+
+    table = cast(Mapping[OpOverload, Callable[..., Any]], core_aten_decompositions())
+    return dict(table.items())
+
+
+def same_expression(
+    first: int | torch.SymInt | torch.SymFloat, second: int | torch.SymInt | torch.SymFloat
+) -> bool:
+    """Whether two symbolic numbers are the same expression, without adding a guard."""
+    expressions = [each if isinstance(each, int) else each.node.expr for each in (first, second)]
+    return bool(expressions[0] == expressions[1])
+
+
+# Inductor's pattern matcher --------------------------------------------------------------------------------
+
+
+def is_pattern_matcher_pass(given: object) -> bool:
+    """Whether it is inductor's `PatternMatcherPass`."""
+    from torch._inductor.pattern_matcher import PatternMatcherPass
+
+    return isinstance(given, PatternMatcherPass)
+
+
+def is_erased(node: torch.fx.Node) -> bool:
+    """Whether a node has been taken out of its graph."""
+    return bool(node._erased)

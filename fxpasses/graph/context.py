@@ -90,6 +90,10 @@ class GraphContext:
         """Whether the node's result may share storage with something that it reads."""
         return self._effects.may_return_argument(node)
 
+    def may_alias(self, first: Operand, second: Operand) -> bool:
+        """Whether two operands may share storage."""
+        return self._effects.may_alias(identity(first), identity(second))
+
     def requires_grad(self, operand: Operand | None) -> bool:
         """Whether a gradient may flow to the operand.
 

@@ -99,6 +99,10 @@ class Effects:
             return storage_key(found) in keys
         return self._may_return_argument(node)
 
+    def may_alias(self, first: object, second: object) -> bool:
+        """Whether two tensors (nodes, or tensors that belong to a module) may share storage."""
+        return self._find(self._key(first)) == self._find(self._key(second))
+
     # Alias classes: a union-find over nodes and storages.
 
     @staticmethod

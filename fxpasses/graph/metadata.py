@@ -23,6 +23,7 @@ from fxpasses.graph.levels import attribute, nested_graphs
 from fxpasses.torch_internals import (
     FakeTensor,
     FakeTensorMode,
+    guard_count,
     is_functorch_wrapped,
     new_fake_mode,
     storage_key,
@@ -66,6 +67,16 @@ class FakeEvaluator:
         self._known: dict[object, _Spec] = {}
         self._interned: dict[_Spec, int] = {}
         self._specs: dict[int, tuple[torch.Tensor, int]] = {}
+
+    @property
+    def mode(self) -> FakeTensorMode:
+        """The fake mode that it computes in."""
+        return self._mode
+
+    @property
+    def guard_count(self) -> int:
+        """How many guards and run-time assertions the graph's sizes have gathered."""
+        return guard_count(self._mode)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The metadata of `function(*args, **kwargs)`, where nodes among the arguments stand for theirs."""

@@ -19,12 +19,16 @@ class Decline:
         template: the message, with a `{}` for each detail.
         node: the node to blame.
         details: what fills the template.
+        matched: how many nodes of the pattern had been found, where it was the structure that differed.
+        pattern_size: how many there are, where that depends on the site; 0 for the rule's own.
     """
 
     code: str
     template: str
     node: Node | None = None
     details: tuple[object, ...] = ()
+    matched: int = 1
+    pattern_size: int = 0
 
     def __bool__(self) -> bool:
         return False

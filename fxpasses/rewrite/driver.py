@@ -5,16 +5,17 @@ For every graph (nested ones included), every pass and every anchor, in program 
     match -> legality -> profitability -> rewrite -> checks -> replace -> count
 
 Anything but the last step leaves the graph as it was: a rewrite only inserts, and what it has inserted is
-taken out again when a check fails. A remark is recorded at every site, whatever happened there.
+taken out again when a check fails (`fxpasses.rewrite.verify` has the checks). A remark is recorded at every
+site, whatever happened there. An application keeps the two subgraphs only where somebody asked for them
+(`verify="numerics"`, `keep_repro`): taking them out costs about as much as the rewrite itself.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -26,10 +27,14 @@ from fxpasses.graph.metadata import value
 from fxpasses.graph.modes import initial_modes_of_nested
 from fxpasses.options import Options
 from fxpasses.report import Remark, Report, Status
+from fxpasses.rewrite.application import Application, extract
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
+from fxpasses.rewrite.limits import PROCESS
+from fxpasses.rewrite.numerics import difference_of
 from fxpasses.rewrite.registry import AnyRule, RulePass
 from fxpasses.rewrite.rule import Match
+from fxpasses.rewrite.verify import GuardCount, check_replacement, structural_fault
 
 log = logging.getLogger("fxpasses")
 
@@ -47,10 +52,18 @@ class Driver:
     options: Options
     _remarks: list[Remark] = field(default_factory=list)
     _seconds: dict[str, float] = field(default_factory=dict)
+    _applications: list[Application] = field(default_factory=list)
+    _misses: list[tuple[Node, Remark]] = field(default_factory=list)
+    _erased: set[Node] = field(default_factory=set)
     _applied: int = 0
 
     def run(self, context: GraphContext) -> Report:
-        """Rewrites the graph of `context` and those nested in it, and reports."""
+        """Rewrites the graph of `context` and those nested in it, and reports.
+
+        Raises:
+            UnknownOptionError: the environment sets a limit that is no number.
+        """
+        PROCESS.check()
         contexts = list(_with_nested(context))
         before = sum(len(each.graph.nodes) for each in contexts)
         level = context.level.value
@@ -69,18 +82,32 @@ class Driver:
             nodes_before=before,
             nodes_after=sum(len(each.graph.nodes) for each in contexts),
             level=level,
+            applications=tuple(self._applications),
         )
 
     def _run_pass(self, current: RulePass, context: GraphContext) -> None:
+        if current.run is not None:
+            self._run_code(current.run, context)
         tests = [(rule, rule.is_anchor) for rule in current.rules]
         sites = [(node, rule) for node in context.graph.nodes for rule, test in tests if test(node)]
         done: set[Node] = set()
         for node, rule in sites:
-            if node not in done and self._attempt(rule, node, context):
+            if node not in done and node not in self._erased and self._attempt(rule, node, context):
                 done.add(node)
+        # A node that looked like the end of a pattern may have been found inside one.
+        inside = {id(remark) for node, remark in self._misses if node in self._erased}
+        self._remarks = [each for each in self._remarks if id(each) not in inside]
+        self._misses.clear()
+
+    def _run_code(self, run: Callable[[GraphContext], Sequence[Remark]], context: GraphContext) -> None:
+        """Runs a pass that changes the graph by itself."""
+        for remark in run(context):
+            self._add(remark)
+            self._applied += remark.status == "applied"
 
     def _attempt(self, rule: AnyRule, node: Node, context: GraphContext) -> bool:
         """Takes one rule through its steps at one node; whether it was applied."""
+        guards = GuardCount.of(context) if self.options.verify != "off" else None
         try:
             match = rule.match(node, context)
             if match is None:
@@ -90,12 +117,14 @@ class Driver:
             self._record_failure(rule, node, context, "check", error)
             return False
         if declined is not None:
-            self._record(
-                rule, node, context, "declined", declined.code, declined.message, stage, declined.node
-            )
+            site = _Site.of(rule, node, context, match)
+            remark = site.remark("declined", declined.code, declined.message, stage, declined)
+            if stage == "structure":
+                self._misses.append((node, remark))
+            self._add(remark)
             return False
         assert isinstance(match, Match)
-        return self._apply(rule, node, match)
+        return self._apply(rule, node, match, guards)
 
     def _refusal(self, rule: AnyRule, match: Match | Decline) -> tuple[str, Decline | None]:
         """The first reason not to rewrite, and the step that gave it."""
@@ -108,78 +137,121 @@ class Driver:
         if self.options.limit is not None and self._applied >= self.options.limit:
             limit = self.options.limit
             return "profit", Decline("limit", "the limit of {} rewrites is reached", match.result, (limit,))
+        if not PROCESS.allows():
+            message = "the process's limit of {} rewrites is reached"
+            return "profit", Decline("limit", message, match.result, (PROCESS.limit,))
         return "applied", None
 
-    def _apply(self, rule: AnyRule, node: Node, match: Match) -> bool:
-        context = match.context
-        result = match.result
-        location, module = location_of(node), module_of(node)
+    def _apply(self, rule: AnyRule, node: Node, match: Match, guards: GuardCount | None) -> bool:
+        context, site = match.context, _Site.of(rule, node, match.context, match)
         inserted: list[Node] = []
         try:
             build = Builder(context, rule.insertion_point(match), node)
             inserted = build.inserted
-            replacement = rule.rewrite(match, build)
-            _check_replacement(result, replacement)
-            _check_order(result, replacement, inserted)
+            written = rule.rewrite(match, build)
+            replacements = (written,) if isinstance(written, Node) else tuple(written)
+            check_replacement(match, replacements, inserted)
+            application = self._kept(rule, match, replacements, inserted)
+            fault = self._fault(match, replacements, inserted, guards, application)
         except Exception as error:
-            for each in reversed(inserted):
-                context.graph.erase_node(each)
+            _roll_back(context, inserted)
             self._record_failure(rule, node, context, "rewrite", error)
             return False
+        if fault is not None:
+            _roll_back(context, inserted)
+            log.warning("%s was rolled back at %s: %s", rule.name, node.name, fault[1])
+            self._add(site.remark("failed", *fault, "verify"))
+            return False
         names = ", ".join(each.name for each in match.nodes)
-        _replace(match, replacement, takes_name=replacement in inserted)
+        self._erased.update(_replace(match, replacements, inserted))
         self._applied += 1
-        self._add(
-            Remark(
-                rule=rule.name,
-                status="applied",
-                code="applied",
-                message=f"replaced {names}",
-                node=node.name,
-                location=location,
-                stage="applied",
-                module=module,
-                graph=context.path,
-            )
-        )
+        remark = site.remark("applied", "applied", f"replaced {names}", "applied")
+        self._add(remark)
+        PROCESS.note(remark, application)
         return True
+
+    def _kept(
+        self, rule: AnyRule, match: Match, replacements: tuple[Node, ...], inserted: list[Node]
+    ) -> Application | None:
+        """The application's subgraphs, where somebody wants them; the report keeps them."""
+        if not (self.options.keep_repro or self.options.verify == "numerics" or PROCESS.wants_repros):
+            return None
+        try:
+            application = extract(rule.name, match, replacements, inserted)
+        except Exception:
+            if self.options.verify == "numerics":
+                raise
+            log.warning("what %s replaced at %s cannot be kept", rule.name, match.result.name, exc_info=True)
+            return None
+        self._applications.append(application)
+        return application
+
+    def _fault(
+        self,
+        match: Match,
+        replacements: tuple[Node, ...],
+        inserted: list[Node],
+        guards: GuardCount | None,
+        application: Application | None,
+    ) -> tuple[str, str] | None:
+        """The code and the words of the first check that the replacement fails."""
+        if guards is None:
+            return None
+        fault = structural_fault(match, replacements, inserted, guards)
+        if fault is not None:
+            return "verify-structure", fault
+        if self.options.verify == "numerics" and application is not None:
+            fault = difference_of(application)
+        return None if fault is None else ("verify-numerics", fault)
 
     def _record_failure(
         self, rule: AnyRule, node: Node, context: GraphContext, stage: str, error: Exception
     ) -> None:
         log.warning("%s failed at %s and left the graph as it was", rule.name, node.name, exc_info=error)
         message = f"{type(error).__name__}: {error}"
-        self._record(rule, node, context, "failed", f"{stage}-error", message, stage, node)
-
-    def _record(
-        self,
-        rule: AnyRule,
-        node: Node,
-        context: GraphContext,
-        status: Status,
-        code: str,
-        message: str,
-        stage: str,
-        blamed: Node | None,
-    ) -> None:
-        self._add(
-            Remark(
-                rule=rule.name,
-                status=status,
-                code=code,
-                message=message,
-                node=node.name,
-                location=location_of(node) or (location_of(blamed) if blamed is not None else ""),
-                stage=stage,
-                module=module_of(node),
-                blamed=blamed.name if blamed is not None else "",
-                graph=context.path,
-            )
-        )
+        self._add(_Site.of(rule, node, context).remark("failed", f"{stage}-error", message, stage))
 
     def _add(self, remark: Remark) -> None:
         self._remarks.append(remark)
         log.debug("%s", remark)
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where a rule looks: what is known of the anchor before the graph changes."""
+
+    rule: AnyRule
+    node: str
+    location: str
+    module: str
+    graph: str
+    size: int
+
+    @staticmethod
+    def of(rule: AnyRule, node: Node, context: GraphContext, found: Match | Decline | None = None) -> _Site:
+        size = (found.pattern_size if found is not None else 0) or rule.pattern_size
+        return _Site(rule, node.name, location_of(node), module_of(node), context.path, size)
+
+    def remark(
+        self, status: Status, code: str, message: str, stage: str, declined: Decline | None = None
+    ) -> Remark:
+        """A remark on the site; where a rule declined, with the node to blame and how far it matched."""
+        blamed = declined.node if declined is not None else None
+        partly = declined is not None and stage == "structure"
+        return Remark(
+            rule=self.rule.name,
+            status=status,
+            code=code,
+            message=message,
+            node=self.node,
+            location=self.location or (location_of(blamed) if blamed is not None else ""),
+            stage=stage,
+            module=self.module,
+            blamed=blamed.name if blamed is not None else (self.node if status == "failed" else ""),
+            graph=self.graph,
+            matched=declined.matched if partly and declined is not None else self.size,
+            pattern_size=self.size,
+        )
 
 
 _HAZARDS = frozenset({"mutation", "grad-mode", "autocast", "functorch", "stream", "region"})
@@ -222,49 +294,30 @@ def _is_graph(context: GraphContext, node: Node) -> bool:
     )
 
 
-def _check_replacement(old: Node, new: Node) -> None:
-    """Raises unless the replacement has the shape, dtype and device of what it replaces."""
-    if new is old:
-        raise ValueError("the replacement is the node that it replaces")
-    expected, found = value(old), value(new)
-    if not isinstance(expected, torch.Tensor):
-        return
-    if not isinstance(found, torch.Tensor):
-        raise TypeError(f"the replacement gives {type(found).__name__}, not a tensor")
-    for name in ("dtype", "device"):
-        if getattr(expected, name) != getattr(found, name):
-            raise TypeError(
-                f"the replacement has {name} {getattr(found, name)}, not {getattr(expected, name)}"
-            )
-    if len(expected.shape) != len(found.shape) or any(
-        isinstance(a, int) and isinstance(b, int) and a != b
-        for a, b in zip(expected.shape, found.shape, strict=True)
-    ):
-        raise TypeError(f"the replacement has shape {tuple(found.shape)}, not {tuple(expected.shape)}")
+def _roll_back(context: GraphContext, inserted: list[Node]) -> None:
+    for node in reversed(inserted):
+        context.graph.erase_node(node)
 
 
-def _check_order(old: Node, new: Node, inserted: list[Node]) -> None:
-    """Raises unless everything stands behind what it reads, and the replacement before its readers."""
-    for node in inserted:
-        for given in node.all_input_nodes:
-            if not given < node:
-                raise ValueError(f"{node.name} was inserted before {given.name}, which it reads")
-    for user in old.users:
-        if not new < user:
-            raise ValueError(f"{new.name} does not stand before {user.name}, which is to read it")
+def _replace(match: Match, replacements: tuple[Node, ...], inserted: list[Node]) -> list[Node]:
+    """Puts the replacements in the results' places, under their names, and erases what nobody reads any more.
 
-
-def _replace(match: Match, replacement: Node, takes_name: bool) -> None:
-    """Puts the replacement in the result's place, under its name, and erases what nobody reads any more."""
-    result, graph = match.result, match.context.graph
-    result.replace_all_uses_with(replacement)
-    replaced: list[Any] = [each for each in match.nodes if each is not result]
-    name = result.name
-    graph.erase_node(result)
-    for node in reversed(replaced):
+    Returns:
+        The nodes that were erased.
+    """
+    graph = match.context.graph
+    for result, replacement in zip(match.results, replacements, strict=True):
+        result.replace_all_uses_with(replacement)
+    erased: list[Node] = []
+    for node in reversed(match.nodes):
         if not node.users:
             graph.erase_node(node)
-    # The name stays, so that a stack trace, an exported signature or a user's own lookup still finds it.
-    # A node that was there before has a name of its own, which others may know.
-    if takes_name:
-        replacement.name = name
+            erased.append(node)
+    new = set(inserted)
+    for result, replacement in zip(match.results, replacements, strict=True):
+        # The name stays, so that a stack trace, an exported signature or a user's own lookup still finds it.
+        # A node that was there before has a name of its own, which others may know.
+        if replacement in new and result in erased:
+            replacement.name = result.name
+            new.discard(replacement)
+    return erased

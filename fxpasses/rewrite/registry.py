@@ -6,12 +6,16 @@ A rule registers alone and is then a pass of one rule. The order follows from wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from fxpasses.errors import UnknownRuleError, unknown_name
+from fxpasses.graph.context import GraphContext
 from fxpasses.options import Options
+from fxpasses.report import Remark
 from fxpasses.rewrite.rule import Rule
 
 AnyRule = Rule[Any]
@@ -26,12 +30,21 @@ class RulePass:
         rules: the rules, tried in this order at each node.
         after: names of passes that must have run before, where they run at all.
         default: whether the pass is part of the default pipeline.
+        run: for a pass that is code instead of rules: changes a graph, keeping its metadata, and returns
+            its remarks.
     """
 
     name: str
     rules: tuple[AnyRule, ...]
     after: tuple[str, ...] = ()
     default: bool = True
+    run: Callable[[GraphContext], Sequence[Remark]] | None = None
+
+    def uuid(self) -> str:
+        """A key that changes with the pass's rules and their order."""
+        from fxpasses.rewrite.identity import fingerprint
+
+        return fingerprint(self.name, [rule.uuid() for rule in self.rules], self.run)
 
 
 class Registry:
@@ -79,6 +92,19 @@ class Registry:
         return list(_selected(_ordered(self._passes), options))
 
 
+def pipeline_key(options: Options, registry: Registry | None = None) -> str:
+    """A key of everything that decides how a graph is rewritten: versions, options, passes and their rules.
+
+    Raises:
+        UnknownRuleError: the options name a pass or rule that does not exist.
+    """
+    import fxpasses
+    from fxpasses.rewrite.identity import fingerprint
+
+    passes = (registry or REGISTRY).pipeline(options)
+    return fingerprint(fxpasses.__version__, torch.__version__, options, [each.uuid() for each in passes])
+
+
 def _as_pass(rule: AnyRule) -> RulePass:
     return RulePass(rule.name, (rule,), rule.after, rule.default)
 
@@ -97,8 +123,8 @@ def _selected(passes: list[RulePass], options: Options) -> Iterator[RulePass]:
             for rule in each.rules
             if rule.name not in options.disable and (wanted or rule.name in (options.passes or ()))
         )
-        if rules:
-            yield RulePass(each.name, rules, each.after, each.default)
+        if rules or (wanted and each.run is not None):
+            yield replace(each, rules=rules)
 
 
 def _ordered(passes: dict[str, RulePass]) -> list[RulePass]:

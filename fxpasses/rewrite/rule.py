@@ -37,8 +37,18 @@ class Match:
 
     @property
     def result(self) -> Node:
-        """The node whose value the replacement takes over."""
+        """The node whose value the replacement takes over; the last one where there are several."""
         return self.nodes[-1]
+
+    @property
+    def pattern_size(self) -> int:
+        """How many operators the pattern has here; 0 where the rule's own `pattern_size` says it."""
+        return 0
+
+    @property
+    def results(self) -> tuple[Node, ...]:
+        """All nodes whose values the replacement takes over, in the order in which it returns them."""
+        return (self.result,)
 
 
 M = TypeVar("M", bound=Match)
@@ -81,5 +91,14 @@ class Rule(abc.ABC, Generic[M]):
         """The node before which the replacement is written; legality has passed."""
 
     @abc.abstractmethod
-    def rewrite(self, match: M, build: Builder) -> Node:
-        """Writes the replacement and returns its result."""
+    def rewrite(self, match: M, build: Builder) -> Node | tuple[Node, ...]:
+        """Writes the replacement and returns its result, or one for each of `match.results`."""
+
+    def uuid(self) -> str:
+        """A key that changes with the rule's code, what its closures hold, and its fields, and only then.
+
+        Fields whose names begin with an underscore are caches, and no part of it.
+        """
+        from fxpasses.rewrite.identity import fingerprint
+
+        return fingerprint(self)

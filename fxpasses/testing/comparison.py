@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fxpasses import counters
 from fxpasses.options import Options
 from fxpasses.testing.expectation import expect
 from fxpasses.tracing import fresh_call
@@ -81,6 +82,40 @@ def assert_rewrites(
         _compare("state after a step", *stepped)
     again = [_outputs(run.call, _arguments(run.inputs)) for run in (found, expected, exact)]
     _compare("output after a step", *again)
+
+
+def assert_declines(
+    model: torch.nn.Module | Callable[..., Any],
+    inputs: Sequence[Any],
+    rule: str,
+    *,
+    code: str,
+    grads: bool = True,
+    options: Options | Mapping[str, Any] | None = None,
+    **compile_arguments: Any,
+) -> None:
+    """Compiles the model and fails unless a rule leaves it alone, for a reason of the given code.
+
+    Answers and gradients are compared with eager's as `assert_rewrites` does.
+
+    Args:
+        model: a module in the mode that is to be tested, or a function of tensors.
+        inputs: the arguments of one call.
+        rule: the name of a registered rule.
+        code: the reason code of at least one site.
+        grads: whether to test training too.
+        options: fields of `fxpasses.Options`, or `Options`.
+        compile_arguments: further arguments of torch.compile, such as ``dynamic=True``.
+
+    Raises:
+        AssertionError: the rule was applied, no site was declined with the code, or a value differs.
+    """
+    seen = len(counters.reports())
+    assert_rewrites(model, inputs, {rule: 0}, grads=grads, options=options, **compile_arguments)
+    remarks = [each for report in counters.reports()[seen:] for each in report.remarks if each.rule == rule]
+    if code not in {each.code for each in remarks}:
+        listed = "\n".join(map(str, remarks)) or "(no site was looked at)"
+        raise AssertionError(f"no site was declined with {code!r}; remarks:\n{listed}")
 
 
 def assert_close_to_eager(name: str, found: Any, expected: Any, exact: Any) -> None:

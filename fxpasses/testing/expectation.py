@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from fxpasses import counters
 from fxpasses.errors import UnknownRuleError, unknown_name
+
+if TYPE_CHECKING:
+    from fxpasses.rewrite.registry import AnyRule, RulePass
 
 
 @contextlib.contextmanager
@@ -30,6 +34,26 @@ def expect(**counts: int) -> Iterator[None]:
     found = {rule: after[rule] - before[rule] for rule in counts}
     if found != counts:
         raise AssertionError(_difference(counts, found, seen))
+
+
+@contextlib.contextmanager
+def registered(*rules: AnyRule | RulePass) -> Iterator[None]:
+    """Has rules or passes in the registry for the time of a block.
+
+    Raises:
+        UnknownRuleError: a name is taken.
+    """
+    from fxpasses.rewrite.registry import REGISTRY
+
+    done: list[str] = []
+    try:
+        for each in rules:
+            REGISTRY.register(each)
+            done.append(each.name)
+        yield
+    finally:
+        for name in done:
+            REGISTRY.unregister(name)
 
 
 def _require_known(names: dict[str, int]) -> None:

@@ -1,0 +1,103 @@
+"""Captures: one model through every front end that the passes serve, and what they made of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxpasses.errors import FxpassesError, unknown_name
+from fxpasses.options import Options
+from fxpasses.report import Report
+
+LEVELS = ("torch", "symbolic_trace", "pre_dispatch", "export", "aten")
+"""The front ends: torch.compile, `torch.fx.symbolic_trace`, `make_fx(pre_dispatch=True)`, `torch.export`, and
+that decomposed."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A captured and rewritten model.
+
+    Attributes:
+        call: takes the model's inputs.
+        report: what the passes did.
+        graph_module: the rewritten graph; None behind torch.compile.
+    """
+
+    call: Callable[..., Any]
+    report: Report
+    graph_module: GraphModule | None = None
+
+
+def capture(level: str, model: nn.Module, inputs: Sequence[Any]) -> GraphModule | ExportedProgram:
+    """The model as a graph of a level whose graphs a caller can hold.
+
+    Raises:
+        FxpassesError: there is no such level.
+    """
+    if level == "symbolic_trace":
+        return torch.fx.symbolic_trace(model)
+    if level == "pre_dispatch":
+        with enable_python_dispatcher():
+            return make_fx(model, pre_dispatch=True)(*inputs)
+    if level in ("export", "aten"):
+        program = torch.export.export(model, tuple(inputs))
+        return program if level == "export" else program.run_decompositions()
+    raise FxpassesError(unknown_name("capture level", level, LEVELS))
+
+
+def rewrite_at(
+    level: str,
+    model: nn.Module,
+    inputs: Sequence[Any],
+    options: Options | Mapping[str, Any] | None = None,
+    *,
+    dynamic: bool | None = None,
+) -> Rewritten:
+    """Captures a model at a level and runs the passes over it.
+
+    Args:
+        level: one of `LEVELS`.
+        model: a module in the mode that is to be tested.
+        inputs: the arguments of one call.
+        options: fields of `fxpasses.Options`, or `Options`.
+        dynamic: for torch.compile, whether sizes are symbolic.
+
+    Raises:
+        FxpassesError: there is no such level, or the options are wrong.
+    """
+    from fxpasses.api import optimize
+
+    if level != "torch":
+        result = optimize(capture(level, model, inputs), inputs, options)
+        program = result.exported_program
+        return Rewritten(
+            program.module() if program else result.graph_module, result.report, result.graph_module
+        )
+    return _compiled(model, inputs, Options.of(options), dynamic)
+
+
+def _compiled(model: nn.Module, inputs: Sequence[Any], options: Options, dynamic: bool | None) -> Rewritten:
+    from fxpasses.pipeline import run_passes
+    from fxpasses.tracing import fresh_call
+
+    reports: list[Report] = []
+
+    def backend(gm: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        rewritten, report = run_passes(gm, examples, options, executor="eager")
+        reports.append(report)
+        return rewritten.forward
+
+    traced = torch.compile(fresh_call(), backend=backend, dynamic=dynamic)
+    # Without a call nothing is traced; the model's own state must not change by it.
+    traced(copy.deepcopy(model), tuple(copy.deepcopy(list(inputs))))
+    return Rewritten(lambda *given: traced(model, given), Report.merge(reports))

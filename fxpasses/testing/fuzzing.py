@@ -1,0 +1,189 @@
+"""Fuzzing: random small models around a rule's pattern, against eager, at every level.
+
+    fxpasses.testing.fuzz(rule)
+
+A specimen is a model that the rule must rewrite, or a near miss that it must leave alone for a known reason.
+Either way outputs and gradients must be eager's, to 1e-9 in float64. Declarative rules get their specimens
+from the pattern itself; other rules bring a hypothesis strategy of specimens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from fxpasses.errors import FxpassesError
+from fxpasses.report import Report
+from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.registry import REGISTRY, AnyRule
+from fxpasses.testing.captures import LEVELS, rewrite_at
+from fxpasses.testing.comparison import assert_close_to_eager
+from fxpasses.testing.expectation import registered
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A model and what a rule must do with it.
+
+    Attributes:
+        label: what kind of model it is: ``"plain"``, ``"extra-user"``, ...
+        model: in the mode that is to be tested, in float64 unless the dtype is the subject.
+        inputs: the arguments of one call.
+        count: how often the rule must be applied; None where that depends on the level.
+        code: the reason code of at least one site that must be declined; None where none need be.
+        levels: where the expectation holds; elsewhere only the values are compared.
+        grads: whether gradients are compared too; False where autograd refuses the model.
+    """
+
+    label: str
+    model: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    count: int | None = None
+    code: str | None = None
+    levels: tuple[str, ...] = LEVELS
+    grads: bool = True
+
+
+def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool | None = None) -> Report:
+    """Fails unless a rule does what it must with a specimen at a level, and the answers are eager's.
+
+    Args:
+        rule: the name of a registered rule.
+        specimen: the model.
+        level: one of `LEVELS`.
+        dynamic: for torch.compile, whether sizes are symbolic.
+
+    Raises:
+        AssertionError: something differs.
+    """
+    eager, ours, grads = copy.deepcopy(specimen.model), copy.deepcopy(specimen.model), specimen.grads
+    with torch.set_grad_enabled(grads):
+        options = {"passes": rule, "profit": "always"}
+        found = rewrite_at(level, ours, _fresh(specimen.inputs), options, dynamic=dynamic)
+        # make_fx runs the model while it traces, which may have updated statistics.
+        ours.load_state_dict(copy.deepcopy(specimen.model.state_dict()))
+        answers = _answers(found.call, ours, specimen.inputs, grads)
+        expected = _answers(eager, eager, specimen.inputs, grads)
+    reference = copy.deepcopy(specimen.model).double()
+    exact = _answers(reference, reference, tuple(_widened(each) for each in specimen.inputs), grads)
+    where = f"{specimen.label} at {level}"
+    assert_close_to_eager(f"{where}: result", answers, expected, exact[: len(expected)])
+    remarks = "\n".join(map(str, found.report.remarks)) or "(no site was looked at)"
+    failed = [each for each in found.report.remarks if each.status == "failed"]
+    assert not failed, f"{where}: {remarks}"
+    if level in specimen.levels:
+        applied = found.report.applied.get(rule, 0)
+        assert specimen.count is None or applied == specimen.count, (
+            f"{where}: {applied} applications, {specimen.count} expected\n{remarks}"
+        )
+        codes = {each.code for each in found.report.remarks}
+        assert specimen.code is None or specimen.code in codes, (
+            f"{where}: no site declined with {specimen.code!r}\n{remarks}"
+        )
+    return found.report
+
+
+def fuzz(
+    rule: AnyRule | str,
+    specimens: SearchStrategy[Specimen] | None = None,
+    *,
+    examples: int = 50,
+    levels: Sequence[str] = LEVELS,
+    seed: int = 0,
+) -> int:
+    """Checks a rule on random models; returns how many were checked.
+
+    Args:
+        rule: a rule, or the name of a registered one.
+        specimens: where models come from; `fxpasses.testing.strategies` has those of declarative rules and
+            of efficient_conv_bn_eval, which may be left out.
+        examples: number of models at each level.
+        levels: the levels, of `LEVELS`.
+        seed: another seed gives other models; the same gives the same.
+
+    Raises:
+        AssertionError: a model is rewritten wrongly; hypothesis has made it as simple as it could.
+        FxpassesError: a rule that needs `specimens`.
+    """
+    import hypothesis
+
+    known = isinstance(rule, str) or rule.name in REGISTRY.names()
+    name = rule if isinstance(rule, str) else rule.name
+    strategy = specimens if specimens is not None else _own_strategy(rule)
+    checked = 0
+
+    def run_level(level: str) -> None:
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            max_examples=examples,
+            database=None,
+            deadline=None,
+            report_multiple_bugs=False,
+            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(strategy)
+        def check(specimen: Specimen) -> None:
+            nonlocal checked
+            checked += 1
+            check_specimen(name, specimen, level)
+
+        check()
+
+    with registered(*() if known or isinstance(rule, str) else (rule,)):
+        for level in levels:
+            run_level(level)
+    return checked
+
+
+def _own_strategy(rule: AnyRule | str) -> SearchStrategy[Specimen]:
+    from fxpasses.testing import strategies
+
+    if isinstance(rule, DeclarativeRule):
+        return strategies.around(rule)
+    name = rule if isinstance(rule, str) else rule.name
+    if name == "efficient_conv_bn_eval":
+        return strategies.conv_bn()
+    raise FxpassesError(
+        f"fuzz does not know how to build models for {name!r}: give `specimens`, a hypothesis strategy of "
+        "fxpasses.testing.Specimen."
+    )
+
+
+def _fresh(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [each.detach().clone().requires_grad_(each.requires_grad) for each in inputs]
+
+
+def _widened(given: torch.Tensor) -> torch.Tensor:
+    if not given.is_floating_point():
+        return given
+    return given.detach().double().requires_grad_(given.requires_grad)
+
+
+def _answers(
+    call: Callable[..., Any], model: nn.Module, inputs: Sequence[torch.Tensor], grads: bool
+) -> list[torch.Tensor]:
+    """Outputs, buffers afterwards and, in float64, the gradients of the outputs' weighted sum."""
+    arguments = _fresh(inputs)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        outputs = [each for each in tree_leaves(call(*arguments)) if isinstance(each, torch.Tensor)]
+        buffers = [each.detach().clone() for each in model.buffers() if each.is_floating_point()]
+        results = [*(each.detach() for each in outputs), *buffers]
+        if not grads or any(each.dtype != torch.float64 for each in outputs):
+            return results
+        targets = [each for each in outputs if each.requires_grad]
+        weights = [torch.randn_like(each) for each in targets]
+    leaves = [each for each in (*model.parameters(), *arguments) if each.requires_grad]
+    found = torch.autograd.grad(targets, leaves, weights, allow_unused=True) if targets and leaves else ()
+    pairs = zip(leaves, found, strict=False)
+    return [*results, *(torch.zeros_like(leaf) if each is None else each for leaf, each in pairs)]

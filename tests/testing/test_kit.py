@@ -1,0 +1,182 @@
+"""The testing kit: it passes what is right, and fails what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from fxpasses.errors import FxpassesError
+from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.testing import (
+    LEVELS,
+    Specimen,
+    assert_declines,
+    check_specimen,
+    fuzz,
+    matrix,
+    registered,
+)
+from tests.helpers import RULE, image, pair
+from tests.rewrite.planted import SoftmaxRule, by_hand
+from tests.rewrite.test_declarative import AFFINE, NEGATION, RMS, SCALED, rms
+
+TUTORIAL = (NEGATION, RMS, AFFINE)
+
+
+def sequence(rows):
+    """Softmax that comes out right only for square inputs, by coincidence of the axes' sizes."""
+    return DeclarativeRule(
+        "tested",
+        lambda x: torch.softmax(x, 1) * 2,
+        lambda x: torch.softmax(x, rows) * 2,
+        (torch.randn(3, 3),),
+    )
+
+
+@pytest.mark.parametrize("made", [NEGATION, RMS, AFFINE, SCALED])
+def test_declarative_rules_are_fuzzed_by_one_line(made):
+    assert fuzz(made, examples=8, levels=("torch", "symbolic_trace")) >= 2 * 6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_conv_bn_is_fuzzed(level):
+    assert fuzz(RULE, examples=10, levels=[level]) >= 8
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("level", LEVELS)
+def test_conv_bn_survives_two_thousand_models(level):
+    assert fuzz(RULE, examples=2000, levels=[level], seed=1) >= 1900
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("made", TUTORIAL)
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_tutorial_s_rules_survive_two_thousand_models(made, level):
+    assert fuzz(made, examples=2000, levels=[level], seed=1) >= 200
+
+
+def test_fuzzing_finds_a_wrong_axis():
+    with pytest.raises(AssertionError, match="off, relative"):
+        fuzz(sequence(0), examples=10, levels=["symbolic_trace"])
+    assert fuzz(sequence(1), examples=10, levels=["symbolic_trace"]) > 0
+
+
+def test_fuzzing_finds_a_rule_that_ignores_other_readers():
+    class Careless(DeclarativeRule):
+        def legality(self, match):
+            return None
+
+    made = Careless("tested", lambda x: (x * 2).exp(), lambda x: (x + x).exp(), (torch.randn(3, 3),))
+    with pytest.raises(AssertionError, match="extra-user"):
+        fuzz(made, examples=30, levels=["symbolic_trace"])
+
+
+def test_a_rule_without_a_strategy_needs_specimens():
+    with pytest.raises(FxpassesError, match="give `specimens`"):
+        fuzz(SoftmaxRule(by_hand))
+
+
+def test_a_specimen_s_expectations_are_held():
+    model, inputs = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (image(),)
+    check_specimen(RULE, Specimen("pair", model, inputs, count=1), "torch")
+    with pytest.raises(AssertionError, match="1 applications, 0 expected"):
+        check_specimen(RULE, Specimen("pair", model, inputs, count=0), "torch")
+    with pytest.raises(AssertionError, match="no site declined with 'mutation'"):
+        check_specimen(RULE, Specimen("pair", model, inputs, code="mutation"), "torch")
+
+
+def test_symbolic_sizes_are_rewritten_too():
+    model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    check_specimen(RULE, Specimen("pair", model, (image(),), count=1), "torch", dynamic=True)
+
+
+def test_assert_declines_wants_the_code():
+    model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    options = {"inner": "eager"}
+    assert_declines(model, (image(),), RULE, code="training-mode", options=options)
+    with pytest.raises(AssertionError, match="no site was declined with 'mutation'"):
+        assert_declines(model, (image(),), RULE, code="mutation", options=options)
+    with pytest.raises(AssertionError, match="expected 0 applications, found 1"):
+        assert_declines(model.eval(), (image(),), RULE, code="mutation", options=options)
+
+
+class Model(nn.Module):
+    def __init__(self, function, *shapes):
+        super().__init__()
+        self.function = function
+        self.held = nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes])
+
+    def forward(self, x):
+        return self.function(x.sin(), *self.held).cos()
+
+
+def test_the_tutorial_s_rules_fire_at_every_level():
+    x = (torch.randn(3, 8),)
+    spellings = {
+        NEGATION: {
+            "operator": (Model(lambda x: -(x.neg())), x),
+            "method": (Model(lambda x: x.neg().neg()), x),
+        },
+        RMS: {
+            "operator": (Model(lambda x, w: rms(x, w, 1e-5), 8), x),
+            "swapped": (Model(lambda x, w: w * (torch.rsqrt((x**2).mean(1, True) + 1e-5) * x), 8), x),
+        },
+        AFFINE: {
+            "operator": (Model(lambda x, w, b: x @ w + b, (8, 8), 8), x),
+            "function": (Model(lambda x, w, b: torch.add(b, torch.matmul(x, w)), (8, 8), 8), x),
+        },
+    }
+    for rule, models in spellings.items():
+        found = matrix(rule, models)
+        print(found)
+        assert found.complete, f"\n{found}"
+    other = matrix(SCALED, {"without alpha": (Model(lambda x, y: x.add(y), (3, 8)), x)}, ["torch", "aten"])
+    assert not other.complete
+    assert str(other).splitlines()[1].split() == ["without", "alpha", "other-constant", "other-constant"]
+
+
+def test_registered_takes_rules_out_again():
+    from fxpasses.rewrite.registry import REGISTRY
+
+    inside = []
+    with contextlib.suppress(ZeroDivisionError), registered(NEGATION):
+        inside = REGISTRY.names()
+        raise ZeroDivisionError
+    assert "tested" in inside
+    assert "tested" not in REGISTRY.names()
+
+
+PLUGIN_TEST = """
+import sys
+
+def test_torch_is_not_imported_by_the_plugin():
+    assert "fxpasses.pytest_plugin" in sys.modules
+    assert "torch" not in sys.modules
+
+def test_the_fixtures_count(fxpasses_expect, fxpasses_registered):
+    import torch
+    from tests.rewrite.planted import SoftmaxRule, by_hand
+    fxpasses_registered(SoftmaxRule(by_hand))
+    with fxpasses_expect(softmax_rule=1):
+        options = {"inner": "eager", "passes": "softmax_rule"}
+        torch.compile(lambda x: torch.softmax(x, 1), backend="fxpasses", options=options)(torch.randn(2, 2))
+
+def test_the_rule_is_gone_afterwards():
+    from fxpasses.rewrite.registry import REGISTRY
+    assert "softmax_rule" not in REGISTRY.names()
+"""
+
+
+def test_the_plugin_s_fixtures_work_and_import_torch_late(tmp_path, request, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    (tmp_path / "test_it.py").write_text(PLUGIN_TEST)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "fxpasses.pytest_plugin", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "3 passed" in done.stdout, done.stdout
