@@ -11,7 +11,8 @@ import contextlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from math import inf
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch._ops import HigherOrderOperator as HigherOrderOperator
@@ -21,6 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 from fxpasses.errors import MissingCompilerError, UnsupportedTorchError
+
+if TYPE_CHECKING:
+    import sympy
 
 SUPPORTED_TORCH = ((2, 11), (2, 16))
 """The oldest supported (major, minor) version of torch, and the first one above the range."""
@@ -233,3 +237,26 @@ def reset_dynamo() -> None:
     import torch._dynamo
 
     torch._dynamo.reset()
+
+
+# Symbolic sizes --------------------------------------------------------------------------------------------
+
+
+def size_expression(size: int | torch.SymInt) -> int | sympy.Expr:
+    """The size as an expression of the graph's size symbols, without adding a guard."""
+    return size if isinstance(size, int) else cast("sympy.Expr", size.node.expr)
+
+
+def symbol_values(size: torch.SymInt) -> dict[sympy.Symbol, tuple[int, float, float]]:
+    """Of every size symbol in `size`'s shape environment: its value when traced, and its range."""
+    environment = size.node.shape_env
+    values = environment.backed_var_to_val
+    return {
+        symbol: (int(value), _bound(ranges.lower, 0.0), _bound(ranges.upper, inf))
+        for symbol, value in values.items()
+        if (ranges := environment.var_to_range.get(symbol)) is not None and value.is_Integer
+    }
+
+
+def _bound(given: sympy.Expr, unbounded: float) -> float:
+    return float(given) if given.is_Integer else unbounded
