@@ -95,7 +95,7 @@ def sweep_table(compared: Sequence[Comparison], profile: DeviceProfile) -> Table
     table = Table(title=f"channels_last over contiguous on {profile.device}, fastest implementations")
     table.add_column("operator")
     table.add_column("dtype")
-    for column in ("cases", "faster", "slower", "inconclusive", "geometric mean", "won by"):
+    for column in ("cases", "faster", "slower", "inconclusive", "geometric mean", "channels_last by"):
         table.add_column(column, justify="right")
     groups: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for each in compared:

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.environment import check_device, environment_block, physical_cores
@@ -98,8 +98,9 @@ def _compare(args: argparse.Namespace) -> int:
         for direction in directions
     ]
     variants: list[Variant] = []
-    for case, direction, setting in track(todo, "measuring", console=_progress_console()):
-        variants += measure_convolution(case, direction, setting)
+    with Progress(console=_progress_console()) as bar:
+        for case, direction, setting in bar.track(todo, description="measuring"):
+            variants += measure_convolution(case, direction, setting)
     for table in comparison_tables(variants, device_name(args.device)):
         _console().print(table)
     if args.trace:
@@ -127,8 +128,9 @@ def _sweep(args: argparse.Namespace) -> int:
         if workload.one_dimensional:
             print(f"{workload.one_dimensional} one-dimensional convolutions have one layout and are left out")
         todo = tasks(workload, setting.device, setting.dtype)
-        bar = track(todo, f"measuring {setting.dtype}", console=_progress_console())
-        results.append(sweep(bar, setting, deadline))
+        with Progress(console=_progress_console()) as bar:
+            tracked = bar.track(todo, description=f"measuring {setting.dtype}")
+            results.append(sweep(tracked, setting, deadline))
     measured = to_profile(results, device, tf32=args.tf32)
     if args.profile:
         (known.merged(measured) if known else measured).save(args.profile)

@@ -5,8 +5,9 @@ Each function says which names it rests on. They exist in torch 2.11 to 2.15 unl
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn, TypeVar, cast
 
 import torch
@@ -113,7 +114,7 @@ def operators_for_inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tenso
 
     with config.patch(enable_autograd_cache=False):
         try:
-            compile_fx(graph, inputs, inner_compile=stop)  # type: ignore[arg-type]  # it never returns
+            compile_fx(graph, inputs, inner_compile=stop)
         except _Lowered as lowered:
             return lowered.operators
     raise RuntimeError(f"torch {torch.__version__} compiled a graph without its inner compiler")
@@ -126,7 +127,8 @@ def has_inductor_lowering(operator: object) -> bool:
     """
     from torch._inductor.lowering import lowerings
 
-    lowering = lowerings.get(operator) or lowerings.get(getattr(operator, "overloadpacket", None))
+    table = cast("Mapping[object, object]", lowerings)
+    lowering = table.get(operator) or table.get(getattr(operator, "overloadpacket", None))
     return lowering is not None and not getattr(lowering, "_is_fallback_handler", False)
 
 
@@ -135,3 +137,15 @@ def tree_map_leaves(function: Callable[[object], object], tree: object) -> objec
     from torch.utils._pytree import tree_map
 
     return cast(object, tree_map(function, tree))
+
+
+@contextlib.contextmanager
+def visible_cpu_kernels() -> Iterator[None]:
+    """Kernels that inductor generates for CPUs while this is active appear in profiles by their names.
+
+    Rests on `torch._inductor.config.cpp.enable_kernel_profile`.
+    """
+    from torch._inductor import config
+
+    with config.patch({"cpp.enable_kernel_profile": True}):
+        yield

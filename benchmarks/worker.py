@@ -18,7 +18,16 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy import Accuracy, Reference, judge, make_reference, results_of
-from benchmarks.cases import Case, Inputs, build_inputs, build_model, mark_dynamic_batch, run_step, tensors_of
+from benchmarks.cases import (
+    Case,
+    Inputs,
+    Step,
+    build_inputs,
+    build_model,
+    mark_dynamic_batch,
+    run_step,
+    tensors_of,
+)
 from benchmarks.memory import MemoryMeter, release_free_pages
 from benchmarks.messages import (
     CheckModels,
@@ -67,8 +76,7 @@ class Server:
     def _prepare(self, request: Prepare) -> Prepared:
         case, variant = request.case, request.variant
         torch.set_num_threads(case.threads)
-        reference = None if request.reference is None else Reference.load(Path(request.reference))
-        model = build_model(case, None if reference is None else reference.state)
+        model = _build(request)
         inputs = build_inputs(case, model)
         mark_dynamic_batch(case, inputs)
         _preload(variant)
@@ -87,10 +95,8 @@ class Server:
         if request.extent == "compilation":
             return Prepared(seconds)
 
-        accuracy: Accuracy | None = None
-        if reference is not None:
-            accuracy = judge(case, *results_of(first, model, reference.state), reference)
-        del first, reference
+        accuracy = _judge(request, first, model)
+        del first
         if accuracy is not None and accuracy.wrong is not None:
             return Prepared(seconds, accuracy, rules=_rules())
 
@@ -113,6 +119,19 @@ class Server:
         seconds = timeit.Timer(self._step).timeit(self._calls) / self._calls
         release_free_pages()  # or as many workers as there are variants would hold the memory of a step
         return seconds
+
+
+def _build(request: Prepare) -> torch.nn.Module:
+    # The reference is read here and once more to judge: in between it would count as memory of the model.
+    state = None if request.reference is None else Reference.load(Path(request.reference)).state
+    return build_model(request.case, state)
+
+
+def _judge(request: Prepare, step: Step, model: torch.nn.Module) -> Accuracy | None:
+    if request.reference is None:
+        return None
+    reference = Reference.load(Path(request.reference))
+    return judge(request.case, *results_of(step, model, reference.state), reference)
 
 
 def _preload(variant: Variant) -> None:

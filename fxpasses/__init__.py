@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fxpasses.counters import reports as reports
     from fxpasses.counters import reset as reset
     from fxpasses.errors import FxpassesError as FxpassesError
+    from fxpasses.kept_weights import refresh as refresh
     from fxpasses.options import Options as Options
     from fxpasses.report import Remark as Remark
     from fxpasses.report import Report as Report
@@ -40,6 +41,7 @@ _HOMES = {
     "Remark": "fxpasses.report",
     "Report": "fxpasses.report",
     "Rule": "fxpasses.rewrite.rule",
+    "refresh": "fxpasses.kept_weights",
     "explain": "fxpasses.api",
     "last_report": "fxpasses.counters",
     "optimize": "fxpasses.api",
@@ -66,6 +68,7 @@ __all__ = [
     "explain",
     "last_report",
     "optimize",
+    "refresh",
     "register",
     "reports",
     "reset",

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from fxpasses import counters
 from fxpasses.backend import executor_of
-from fxpasses.errors import FxpassesError
+from fxpasses.errors import FxpassesError, UnknownOptionError
 from fxpasses.options import Options
 from fxpasses.pipeline import run_passes
 from fxpasses.report import Report
@@ -53,9 +53,16 @@ def optimize(
 
     Raises:
         MissingMetadataError: the graph carries no metadata and no example inputs were given.
-        UnknownOptionError, UnknownRuleError: the options name something that does not exist.
+        UnknownOptionError, UnknownRuleError: the options name something that does not exist, or that a plain
+            graph module cannot do.
     """
-    result = _optimize(program, example_inputs, Options.of(options))
+    chosen = Options.of(options)
+    if chosen.weights == "cached":
+        raise UnknownOptionError(
+            "weights='cached' needs something to keep them, which a plain graph module is not; use "
+            "torch.compile(model, backend='fxpasses', options={'weights': 'cached'})."
+        )
+    result = _optimize(program, example_inputs, chosen)
     counters.record(result.report)
     return result
 

@@ -10,15 +10,21 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fxpasses import counters
 from fxpasses.errors import UnknownOptionError
-from fxpasses.graph.context import Executor
+from fxpasses.graph.context import Executor, GraphContext
+from fxpasses.graph.modes import Modes
+from fxpasses.kept_weights import KeptWeights
 from fxpasses.options import Options
-from fxpasses.pipeline import run_passes
+from fxpasses.passes.parameter_work import ParameterWork, split_parameter_work
+from fxpasses.pipeline import keeps_weights, run_passes
+from fxpasses.report import Remark, Report
+from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals import compile_with_inductor, inductor_mode_options, lookup_backend
 
 _EAGER = ("eager", "aot_eager", "eager_noexcept", "aot_eager_decomp_partition", "pre_dispatch_eager")
@@ -46,10 +52,37 @@ def backend(
     chosen = Options.of(options)
     inner = _inner(chosen, mode)
     rewritten, report = run_passes(gm, example_inputs, chosen, executor=executor_of(chosen))
-    compiled: Callable[..., Any] = inner(rewritten, example_inputs)
+    if chosen.weights == "cached":
+        compiled, report = _compile_with_kept_weights(rewritten, example_inputs, chosen, inner, report)
+    else:
+        compiled = inner(rewritten, example_inputs)
     # Counted last: a graph that the inner backend refused was not optimised.
     counters.record(report)
     return compiled
+
+
+def _compile_with_kept_weights(
+    rewritten: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    options: Options,
+    inner: Callable[..., Any],
+    report: Report,
+) -> tuple[Callable[..., Any], Report]:
+    """Compiles the graph less what depends on parameters alone, and says why not where it cannot."""
+    work: ParameterWork | Decline
+    if keeps_weights(options):
+        context = GraphContext(module=rewritten, initial_modes=Modes(grad=False))
+        # Inductor lays convolutions out channels-last on a CPU, their weights at every call.
+        on_cpu = all(each.device.type == "cpu" for each in example_inputs if isinstance(each, torch.Tensor))
+        work = split_parameter_work(context, channels_last=options.inner == "inductor" and on_cpu)
+    else:
+        work = Decline("grad-mode", "gradients are on, and kept weights would cut them off")
+    if isinstance(work, Decline):
+        remark = Remark("kept_weights", "declined", work.code, work.message, node="", stage="check")
+        return inner(rewritten, example_inputs), replace(report, remarks=(*report.remarks, remark))
+    compiled = inner(work.main, [*example_inputs, *work.examples])
+    kept = replace(report, kept_tensors=len(work.examples), kept_bytes=work.kept_bytes)
+    return KeptWeights(compiled, work), kept
 
 
 def executor_of(options: Options) -> Executor:

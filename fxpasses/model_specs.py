@@ -46,7 +46,15 @@ def load_model(spec: str, *, default_source: str | None = None) -> torch.nn.Modu
         "torchvision": _torchvision,
         "transformers": _transformers,
     }
-    model = builders[source](name) if source in builders else _factory(source, name)
+    try:
+        model = builders[source](name) if source in builders else _factory(source, name)
+    except ModelSpecError:
+        raise
+    except Exception as error:
+        raise ModelSpecError(
+            f"model spec {spec!r} does not build: {type(error).__name__}: {error}. What it names must be "
+            "callable without arguments."
+        ) from error
     if not isinstance(model, torch.nn.Module):
         raise ModelSpecError(f"model spec {spec!r} gave a {type(model).__name__}, not a torch.nn.Module.")
     return model
@@ -71,9 +79,10 @@ def declare_torchvision_operators() -> None:
 def _import(module: str, spec: str, install: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:
         advice = f" Install it with `pip install {install}`." if install else ""
-        raise ModelSpecError(f"model spec {spec!r}: cannot import {module!r} ({error}).{advice}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelSpecError(f"model spec {spec!r}: cannot import {module!r} ({reason}).{advice}") from error
 
 
 def _timm(name: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.context import Executor, GraphContext
 from fxpasses.graph.copying import copy_graph_module
 from fxpasses.graph.metadata import ensure_metadata
@@ -41,6 +42,7 @@ def run_passes(
         FxpassesError: an unknown pass, missing metadata, an unsupported torch.
     """
     require_supported_torch()
+    _require_available(options)
     register_all()
     passes = REGISTRY.pipeline(options)
     copied = copy_graph_module(graph_module)
@@ -49,10 +51,29 @@ def run_passes(
         module=copied,
         initial_modes=Modes(grad=torch.is_grad_enabled()),
         executor=executor,
-        weights_cached=options.weights == "cached",
+        weights_cached=keeps_weights(options),
         trainable=trainable | _trainable_inputs(copied, example_inputs),
     )
     return copied, Driver(passes, options).run(context)
+
+
+def _require_available(options: Options) -> None:
+    """Refuses what the contract names and this version does not do yet, rather than ignore it."""
+    unavailable = {
+        "layout": options.layout in ("channels_last", "contiguous"),
+        "verify": options.verify != "off",
+    }
+    for name, asked in unavailable.items():
+        if asked:
+            value = getattr(options, name)
+            raise UnknownOptionError(
+                f"option {name}={value!r} is not available in this version; leave {name!r} out."
+            )
+
+
+def keeps_weights(options: Options) -> bool:
+    """Whether parameter work is to be done once per version: on request, and with gradients off."""
+    return options.weights == "cached" and not torch.is_grad_enabled()
 
 
 def _trainable_inputs(graph_module: GraphModule, example_inputs: Sequence[Any] | None) -> frozenset[str]:

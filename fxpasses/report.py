@@ -65,6 +65,7 @@ class Report:
         level: the capture level of the graph.
         layout: the layout plan, or None where no layout pass ran.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
+        kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, in number and in bytes.
     """
 
     remarks: tuple[Remark, ...] = ()
@@ -74,6 +75,8 @@ class Report:
     level: str = ""
     layout: Any = None
     dry_run: bool = False
+    kept_tensors: int = 0
+    kept_bytes: int = 0
 
     @property
     def applied(self) -> Mapping[str, int]:
@@ -101,6 +104,8 @@ class Report:
             level="+".join(dict.fromkeys(part.level for part in parts if part.level)),
             layout=next((part.layout for part in reversed(parts) if part.layout is not None), None),
             dry_run=any(part.dry_run for part in parts),
+            kept_tensors=sum(part.kept_tensors for part in parts),
+            kept_bytes=sum(part.kept_bytes for part in parts),
         )
 
     def to_json(self) -> str:
@@ -115,6 +120,8 @@ class Report:
             "level": self.level,
             "layout": self.layout.to_dict() if hasattr(self.layout, "to_dict") else self.layout,
             "dry_run": self.dry_run,
+            "kept_tensors": self.kept_tensors,
+            "kept_bytes": self.kept_bytes,
         }
         return json.dumps(data, indent=2)
 

@@ -135,6 +135,47 @@ def new_fake_mode() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+# Graph inputs ----------------------------------------------------------------------------------------------
+
+
+def is_module_tensor(placeholder: torch.fx.Node) -> bool:
+    """Whether a graph input from Dynamo is a parameter or buffer of a module."""
+    return bool(placeholder.meta.get("tensor_dict", {}).get("_dynamo_static_input_type"))
+
+
+def mark_as_static_input(placeholder: torch.fx.Node) -> None:
+    """Makes a graph input that we add look to AOTAutograd like one from Dynamo whose memory stays."""
+    placeholder._dynamo_source = None  # where Dynamo keeps it
+    placeholder.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+
+
+def is_deterministic(node: torch.fx.Node) -> bool:
+    """Whether a call is of an operator of torch that draws no random numbers."""
+    target = node.target
+    if isinstance(target, OpOverload):
+        return torch.Tag.nondeterministic_seeded not in target.tags
+    if getattr(target, "__module__", None) == "_operator":
+        return True
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    packet = aten_packet(str(name))
+    if packet is None:
+        return False
+    overloads = packet_overloads(packet)
+    return (
+        all(torch.Tag.nondeterministic_seeded not in each.tags for each in overloads)
+        and "dropout" not in name
+    )
+
+
+def mark_for_recomputation(node: torch.fx.Node) -> None:
+    """Tags a node as activation checkpointing would, for AOTAutograd's partitioner."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+    # Zero comes before the regions of the user's own checkpoints, which number from one.
+    node.meta["ac_graph_id"] = 0
+
+
 # Dynamo and inductor ---------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def read_log(path: Path) -> OperatorLog:
     except NotationError as error:
         raise LogError(f"{path}:{number}: {error}.") from None
     except (OSError, EOFError) as error:
-        raise LogError(f"{path}:{number}: the log cannot be read ({error}).") from error
+        raise LogError(f"{path}:{number + 1}: the log cannot be read ({error}).") from error
     return log
 
 

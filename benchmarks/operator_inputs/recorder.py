@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.operator_inputs.notation import Call, SparseSpec, TensorSpec, Value, format_call
+from benchmarks.torch_internals import TorchDispatchMode
 
 Result = TypeVar("Result")
 
@@ -55,7 +55,9 @@ def computes(operator: torch._ops.OpOverload) -> bool:
         return False
     if "Tensor" not in " ".join(str(each.type) for each in schema.returns):
         return False
-    return not (operator.is_view or name.endswith("_like") or name.startswith("new_") or name in _NON_COMPUTE)
+    if operator.is_view or torch.Tag.inplace_view in operator.tags:
+        return False
+    return not (name.endswith("_like") or name.startswith("new_") or name in _NON_COMPUTE)
 
 
 def describe_call(args: Sequence[object], kwargs: Mapping[str, object]) -> Call:

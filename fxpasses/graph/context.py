@@ -82,6 +82,14 @@ class GraphContext:
             (identity(each) for each in operands if each is not None), first, last
         )
 
+    def is_written(self, node: Node) -> bool:
+        """Whether any node writes to the node's value or to an alias of it."""
+        return self._effects.is_written(node)
+
+    def may_return_argument(self, node: Node) -> bool:
+        """Whether the node's result may share storage with something that it reads."""
+        return self._effects.may_return_argument(node)
+
     def requires_grad(self, operand: Operand | None) -> bool:
         """Whether a gradient may flow to the operand.
 
@@ -126,7 +134,8 @@ class GraphContext:
             return isinstance(held, torch.Tensor) and held.requires_grad
         if "example_value" in node.meta or not node.all_input_nodes:
             return False
-        if not self.modes(node).grad or getattr(node.target, "__name__", "").startswith("detach"):
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if not self.modes(node).grad or name.startswith("detach"):
             return False
         if found is not None and not (found.is_floating_point() or found.is_complex()):
             return False

@@ -24,6 +24,7 @@ from fxpasses.graph.metadata import tensor, value
 from fxpasses.torch_internals import (
     HigherOrderOperator,
     OpOverload,
+    OpOverloadPacket,
     aten_packet,
     is_batched,
     packet_overloads,
@@ -38,8 +39,19 @@ _INPLACE_OPERATORS = frozenset(
     )
 )  # fmt: skip
 
-_RETURNS_INPUT_IN_EVAL = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "rrelu")
-"""Operators whose schemas promise a new tensor, and that return their input when there is nothing to do."""
+_UNDECLARED_ALIASES = frozenset(
+    {
+        "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "rrelu", "native_dropout",
+        "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "cartesian_prod", "conj_physical",
+        "cumprod_backward", "data", "einsum", "flatten_dense_tensors", "lift", "meshgrid", "sum_to_size",
+        "to_dense", "type_as", "unflatten_dense_tensors", "unsafe_chunk", "unsafe_split",
+        "unsafe_split_with_sizes",
+    }
+)  # fmt: skip
+"""Operators whose schemas promise a new tensor, and that may return their input or a view of it all the same.
+
+Found by calling every ATen operator and comparing the storages of its result and its arguments (torch 2.13).
+"""
 
 
 class Effects:
@@ -74,6 +86,18 @@ class Effects:
             if position < len(writes) and writes[position] < last:
                 return writes[position]
         return None
+
+    def is_written(self, operand: object) -> bool:
+        """Whether any node writes to the operand or to an alias of it."""
+        return bool(self._writes.get(self._find(self._key(operand))))
+
+    def may_return_argument(self, node: Node) -> bool:
+        """Whether the node's result may share storage with something that it reads."""
+        found = tensor(node)
+        if self._from_dynamo and found is not None:
+            keys = {storage_key(each) for each in map(tensor, node.all_input_nodes) if each is not None}
+            return storage_key(found) in keys
+        return self._may_return_argument(node)
 
     # Alias classes: a union-find over nodes and storages.
 
@@ -119,6 +143,8 @@ class Effects:
     def _may_return_argument(self, node: Node) -> bool:
         if node.op == "call_module":
             return True
+        if "dropout" in str(getattr(node.target, "__name__", node.target)):
+            return True  # a fake one returns a new tensor even where a real one has nothing to do
         if self._from_dynamo and tensor(node) is not None:
             return False  # its fake storage has told already
         if node.op == "call_method":
@@ -174,6 +200,9 @@ def _written_by_call(node: Node, tensors: list[object]) -> list[object]:
     target = node.target
     if isinstance(target, OpOverload):
         return _written_by_schema(node, target)
+    if isinstance(target, OpOverloadPacket):
+        # `torch.ops.library.operator(...)`: the overload is chosen at the call, so any may be meant.
+        return [each for overload in packet_overloads(target) for each in _written_by_schema(node, overload)]
     if isinstance(target, HigherOrderOperator):
         return _written_by_nested(node)
     if isinstance(target, str):
@@ -183,7 +212,8 @@ def _written_by_call(node: Node, tensors: list[object]) -> list[object]:
     if _is_described(target):
         name = getattr(target, "__name__", "")
         if name.endswith("_") and not name.endswith("__"):
-            return list(tensors[:1])
+            # `torch._foreach_mul_` takes a list of tensors, and writes to all of them.
+            return [each for each in _flat(node.args[0]) if isinstance(each, Node)] if node.args else tensors
         return _written_by_flag(node, target)
     return list(tensors)
 
@@ -274,6 +304,8 @@ def _may_return_argument(target: Any) -> bool:
     """Whether a function's result may share storage with an argument, as far as is known."""
     if isinstance(target, OpOverload):
         return _overload_aliases(target)
+    if isinstance(target, OpOverloadPacket):
+        return _packet_aliases(target)
     if isinstance(target, HigherOrderOperator):
         return True
     if target in _INPLACE_OPERATORS or target is operator.getitem:
@@ -294,4 +326,4 @@ def _packet_aliases(packet: Any) -> bool:
 def _overload_aliases(overload: OpOverload) -> bool:
     name = overload._schema.name.removeprefix("aten::")
     annotated = any(each.alias_info is not None for each in overload._schema.returns)
-    return annotated or name in _RETURNS_INPUT_IN_EVAL
+    return annotated or name in _UNDECLARED_ALIASES

@@ -75,7 +75,7 @@ class FakeEvaluator:
             operands.append(self.fake(held))
             return operands[-1]
 
-        args, kwargs = map_arg((args, kwargs), faked)  # type: ignore[assignment,misc]
+        args, kwargs = map_arg((args, kwargs), faked)
         key = _key(function, args, kwargs)
         if key is not None and key in self._known:
             return self._known[key].build(self._mode)

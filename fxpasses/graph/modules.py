@@ -67,6 +67,9 @@ def read(node: Node, known: frozenset[type[nn.Module]]) -> tuple[nn.Module, dict
     if type(module) not in known:
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         return Decline("unknown-module", "{} is a {}, which may compute more", node, (node.target, kind))
+    if "forward" in vars(module):
+        message = "{} has a forward of its own, which is not that of its class"
+        return Decline("unknown-module", message, node, (node.target,))
     if any(getattr(module, name) for name in _HOOKS) or has_global_module_hooks():
         return Decline("hooks", "{} has hooks, which would no longer run", node, (node.target,))
     arguments = signature_of_function(type(module).forward).bind((module, *node.args), node.kwargs)

@@ -79,7 +79,7 @@ class ConvBnMatch(Match):
 
 
 class EfficientConvBnEval(Rule[ConvBnMatch]):
-    """The rule; the idea and the legality are in the module's docstring."""
+    """A batch norm with fixed statistics becomes part of the convolution or linear layer before it."""
 
     name = "efficient_conv_bn_eval"
     pattern_size = 2
@@ -114,7 +114,14 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
     def legality(self, match: ConvBnMatch) -> Decline | None:
         """The conditions of the module's docstring, one by one."""
         # A Decline is falsy, so `or` would throw it away.
-        checks = (_sole_user, _known_values, _same_channel_axis, _constant_statistics, _has_place)
+        checks = (
+            _sole_user,
+            _known_values,
+            _same_channel_axis,
+            _known_groups,
+            _constant_statistics,
+            _has_place,
+        )
         return next((found for check in checks if (found := check(match)) is not None), None)
 
     def profitability(self, match: ConvBnMatch) -> Decline | None:
@@ -136,6 +143,7 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
         fused_weight = build.mul(build.cast(weight, dtype), _along_channels(scale, producer, build))
         fused_weight = build.cast(fused_weight, _dtype_of(producer.weight))
         fused_bias = build.cast(_shift(producer, norm, scale, build, dtype), _dtype_of(producer.weight))
+        build.recompute_in_backward()
         result = fused_producer(producer, build, given, fused_weight, fused_bias)
         return build.cast(result, _dtype_of(match.result))
 
@@ -187,6 +195,17 @@ def _same_channel_axis(match: ConvBnMatch) -> Decline | None:
     return Decline("channel-axis", message, source, (source.name, produced, normalised))
 
 
+def _known_groups(match: ConvBnMatch) -> Decline | None:
+    """Laying s out by group takes numbers; a symbolic size would have to be guarded on."""
+    producer, weight = match.producer, tensor_of(match.producer.weight)
+    if isinstance(producer, Linear) or not producer.transposed or producer.groups == 1 or weight is None:
+        return None
+    if all(isinstance(size, int) for size in weight.shape[:2]):
+        return None
+    message = "{} is transposed and grouped, and its weight has a symbolic number of channels"
+    return Decline("symbolic-channels", message, producer.nodes[-1], (producer.nodes[-1].name,))
+
+
 def _constant_statistics(match: ConvBnMatch) -> Decline | None:
     """A batch norm gives its statistics no gradient; the rewritten one would."""
     for operand in (match.norm.running_mean, match.norm.running_var):
@@ -210,14 +229,16 @@ def _place(match: ConvBnMatch) -> Node | Decline:
     written = context.written_between(match.producer_operands, first, norm)
     if apart is None and written is None:
         return norm
+    # Earlier means at the producer's last node: a bias that is added in a node of its own is read there.
     late = [
         each
         for each in (*match.norm_operands, match.norm.eps)
-        if isinstance(each, Node) and each.op != "get_attr" and not each < first
+        if isinstance(each, Node) and each.op != "get_attr" and not each < source
     ]
-    rewritten = context.written_between(match.norm_operands, first, norm)
-    if not late and rewritten is None:
-        return first
+    early = context.written_between((match.producer.input, match.producer.weight), first, source)
+    rewritten = context.written_between(match.norm_operands, source, norm)
+    if not late and early is None and rewritten is None:
+        return source
     if apart is not None:
         message = "{} and {} stand under another autocast state, and the norm's parameters come only later"
         return Decline("autocast", message, source, (source.name, norm.name))

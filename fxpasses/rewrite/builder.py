@@ -17,7 +17,7 @@ from fxpasses.graph import metadata
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import Level
 from fxpasses.graph.operands import Operand, tensor_of
-from fxpasses.torch_internals import OpOverload
+from fxpasses.torch_internals import OpOverload, mark_for_recomputation
 
 aten = torch.ops.aten
 
@@ -82,6 +82,18 @@ class Builder:
     def _annotate(self, node: Node) -> None:
         node.meta.update({key: self._origin.meta[key] for key in _KEPT_META if key in self._origin.meta})
         self.context.adopt(node, self._modes)
+
+    def recompute_in_backward(self) -> None:
+        """Has AOTAutograd compute what was written so far anew in the backward pass instead of keeping it.
+
+        For work that is cheap beside the memory that its results take, such as folded weights. It concerns
+        graphs from Dynamo where autograd records; a checkpoint around the site overrides it.
+        """
+        if "example_value" not in self._origin.meta or not self._modes.grad:
+            return
+        for node in self.inserted:
+            if node.op != "get_attr":
+                mark_for_recomputation(node)
 
     # Arithmetic, in the dialect of the graph.
 

@@ -453,3 +453,13 @@ def test_a_result_of_another_number_of_tensors_is_a_mismatch() -> None:
     assert "2 floating-point results instead of 1" in layout_measure._difference(
         (torch.ones(1), torch.ones(1)), [torch.ones(1, dtype=torch.float64)], 1e-3
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_gpu_is_measured_in_both_layouts(dtype: str) -> None:
+    setting = Setting(dtype, torch.device("cuda"), QUICK)
+    for direction in DIRECTIONS:
+        variants = measure_convolution(CASES["pointwise"], direction, setting)
+        assert {each.status for each in variants} == {"measured"}
+        assert all(seconds > 0 for each in variants for seconds in each.times)

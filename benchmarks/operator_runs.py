@@ -1,0 +1,192 @@
+"""One operator on one recorded input: compiled as a graph of its own, checked, and timed against eager.
+
+The graph is handed to each configuration's compiler directly: Dynamo takes no part, and its guards are not
+in the times. Results are checked before anything is timed: a configuration whose result is wrong has no
+time. Eager and all configurations are timed in turns. Inductor's caches stay on: what compiling took is a
+first compilation only where nothing was compiled before.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+
+from benchmarks.operator_accuracy import disagreement
+from benchmarks.operator_call import Compiled, Compiler, RepeatableCall
+from benchmarks.operator_inputs.argument_rules import UnmaterialisableError, base_name
+from benchmarks.operator_inputs.log import Sample
+from benchmarks.operator_inputs.materialise import Target, materialise
+from benchmarks.operator_inputs.recorder import computes
+from benchmarks.torch_internals import (
+    has_inductor_lowering,
+    inductor_compile,
+    operators_for_inductor,
+    registered_backend,
+)
+from benchmarks.turns import Effort, measure_in_turns
+
+Status = Literal["ok", "inaccurate", "failed"]
+
+
+def _by_inductor(
+    patches: Mapping[str, object], graph: torch.fx.GraphModule, inputs: list[torch.Tensor]
+) -> Compiled:
+    return inductor_compile(graph, inputs, patches)
+
+
+def _by_backend(name: str, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Compiled:
+    return registered_backend(name)(graph, inputs)
+
+
+def _inductor(**patches: object) -> Compiler:
+    return partial(_by_inductor, patches)
+
+
+CONFIGURATIONS: dict[str, Compiler] = {
+    "inductor": _inductor(),
+    "inductor-autotune": _inductor(max_autotune=True, coordinate_descent_tuning=True),
+    "inductor-channels-last": _inductor(force_layout_optimization=True),
+    "inductor-nolayout": _inductor(layout_optimization=False),
+    "inductor-cppwrapper": _inductor(cpp_wrapper=True),
+    "fxpasses": partial(_by_backend, "fxpasses"),
+    "aot_eager": partial(_by_backend, "aot_eager"),
+}
+"""The configurations that the command line offers: each compiles a graph for its inputs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a configuration made of a sample; `times` (seconds, one a round) are empty unless it is ok."""
+
+    status: Status
+    reason: str = ""
+    times: tuple[float, ...] = ()
+    compile_seconds: float = math.nan
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A sample's times in eager mode (seconds, one a round) and the outcome of every configuration.
+
+    A `reason` says why the sample was not run; then there is nothing else.
+    """
+
+    sample: Sample
+    reason: str = ""
+    eager: tuple[float, ...] = ()
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How samples are run: where, by which configurations, how often, and whether results are checked.
+
+    `observe` is called with a name and the function of eager, and of each configuration that is timed, once
+    the times are taken: for a profiler.
+    """
+
+    target: Target
+    configurations: Mapping[str, Compiler]
+    effort: Effort
+    accuracy: bool = True
+    observe: Callable[[str, Callable[[], object]], None] | None = None
+
+
+def measure_operator(
+    operator: torch._ops.OpOverload, samples: Sequence[Sample], plan: Plan
+) -> tuple[str, list[Measurement]]:
+    """Runs all samples of an operator.
+
+    Returns:
+        Why the operator was skipped as a whole, or an empty text; and what was measured of each sample.
+    """
+    reason = _reason_to_skip(operator)
+    if reason:
+        return reason, []
+    measurements: list[Measurement] = []
+    for sample in samples:
+        try:
+            call = RepeatableCall(operator, *materialise(operator, sample.call, plan.target))
+            result = call.eager().function()
+            if not any(each.outcomes for each in measurements):
+                reason = _reason_not_implemented(call, result)
+                if reason:
+                    return reason, []
+        except UnmaterialisableError as error:
+            measurements.append(Measurement(sample, str(error)))
+        except NotImplementedError:
+            measurements.append(Measurement(sample, f"no kernel for the {plan.target.device.type}"))
+        except Exception as error:
+            measurements.append(Measurement(sample, f"eager: {first_line(error)}"))
+        else:
+            measurements.append(_measure(operator, call, result, sample, plan))
+    return "", measurements
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as one short line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0] if lines else '(no message)'}"
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _reason_to_skip(operator: torch._ops.OpOverload) -> str:
+    """Why an operator is not measured, whatever its inputs."""
+    if not computes(operator):
+        return "computes nothing: a view, a constructor, or no tensor in or out"
+    if torch.Tag.dynamic_output_shape in operator.tags and base_name(operator) != "index":
+        return "the shape of its result depends on values"
+    return ""
+
+
+def _reason_not_implemented(call: RepeatableCall, result: object) -> str:
+    """Why inductor has nothing of its own for an operator; empty where it has.
+
+    Convolutions count as implemented even where the kernel is ATen's: inductor chooses their layout.
+    """
+    try:
+        remaining = operators_for_inductor(call.graph(result), call.inputs())
+    except Exception as error:
+        return f"inductor cannot trace it: {first_line(error)}"
+    operators = {each for each in remaining if isinstance(each, torch._ops.OpOverload)}
+    names = sorted(str(each) for each in operators)
+    if any("convolution" in name for name in names) or any(map(has_inductor_lowering, operators)):
+        return ""
+    return f"inductor calls ATen's kernel: {', '.join(names)}" if names else ""
+
+
+def _measure(
+    operator: torch._ops.OpOverload, call: RepeatableCall, result: object, sample: Sample, plan: Plan
+) -> Measurement:
+    eager = call.eager()
+    expected = eager.results() if plan.accuracy else []
+    random = torch.Tag.nondeterministic_seeded in operator.tags
+    outcomes: dict[str, Outcome] = {}
+    functions = {"eager": eager.function}
+    for name, compiler in plan.configurations.items():
+        start = time.perf_counter()
+        try:
+            prepared = call.compiled(compiler, result)
+            actual = prepared.results()
+            seconds = time.perf_counter() - start
+            wrong = plan.accuracy and disagreement(actual, expected, call.exact, values=not random)
+        except Exception as error:
+            outcomes[name] = Outcome("failed", first_line(error))
+            continue
+        outcomes[name] = Outcome("inaccurate" if wrong else "ok", wrong or "", (), seconds)
+        if not wrong:
+            functions[name] = prepared.function
+    del expected
+    times = measure_in_turns(functions, plan.target.device, plan.effort)
+    for name, function in functions.items():
+        if plan.observe:
+            plan.observe(name, function)
+        if name in outcomes:
+            outcomes[name] = Outcome("ok", "", tuple(times[name]), outcomes[name].compile_seconds)
+    return Measurement(sample, "", tuple(times["eager"]), outcomes)

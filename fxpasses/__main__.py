@@ -1,0 +1,8 @@
+"""`python -m fxpasses`: the command line."""
+
+import sys
+
+from fxpasses.cli import main
+
+if __name__ == "__main__":  # the demo's processes import this module again
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Renderings of a report: a text that fits on a screen, a table of all remarks, and a page.
+
+    render_text(report)     what fired, and why the rest did not: each reason once, nearest miss first
+    render_remarks(report)  one row per site
+    render_html(report)     one self-contained page with the same and filters
+
+Text goes through rich, as `Text` objects and never as markup, since a message may hold square brackets; the
+page goes through jinja2 with autoescape, since a message may hold anything.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from fxpasses.report import Remark, Report
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+WIDTH = 110
+"""Columns of text that does not go to a terminal."""
+
+_STYLES = {"applied": "green", "declined": "yellow", "failed": "bold red"}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Sites that a rule left alone for the same reason.
+
+    Attributes:
+        count: how many sites.
+        example: the remark of one of them.
+    """
+
+    count: int
+    example: Remark
+
+
+def reasons(report: Report) -> list[Reason]:
+    """Why rules did not fire: one entry per rule and code, the nearest miss first."""
+    groups: dict[tuple[str, str, str], list[Remark]] = {}
+    for remark in report.declined:  # the nearest miss comes first
+        groups.setdefault((remark.rule, remark.status, remark.code), []).append(remark)
+    return [Reason(len(group), group[0]) for group in groups.values()]
+
+
+def site(remark: Remark) -> str:
+    """The module or node that a remark is about, if it is about one, after the nested graph that holds it."""
+    name = remark.module or remark.node or "the graph"
+    return f"{remark.graph}: {name}" if remark.graph else name
+
+
+def place(remark: Remark) -> str:
+    """The site, and the end of its source line as far as it is known."""
+    return f"{site(remark)} ({_short(remark.location)})" if remark.location else site(remark)
+
+
+def _short(location: str) -> str:
+    """The end of a source location: the file, the folder that it is in, and the line."""
+    return "/".join(PurePath(location).parts[-2:])
+
+
+def headline(report: Report) -> str:
+    """Kind, level, size and time of a compilation in one line."""
+    size = f"{report.nodes_before} nodes"
+    if report.nodes_after != report.nodes_before:
+        size = f"{report.nodes_before} -> {report.nodes_after} nodes"
+    parts = [
+        "dry run" if report.dry_run else "",
+        f"{report.level} level" if report.level else "",
+        size,
+        f"{sum(report.seconds.values()):.2f} s in passes",
+    ]
+    return "fxpasses report: " + ", ".join(part for part in parts if part)
+
+
+def notes(report: Report) -> list[str]:
+    """What there is to say beside the tables: that nothing was done, what is kept between calls."""
+    lines = [] if report.applied else [_idle(report)]
+    if report.kept_tensors:
+        lines.append(f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB")
+    return lines
+
+
+def _idle(report: Report) -> str:
+    """Why no rule fired, in a report where none did."""
+    if not report.nodes_before:
+        return "nothing to do: no graph was captured"
+    if not report.seconds:
+        return "nothing to do: the options select no pass"
+    if not report.remarks:
+        return "nothing to do: no rule found a site in this graph"
+    return "nothing applied: every site was left as it was"
+
+
+# Text ------------------------------------------------------------------------------------------------------
+
+
+def summary(report: Report) -> RenderableType:
+    """The report on one screen, for a console of rich."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(headline(report), style="bold"), *map(Text, notes(report))]
+    if report.applied:
+        parts += [Text(), _applied_table(report)]
+    if report.declined:
+        parts += [Text(), _reason_table(report)]
+    return Group(*parts)
+
+
+def _applied_table(report: Report) -> Table:
+    from rich.text import Text
+
+    table = table_of("applied", "sites", "seconds")
+    for rule, count in report.applied.items():
+        took = report.seconds.get(rule)
+        table.add_row(Text(rule, style="green"), str(count), "" if took is None else f"{took:.3f}")
+    return table
+
+
+def _reason_table(report: Report) -> Table:
+    from rich.text import Text
+
+    table = table_of("not applied", "sites", "nearest example")
+    for reason in reasons(report):
+        example = reason.example
+        label = Text(f"{example.rule}\n{example.status} [{example.code}]", style=_STYLES[example.status])
+        table.add_row(label, str(reason.count), Text(f"{place(example)}: {example.message}"))
+    return table
+
+
+def remark_table(report: Report) -> Table:
+    """One row per site, for a console of rich."""
+    from rich.text import Text
+
+    table = table_of("rule", "status", "code", "where", "message")
+    for remark in report.remarks:
+        cells = (remark.rule, remark.status, remark.code, place(remark), remark.message)
+        style = _STYLES[remark.status]
+        table.add_row(*(Text(cell, style=style if cell is remark.status else "") for cell in cells))
+    return table
+
+
+def table_of(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
+    return table
+
+
+_NUMBERS = ("sites", "seconds")
+
+
+def render_text(report: Report) -> str:
+    """The report as plain text of at most `WIDTH` columns, on one screen unless there are many reasons."""
+    return plain(summary(report))
+
+
+def render_remarks(report: Report) -> str:
+    """All remarks as a plain table of at most `WIDTH` columns."""
+    return plain(remark_table(report))
+
+
+def plain(renderable: RenderableType) -> str:
+    """Something of rich's as text without colours, whatever the terminal or the environment."""
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        width=WIDTH,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+        legacy_windows=False,
+    )
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
+
+
+# Page ------------------------------------------------------------------------------------------------------
+
+
+def render_html(report: Report) -> str:
+    """The report as one page that needs nothing from the network and holds the report's JSON."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fxpasses", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        headline=headline(report),
+        notes=notes(report),
+        applied=report.applied,
+        seconds=report.seconds,
+        reasons=reasons(report),
+        remarks=report.remarks,
+        site=site,
+        statuses=sorted({each.status for each in report.remarks}),
+        rules=sorted({each.rule for each in report.remarks}),
+        data=json.loads(report.to_json()),
+    )

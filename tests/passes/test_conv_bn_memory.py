@@ -1,0 +1,102 @@
+"""What is kept for the backward pass: neither the convolution's result nor the folded weight."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.saved_tensors import saved_bytes
+from fxpasses.testing import assert_close_to_eager, expect
+
+NO_LAYOUT = {"inductor": {"layout_optimization": False}}
+X = torch.randn(2, 16, 8, 8, dtype=torch.float64)
+ACTIVATION = X.numel() * X.element_size()
+
+
+def blocks(count: int = 3) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = []
+    for _ in range(count):
+        layers += [nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    model = nn.Sequential(*layers).double().eval()
+    for module in model:
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def kept(output: torch.Tensor, model: nn.Module) -> int:
+    return saved_bytes([output], [*model.parameters(), *model.buffers(), X])
+
+
+def test_only_one_activation_a_block_is_kept_and_no_folded_weight():
+    model = blocks()
+    compiled = torch.compile(model, backend="fxpasses", options=NO_LAYOUT)
+    with expect(efficient_conv_bn_eval=3):
+        output = compiled(X)
+    # The ReLU's result is the next convolution's input; the last one's sign is kept as booleans.
+    assert 2 * ACTIVATION < kept(output, model) <= 3 * ACTIVATION
+    stock = torch.compile(copy.deepcopy(model), options={"layout_optimization": False})
+    assert kept(stock(X), model) > 1.5 * kept(output, model)
+
+
+def test_a_folded_weight_would_be_seen_if_it_were_kept(monkeypatch):
+    from fxpasses.rewrite.builder import Builder
+
+    monkeypatch.setattr(Builder, "recompute_in_backward", lambda self: None)
+    model = blocks()
+    options = {"inductor": {"layout_optimization": False, "force_disable_caches": True}}
+    output = torch.compile(model, backend="fxpasses", options=options)(X)
+    weight = model[0].weight.numel() * 8
+    assert kept(output, model) > 2 * ACTIVATION + 2 * weight
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_gradients_are_right_when_the_fold_is_recomputed(inner, dynamic):
+    eager = blocks()
+    model = copy.deepcopy(eager)
+    x, y = (X.clone().requires_grad_() for _ in range(2))
+    torch.compile(model, backend="fxpasses", dynamic=dynamic, options={"inner": inner})(
+        x
+    ).square().sum().backward()
+    eager(y).square().sum().backward()
+    found = [x.grad, *(each.grad for each in model.parameters())]
+    expected = [y.grad, *(each.grad for each in eager.parameters())]
+    assert_close_to_eager("gradient", found, expected, expected)
+
+
+def test_a_checkpoint_around_some_blocks_keeps_its_own_meaning():
+    eager = blocks(4)
+    model = copy.deepcopy(eager)
+
+    def run(net, x):
+        x = net[:3](x)
+        x = checkpoint(net[3:9], x, use_reentrant=False)
+        return net[9:](x)
+
+    compiled = torch.compile(run, backend="fxpasses", options=NO_LAYOUT)
+    with expect(efficient_conv_bn_eval=4):
+        output = compiled(model, X)
+    # The checkpoint keeps its input only.
+    assert kept(output, model) <= 3 * ACTIVATION
+    output.square().sum().backward()
+    run(eager, X).square().sum().backward()
+    found = [each.grad for each in model.parameters()]
+    expected = [each.grad for each in eager.parameters()]
+    assert_close_to_eager("gradient", found, expected, expected)
+
+
+def test_updating_a_parameter_between_forward_and_backward_is_refused_as_in_eager():
+    """The recomputed fold reads the parameters again, so autograd's version check must still guard them."""
+    model = blocks(1)
+    output = torch.compile(model, backend="fxpasses", options=NO_LAYOUT)(X)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
