@@ -120,8 +120,9 @@ def measure_operator(
                     return reason, []
         except UnmaterialisableError as error:
             measurements.append(Measurement(sample, str(error)))
-        except NotImplementedError:
-            measurements.append(Measurement(sample, f"no kernel for the {plan.target.device.type}"))
+        except NotImplementedError as error:
+            reason = f"no kernel for the {plan.target.device.type}: {first_line(error)}"
+            measurements.append(Measurement(sample, reason))
         except Exception as error:
             measurements.append(Measurement(sample, f"eager: {first_line(error)}"))
         else:

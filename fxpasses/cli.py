@@ -25,7 +25,7 @@ from fxpasses.errors import FxpassesError
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
     from fxpasses.demo import DemoResult
     from fxpasses.report import Report
@@ -52,20 +52,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the command's name; None for those of this process.
 
     Returns:
-        The exit status: 0, 1 where the demo's result is wrong, 2 after an error on the user's side.
+        The exit status: 0; 1 where the demo's result is wrong; 2 after an error on the user's side; 130 and
+        141, as shells have it, where the user or the reader of the output broke it off.
     """
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has had enough; nothing is left to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         found = _user_error(error)
         if found is None:
             raise
         print(f"fxpasses: error: {' '.join(str(found).split())}", file=sys.stderr)
         return 2
+    return status
 
 
 def _user_error(error: BaseException | None) -> FxpassesError | None:
@@ -393,16 +400,11 @@ def _print(*renderables: RenderableType) -> None:
 @contextlib.contextmanager
 def _working(what: str, total: int) -> Iterator[Callable[[str], None]]:
     """A progress bar on standard error, where that is a terminal; call what it gives at each new step."""
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = _error_console()
+    console = Console(stderr=True)
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda step: progress.update(task, description=step, advance=1)
-
-
-def _error_console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)

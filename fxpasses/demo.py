@@ -332,8 +332,8 @@ def _serve(connection: Connection, variant: str, threads: int) -> None:
                 connection.send(measure_saved_bytes(step, model, images))
             else:
                 connection.send(_timed_step(step, model, images))
-    except EOFError:
-        return  # the demo itself has ended
+    except (EOFError, KeyboardInterrupt):
+        return  # the demo itself has ended, or is about to
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
 

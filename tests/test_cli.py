@@ -185,6 +185,16 @@ def test_the_module_runs_as_the_command_does_and_help_does_not_import_torch():
     assert "explain" in result.stdout
 
 
+def test_a_reader_that_stops_reading_causes_no_traceback():
+    command = [sys.executable, "-m", "fxpasses", "rules"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 # Bad input -------------------------------------------------------------------------------------------------
 
 

@@ -164,7 +164,7 @@ class Effects:
             return []
         tensors: list[object] = list(node.all_input_nodes)
         if "out" in node.kwargs:
-            return tensors
+            return [each for each in _flat(node.kwargs["out"]) if isinstance(each, Node)]
         if node.op == "call_method":
             name = str(node.target)
             mutates = (name.endswith("_") and not name.endswith("__")) or name in _INPLACE_METHODS
@@ -251,8 +251,9 @@ def _written_by_flag(node: Node, target: Callable[..., Any]) -> list[object]:
     written: list[object] = []
     if bound.get("inplace", False) is not False:
         written.append(bound.get("input", next(iter(node.all_input_nodes), None)))
-    is_norm = "running_mean" in bound or getattr(target, "__name__", "") in ("batch_norm", "instance_norm")
-    if is_norm and (bound.get("training", False) or bound.get("use_input_stats", True) is not False):
+    by_default = getattr(target, "__name__", "") == "instance_norm"
+    flag = bound.get("use_input_stats", True) if by_default else bound.get("training", False)
+    if "running_mean" in bound and flag is not False:
         written += [bound.get("running_mean"), bound.get("running_var")]
     return [each for each in written if isinstance(each, Node)]
 

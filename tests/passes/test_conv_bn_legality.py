@@ -258,7 +258,7 @@ HARMLESS: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     "a copy": lambda m, x: x.clone().mul_(3),
     "another dtype": lambda m, x: x.to(torch.float32).mul_(3),
     "a new tensor": lambda m, x: torch.zeros(4).add_(1),
-    "out= of a new tensor": lambda m, x: x.mul(3, out=torch.empty_like(x)) if False else x * 3,
+    "out= of a new tensor": lambda m, x: torch.mul(x, 3, out=torch.empty_like(x)),
     "another parameter": lambda m, x: m.conv2.weight.mul_(2),
 }
 

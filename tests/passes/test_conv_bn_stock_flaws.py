@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ATEN_LEVELS, EVERYWHERE, check, check_compiled, image, pair, randomised
+from helpers import EVERYWHERE, check, check_compiled, image, pair, randomised
 from torch import nn
 
 everywhere = pytest.mark.parametrize("capture", EVERYWHERE)
-below_modules = pytest.mark.parametrize("capture", ["compile", *ATEN_LEVELS])
 
 
 class Functional(nn.Module):
