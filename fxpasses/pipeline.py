@@ -59,10 +59,7 @@ def run_passes(
 
 def _require_available(options: Options) -> None:
     """Refuses what the contract names and this version does not do yet, rather than ignore it."""
-    unavailable = {
-        "layout": options.layout in ("channels_last", "contiguous"),
-        "verify": options.verify != "off",
-    }
+    unavailable = {"verify": options.verify != "off"}
     for name, asked in unavailable.items():
         if asked:
             value = getattr(options, name)

@@ -28,7 +28,8 @@ from fxpasses.options import Options
 from fxpasses.report import Remark, Report, Status
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
-from fxpasses.rewrite.registry import AnyRule, RulePass
+from fxpasses.rewrite.graph_pass import GraphPass
+from fxpasses.rewrite.registry import AnyRule, Pass
 from fxpasses.rewrite.rule import Match
 
 log = logging.getLogger("fxpasses")
@@ -43,11 +44,12 @@ class Driver:
         options: what the user chose.
     """
 
-    passes: list[RulePass]
+    passes: list[Pass]
     options: Options
     _remarks: list[Remark] = field(default_factory=list)
     _seconds: dict[str, float] = field(default_factory=dict)
     _applied: int = 0
+    _layout: Any = None
 
     def run(self, context: GraphContext) -> Report:
         """Rewrites the graph of `context` and those nested in it, and reports."""
@@ -69,15 +71,27 @@ class Driver:
             nodes_before=before,
             nodes_after=sum(len(each.graph.nodes) for each in contexts),
             level=level,
+            layout=self._layout,
         )
 
-    def _run_pass(self, current: RulePass, context: GraphContext) -> None:
+    def _run_pass(self, current: Pass, context: GraphContext) -> None:
+        if isinstance(current, GraphPass):
+            self._run_graph_pass(current, context)
+            return
         tests = [(rule, rule.is_anchor) for rule in current.rules]
         sites = [(node, rule) for node in context.graph.nodes for rule, test in tests if test(node)]
         done: set[Node] = set()
         for node, rule in sites:
             if node not in done and self._attempt(rule, node, context):
                 done.add(node)
+
+    def _run_graph_pass(self, current: GraphPass, context: GraphContext) -> None:
+        outcome = current.run(context, self.options)
+        self._applied += outcome.changed
+        # The plan of the outermost graph stands for the compilation.
+        self._layout = self._layout or outcome.layout
+        for remark in outcome.remarks:
+            self._add(remark)
 
     def _attempt(self, rule: AnyRule, node: Node, context: GraphContext) -> bool:
         """Takes one rule through its steps at one node; whether it was applied."""

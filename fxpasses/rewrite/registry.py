@@ -12,6 +12,7 @@ from typing import Any
 
 from fxpasses.errors import UnknownRuleError, unknown_name
 from fxpasses.options import Options
+from fxpasses.rewrite.graph_pass import GraphPass
 from fxpasses.rewrite.rule import Rule
 
 AnyRule = Rule[Any]
@@ -34,19 +35,22 @@ class RulePass:
     default: bool = True
 
 
+Pass = RulePass | GraphPass
+
+
 class Registry:
     """Passes by name."""
 
     def __init__(self) -> None:
-        self._passes: dict[str, RulePass] = {}
+        self._passes: dict[str, Pass] = {}
 
-    def register(self, given: AnyRule | RulePass) -> None:
+    def register(self, given: AnyRule | Pass) -> None:
         """Adds a rule or a pass.
 
         Raises:
             UnknownRuleError: the name is taken, or `after` would make a cycle; nothing is registered.
         """
-        added = given if isinstance(given, RulePass) else _as_pass(given)
+        added = given if isinstance(given, (RulePass, GraphPass)) else _as_pass(given)
         taken = {added.name, *(rule.name for rule in added.rules)} & set(self.names())
         if taken:
             raise UnknownRuleError(f"{', '.join(sorted(taken))}: registered already; unregister it first.")
@@ -67,7 +71,7 @@ class Registry:
         """The names of all passes and rules."""
         return list(dict.fromkeys(name for each in self._passes.values() for name in _names(each)))
 
-    def pipeline(self, options: Options) -> list[RulePass]:
+    def pipeline(self, options: Options) -> list[Pass]:
         """The passes that the options select, in order, without the rules that they disable.
 
         Raises:
@@ -83,15 +87,19 @@ def _as_pass(rule: AnyRule) -> RulePass:
     return RulePass(rule.name, (rule,), rule.after, rule.default)
 
 
-def _names(given: RulePass) -> list[str]:
+def _names(given: Pass) -> list[str]:
     return [given.name, *(rule.name for rule in given.rules)]
 
 
-def _selected(passes: list[RulePass], options: Options) -> Iterator[RulePass]:
+def _selected(passes: list[Pass], options: Options) -> Iterator[Pass]:
     for each in passes:
         if each.name in options.disable:
             continue
         wanted = each.default if options.passes is None else each.name in options.passes
+        if isinstance(each, GraphPass):
+            if wanted:
+                yield each
+            continue
         rules = tuple(
             rule
             for rule in each.rules
@@ -101,7 +109,7 @@ def _selected(passes: list[RulePass], options: Options) -> Iterator[RulePass]:
             yield RulePass(each.name, rules, each.after, each.default)
 
 
-def _ordered(passes: dict[str, RulePass]) -> list[RulePass]:
+def _ordered(passes: dict[str, Pass]) -> list[Pass]:
     import networkx
 
     graph: networkx.DiGraph[str] = networkx.DiGraph()
@@ -121,7 +129,7 @@ REGISTRY = Registry()
 """The passes of this process."""
 
 
-def register(given: AnyRule | RulePass) -> None:
+def register(given: AnyRule | Pass) -> None:
     """Adds a rule or a pass to those of this process."""
     REGISTRY.register(given)
 

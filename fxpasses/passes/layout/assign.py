@@ -69,7 +69,7 @@ def assign(context: GraphContext, goal: Goal = "auto", profile: DeviceProfile | 
         UnplannableError: the graph's writes tie tensors of different layouts together.
     """
     start = time.perf_counter()
-    device = _device(context)
+    device = device_of(context)
     found = profile or device_profile.find(device_profile.device_name(device))
     symbols = _symbols(context)
     hints = {symbol: hint for symbol, (hint, _, _) in symbols.items()}
@@ -87,7 +87,7 @@ def assign(context: GraphContext, goal: Goal = "auto", profile: DeviceProfile | 
     return Assignment(network, tuple(labels), plan)
 
 
-def _device(context: GraphContext) -> torch.device:
+def device_of(context: GraphContext) -> torch.device:
     """The device of the graph's first tensor."""
     for node in context.graph.nodes:
         for leaf in tree_leaves(value(node)):
@@ -140,10 +140,22 @@ def _describe(
         contiguous_seconds=_uniform_energy(network, problem, C),
         channels_last_seconds=_uniform_energy(network, problem, L),
         converted=sum(made[node] != held.original for node, held in network.tensors.items()),
+        weights=_weights(network, labels),
         forced_by_unknown=tuple(
             sorted({operator_of(node) for node in network.unknown if _reader_name(node) in wanting})
         ),
     )
+
+
+def _weights(network: Network, labels: Sequence[Label]) -> dict[str, Label]:
+    """The label that all convolutions want an input in that only convolutions read, by its name."""
+    found: dict[str, Label] = {}
+    for node, held in network.tensors.items():
+        wanted = {labels[variable] for user, variable in held.users if user in network.convolutions}
+        others = [user for user, _ in held.users if user not in network.convolutions]
+        if node.op in ("placeholder", "get_attr") and len(wanted) == 1 and not others:
+            found[str(node.target)] = wanted.pop()
+    return found
 
 
 def _uniform_energy(network: Network, problem: Problem, label: Label) -> float:

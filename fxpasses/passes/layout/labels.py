@@ -131,7 +131,7 @@ _MODULES = {
 
 
 def operator_of(node: Node) -> str:
-    """The operator's base name, the same at every capture level; for the rest, ``"placeholder"`` and so on."""
+    """The operator's base name, the same at every capture level; for the rest its FX kind."""
     target = node.target
     if node.op == "call_module":
         owner = node.graph.owning_module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fxpasses.passes.layout.labels import Label
@@ -91,9 +91,12 @@ class LayoutPlan:
         seconds: predicted cost of this plan: convolutions, operators that move data, and copies.
         contiguous_seconds, channels_last_seconds: the same of the two uniform plans.
         converted: how many tensors have another label than in the traced graph.
+        weights: of every convolution weight that is an input of the graph, the label it is wanted in.
         forced_by_unknown: operators that the taxonomy does not know and for which a tensor is copied.
         sizes: for dynamic shapes, whether the plan stays optimal at the corners of the range.
         source: where the costs come from: a device profile's name, or ``"roofline"``.
+        copies: how many copies were put into the graph.
+        repairs: how many of them because an operator did not follow the layout of what it reads.
         planning_seconds: how long reading and solving took.
     """
 
@@ -104,9 +107,12 @@ class LayoutPlan:
     contiguous_seconds: float
     channels_last_seconds: float
     converted: int
+    weights: Mapping[str, Label] = field(default_factory=dict)
     forced_by_unknown: tuple[str, ...] = ()
     sizes: tuple[Flip, ...] = ()
     source: str = "roofline"
+    copies: int = 0
+    repairs: int = 0
     planning_seconds: float = 0.0
 
     @property
