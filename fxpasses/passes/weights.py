@@ -7,7 +7,6 @@ loading of state dicts are as before: only the strides change.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 
 from fxpasses.errors import FxpassesError
 from fxpasses.passes.layout.labels import C, L, Label, memory_format
+from fxpasses.passes.layout.names import canonical
 from fxpasses.passes.layout.plan import LayoutPlan
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -61,7 +61,7 @@ def convert_conv_weights(module: nn.Module, wanted: torch.memory_format | Layout
             continue
         assert weight is not None
         name = f"{path}.weight".lstrip(".")
-        label = wanted.weights.get(canonical(name)) if isinstance(wanted, LayoutPlan) else _LABELS[wanted]
+        label = _planned(wanted, name) if isinstance(wanted, LayoutPlan) else _LABELS[wanted]
         if (
             label is not None
             and weight.untyped_storage().data_ptr() not in shared
@@ -71,15 +71,10 @@ def convert_conv_weights(module: nn.Module, wanted: torch.memory_format | Layout
     return tuple(changed)
 
 
-def canonical(name: str) -> str:
-    """A parameter's name as graphs and modules both know it: ``layer1.0.weight`` -> ``layer1_0_weight``.
-
-    Dynamo writes ``L_self_modules_layer1_modules_0_parameters_weight_``, export ``p_layer1_0_weight``.
-    """
-    text = re.sub(r"\W+", "_", name).strip("_")
-    if re.match(r"[lL]_self_", text):
-        text = re.sub(r"(?<=_)(modules|parameters|buffers)_+", "", text)[len("l_self_") :]
-    return re.sub(r"_+", "_", re.sub(r"^p_", "", text))
+def _planned(plan: LayoutPlan, name: str) -> Label | None:
+    """What the plan wants; torch.export puts a ``p_`` in front of a parameter's name."""
+    found = canonical(name)
+    return plan.weights.get(found, plan.weights.get(f"p_{found}"))
 
 
 def _convert(weight: nn.Parameter, label: Label) -> bool:

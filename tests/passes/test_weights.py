@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import fxpasses
-from fxpasses.passes.weights import MemoryFormatError, canonical, convert_conv_weights
+from fxpasses.passes.layout.names import canonical
+from fxpasses.passes.weights import MemoryFormatError, convert_conv_weights
 
 
 def network() -> nn.Module:
@@ -172,7 +173,30 @@ def test_anything_else_is_refused_with_what_is_valid(wanted):
 
 @pytest.mark.parametrize(
     "name",
-    ["layer1.0.weight", "p_layer1_0_weight", "L_self_modules_layer1_modules_0_parameters_weight_"],
+    ["layer1.0.weight", "layer1_0_weight", "L_self_modules_layer1_modules_0_parameters_weight_"],
 )
 def test_a_parameter_has_one_name_in_graphs_and_modules(name):
     assert canonical(name) == "layer1_0_weight"
+
+
+def test_a_module_with_the_name_of_a_prefix_keeps_its_name():
+    assert (
+        canonical("L_self_modules_b_modules_0_parameters_weight_") == canonical("b.0.weight") == "b_0_weight"
+    )
+
+
+@pytest.mark.parametrize("capture", ["compile", "export"])
+def test_a_plan_converts_the_weights_that_it_wants_and_no_others(capture):
+    model, x = network(), torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    options = {"layout": "channels_last"}
+    with torch.no_grad():
+        if capture == "export":
+            plan = fxpasses.optimize(torch.export.export(model, (x,)), options=options).report.layout
+        else:
+            plan = fxpasses.explain(model, x, options=options | {"inner": "eager"}).layout
+    # The second weight is [6, 2, 3, 3] of a grouped convolution; all three are wanted channels-last.
+    assert set(plan.weights.values()) == {"channels_last"}
+    assert convert_conv_weights(model, plan) == ("0.weight", "1.1.weight", "2.weight")
+    plan = fxpasses.explain(model, x, options={"layout": "contiguous", "inner": "eager"}).layout
+    assert convert_conv_weights(model, plan) == ("0.weight", "1.1.weight", "2.weight")
+    assert all(each.is_contiguous() for each in model.parameters())

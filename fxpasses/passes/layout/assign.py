@@ -12,13 +12,14 @@ import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from fxpasses import device_profile
 from fxpasses.device_profile import DeviceProfile
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.locations import location_of
 from fxpasses.graph.metadata import tensor, value
+from fxpasses.graph.schema import bind
 from fxpasses.passes.layout.costs import CostModel, seconds_at
-from fxpasses.passes.layout.labels import C, L, Label, operator_of
+from fxpasses.passes.layout.labels import C, Kind, L, Label, kind_of, operator_of
+from fxpasses.passes.layout.names import canonical
 from fxpasses.passes.layout.network import Network, Tensor, read_network
 from fxpasses.passes.layout.plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
@@ -57,31 +58,36 @@ class Assignment:
         return self.labels[self.network.find(held.producer)]
 
 
-def assign(context: GraphContext, goal: Goal = "auto", profile: DeviceProfile | None = None) -> Assignment:
+def assign(
+    context: GraphContext,
+    goal: Goal = "auto",
+    profile: DeviceProfile | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Assignment:
     """Gives every tensor of a graph a label.
 
     Args:
         context: a graph whose nodes carry metadata.
         goal: ``"auto"`` for the labelling of least predicted cost, or one label for all that is free.
-        profile: what was measured on the device; None looks for one that fits the graph's device.
+        profile: what was measured on the device; None for the roofline alone.
+        names: what the user calls the graph's inputs, where that is not what the graph calls them.
 
     Raises:
         UnplannableError: the graph's writes tie tensors of different layouts together.
     """
     start = time.perf_counter()
     device = device_of(context)
-    found = profile or device_profile.find(device_profile.device_name(device))
     symbols = _symbols(context)
     hints = {symbol: hint for symbol, (hint, _, _) in symbols.items()}
-    network = read_network(context, CostModel(device.type, found, hints))
+    network = read_network(context, CostModel(device.type, profile, hints))
     problem = network.problem(hints)
     labels = solve(problem) if goal == "auto" else problem.uniform(goal)
     _follow_representatives(network, labels)
-    plan = _describe(network, problem, labels, hints)
+    plan = _describe(network, problem, labels, hints, names or {})
     plan = replace(
         plan,
         sizes=_flips(network, labels, symbols) if goal == "auto" else (),
-        source=f"profile of {found.device}" if found else "roofline",
+        source=f"profile of {profile.device}" if profile else "roofline",
         planning_seconds=time.perf_counter() - start,
     )
     return Assignment(network, tuple(labels), plan)
@@ -113,11 +119,15 @@ def _follow_representatives(network: Network, labels: list[Label]) -> None:
 
 
 def _describe(
-    network: Network, problem: Problem, labels: Sequence[Label], hints: Mapping[Any, int]
+    network: Network,
+    problem: Problem,
+    labels: Sequence[Label],
+    hints: Mapping[Any, int],
+    names: Mapping[str, str],
 ) -> LayoutPlan:
     made = {node: labels[held.producer] for node, held in network.tensors.items()}
     edges = tuple(
-        _edge(held, labels, hints)
+        _edge(held, labels, hints, names)
         for held in network.tensors.values()
         if any(labels[variable] != labels[held.producer] for _, variable in held.users)
     )
@@ -140,22 +150,29 @@ def _describe(
         contiguous_seconds=_uniform_energy(network, problem, C),
         channels_last_seconds=_uniform_energy(network, problem, L),
         converted=sum(made[node] != held.original for node, held in network.tensors.items()),
-        weights=_weights(network, labels),
+        weights=_weights(network, labels, names),
         forced_by_unknown=tuple(
             sorted({operator_of(node) for node in network.unknown if _reader_name(node) in wanting})
         ),
     )
 
 
-def _weights(network: Network, labels: Sequence[Label]) -> dict[str, Label]:
-    """The label that all convolutions want an input in that only convolutions read, by its name."""
+def _weights(network: Network, labels: Sequence[Label], names: Mapping[str, str]) -> dict[str, Label]:
+    """The label that all its readers want an input in that is the weight of convolutions, by its name."""
     found: dict[str, Label] = {}
     for node, held in network.tensors.items():
-        wanted = {labels[variable] for user, variable in held.users if user in network.convolutions}
-        others = [user for user, _ in held.users if user not in network.convolutions]
-        if node.op in ("placeholder", "get_attr") and len(wanted) == 1 and not others:
-            found[str(node.target)] = wanted.pop()
+        if node.op not in ("placeholder", "get_attr"):
+            continue
+        wanted = {labels[variable] for _, variable in held.users}
+        if len(wanted) == 1 and all(_is_weight_of(node, user) for user, _ in held.users):
+            name = str(node.target)
+            found[canonical(names.get(name, name))] = wanted.pop()
     return found
+
+
+def _is_weight_of(node: Node, user: Node) -> bool:
+    bound = bind(user) if kind_of(user) is Kind.PREFERRING else None
+    return isinstance(bound, dict) and bound.get("weight") is node
 
 
 def _uniform_energy(network: Network, problem: Problem, label: Label) -> float:
@@ -165,13 +182,15 @@ def _uniform_energy(network: Network, problem: Problem, label: Label) -> float:
     return problem.energy(labels)
 
 
-def _edge(held: Tensor, labels: Sequence[Label], hints: Mapping[Any, int]) -> CutEdge:
+def _edge(
+    held: Tensor, labels: Sequence[Label], hints: Mapping[Any, int], names: Mapping[str, str]
+) -> CutEdge:
     made = labels[held.producer]
     wanting = [user for user, variable in held.users if labels[variable] != made]
     keeping = [user for user, variable in held.users if labels[variable] == made]
     found = tensor(held.node)
     return CutEdge(
-        tensor=held.node.name,
+        tensor=names.get(held.node.name, held.node.name),
         operator=operator_of(held.node),
         size=tuple(map(size_hint, found.shape)) if found is not None else (),
         made=made,

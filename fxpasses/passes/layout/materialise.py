@@ -97,6 +97,7 @@ class _Carrier:
     _copies: dict[tuple[Node, Label], Node] = field(default_factory=dict)
     _traced: dict[Node, Any] = field(default_factory=dict)
     _inputs: list[tuple[Node, Node, Node]] = field(default_factory=list)
+    _renamed: list[tuple[Node, str]] = field(default_factory=list)
 
     def run(self) -> None:
         for node in list(self.context.graph.nodes):
@@ -115,6 +116,8 @@ class _Carrier:
             set_value(node, found, like=node)
         for node in reversed(self.inserted):
             self.context.graph.erase_node(node)
+        for old, name in self._renamed:
+            old.name = name
 
     def _label(self, node: Node) -> None:
         label = self.assignment.label(node)
@@ -139,9 +142,33 @@ class _Carrier:
         for operand in list(node.all_input_nodes):
             restored = self._restored(operand, node)
             before, after = self._strides_traced(operand), tensor(restored)
-            if before is not None and after is not None and not _same(before.stride(), after.stride()):
+            if before is not None and after is not None and self._may_differ(operand, before, after):
                 restored = self._view_as_traced(restored, before, node)
-            self._replace(node, operand, restored)
+            if self._replace(node, operand, restored):
+                self._hand_name_on(operand, restored)
+
+    def _may_differ(self, operand: Node, before: torch.Tensor, after: torch.Tensor) -> bool:
+        """Whether a result's strides may be others than the traced ones, dimensions of size 1 included.
+
+        Those of a tensor without a label mean nothing on the way, and are not followed through the graph.
+        """
+        unfollowed = (
+            self.context.executor == "eager"
+            and bool(self.inserted)
+            and operand.op.startswith("call")
+            and before.dim() in (4, 5)
+            and any(map(is_one, before.shape))
+        )
+        return unfollowed or not _same(before.stride(), after.stride())
+
+    def _hand_name_on(self, old: Node, new: Node) -> None:
+        """An output keeps its name: an exported program's signature knows it by that."""
+        if self.context.executor == "fused" or old.op == "placeholder":
+            return
+        name = old.name
+        old._rename(f"{name}_before_copy")
+        new.name = name
+        self._renamed.append((old, name))
 
     # Operands.
 

@@ -7,13 +7,15 @@ later, on its joint graph, where forward and backward are seen together (`induct
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
 from fxpasses import device_profile
+from fxpasses.device_profile import DeviceProfile
 from fxpasses.graph.context import GraphContext
 from fxpasses.options import Options
-from fxpasses.passes.layout.assign import Assignment, assign, device_of
+from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
 from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
 from fxpasses.passes.layout.network import UnplannableError
 from fxpasses.passes.layout.plan import LayoutPlan
@@ -24,18 +26,29 @@ NAME = "layout"
 
 
 def run(context: GraphContext, options: Options) -> Outcome:
-    """Plans the layouts of one graph, and carries the plan out where that is wanted."""
+    """The pass, on a graph that is run as it is."""
     if options.layout == "off" or (context.executor == "fused" and options.inner == "inductor"):
         return Outcome()
-    return plan_and_carry_out(context, options)
-
-
-def plan_and_carry_out(context: GraphContext, options: Options) -> Outcome:
-    """`run`, whoever runs the graph."""
-    assert options.layout != "off"
     profile = device_profile.find(device_profile.device_name(device_of(context)))
+    return plan_and_carry_out(context, options.layout, profile)
+
+
+def plan_and_carry_out(
+    context: GraphContext,
+    goal: Goal,
+    profile: DeviceProfile | None,
+    names: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Plans the layouts of one graph, and carries the plan out where it pays.
+
+    Args:
+        context: the graph; it is changed in place.
+        goal: as in `assign`, as are the other two.
+        profile: what was measured on the device, or None.
+        names: what the user calls the graph's inputs.
+    """
     try:
-        assignment = assign(context, options.layout, profile)
+        assignment = assign(context, goal, profile, names)
     except UnplannableError as error:
         return Outcome((remark("declined", "shared-storage", str(error), context),))
     plan = assignment.plan
@@ -44,7 +57,7 @@ def plan_and_carry_out(context: GraphContext, options: Options) -> Outcome:
     if plan.is_contiguous and not plan.cut_edges:
         message = "no tensor gains by another layout"
         return Outcome((remark("declined", "no-gain", message, context),), layout=plan)
-    if options.layout == "auto" and profile is None:
+    if goal == "auto" and profile is None:
         message = (
             "this device has not been measured, and a roofline does not justify a change; "
             "measure it with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"

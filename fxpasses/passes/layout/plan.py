@@ -91,7 +91,8 @@ class LayoutPlan:
         seconds: predicted cost of this plan: convolutions, operators that move data, and copies.
         contiguous_seconds, channels_last_seconds: the same of the two uniform plans.
         converted: how many tensors have another label than in the traced graph.
-        weights: of every convolution weight that is an input of the graph, the label it is wanted in.
+        weights: of every convolution weight that is an input of the graph, the label it is wanted in, by the
+            parameter's name with underscores for dots (``layer1_0_weight``) where that is known.
         forced_by_unknown: operators that the taxonomy does not know and for which a tensor is copied.
         sizes: for dynamic shapes, whether the plan stays optimal at the corners of the range.
         source: where the costs come from: a device profile's name, or ``"roofline"``.
@@ -123,6 +124,25 @@ class LayoutPlan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as what JSON knows."""
         return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> LayoutPlan:
+        """The plan that `to_dict` wrote, also after a trip through JSON.
+
+        Raises:
+            KeyError, TypeError: the data is no plan.
+        """
+        edges: list[dict[str, Any]] = [
+            {key: tuple(each) if isinstance(each, list) else each for key, each in edge.items()}
+            for edge in data["cut_edges"]
+        ]
+        nested = {
+            "convolutions": tuple(ConvolutionPlan(**each) for each in data["convolutions"]),
+            "cut_edges": tuple(CutEdge(**each) for each in edges),
+            "sizes": tuple(Flip(**each) for each in data["sizes"]),
+            "forced_by_unknown": tuple(data["forced_by_unknown"]),
+        }
+        return LayoutPlan(**{**data, **nested})
 
     def __str__(self) -> str:
         predicted = (self.seconds, self.contiguous_seconds, self.channels_last_seconds)
