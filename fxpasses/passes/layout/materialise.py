@@ -188,16 +188,10 @@ class _Carrier:
         if before is None or now is None or _strides_agree(before, now):
             return latest
         held = self.assignment.network.tensors.get(operand)
-        if held is None:
-            raise NotMaterialisedError(
-                f"the strides {tuple(before.stride())} of {operand} cannot be restored"
-            )
-        copy = self._shared_copy(operand, held.original, reader)
+        copy = latest if held is None else self._shared_copy(operand, held.original, reader)
         made = tensor(copy)
         if made is None or not _strides_agree(before, made):
-            raise NotMaterialisedError(
-                f"the strides {tuple(before.stride())} of {operand} cannot be restored"
-            )
+            copy = self._strided_copy(latest, before, reader)
         return copy
 
     def _strides_traced(self, node: Node) -> torch.Tensor | None:
@@ -234,6 +228,21 @@ class _Carrier:
         target = torch.clone if self.context.level is Level.TORCH else aten.clone.default
         return self._insert(target, (source,), {"memory_format": wanted}, before)
 
+    def _strided_copy(self, source: Node, before: torch.Tensor, reader: Node) -> Node:
+        """A copy with any strides, such as those of a slice."""
+        sizes, strides = tuple(before.shape), tuple(before.stride())
+        if not all(isinstance(each, int) for each in (*sizes, *strides)):
+            raise NotMaterialisedError(f"the symbolic strides {strides} of {source} cannot be restored")
+        options = {"dtype": before.dtype, "device": before.device}
+        empty = self._insert(
+            aten.empty_strided.default, (list(sizes), list(strides)), options, reader, source
+        )
+        copy = self._insert(aten.copy.default, (empty, source), {}, reader, source)
+        made = tensor(copy)
+        if made is None or not _strides_agree(before, made):
+            raise NotMaterialisedError(f"the strides {strides} of {source} cannot be restored")
+        return copy
+
     def _view_as_traced(self, source: Node, before: torch.Tensor, reader: Node) -> Node:
         """The traced strides of dimensions of size 1, which mean nothing, for whoever compares them."""
         if self.context.executor == "fused" or not all(isinstance(each, int) for each in before.stride()):
@@ -244,9 +253,14 @@ class _Carrier:
         return self._insert(aten.as_strided.default, (source, sizes, strides), {}, reader)
 
     def _insert(
-        self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], before: Node
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        before: Node,
+        like: Node | None = None,
     ) -> Node:
-        source = args[0]
+        source = like or args[0]
         with self.context.graph.inserting_before(before):
             node = self.context.graph.call_function(target, args, kwargs)
         self.inserted.append(node)
