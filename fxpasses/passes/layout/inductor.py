@@ -28,7 +28,7 @@ from fxpasses.device_profile import DeviceProfile
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
-from fxpasses.passes.layout.assign import Goal
+from fxpasses.passes.layout.assign import Goal, device_of
 from fxpasses.passes.layout.names import canonical
 from fxpasses.passes.layout.passes import NAME, plan_and_carry_out
 from fxpasses.passes.layout.plan import LayoutPlan
@@ -142,6 +142,22 @@ def joint_layout(graph_module: GraphModule, inputs: Sequence[Any], options: Opti
         (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
     )
     return JointLayout(options.layout, profile, named, _graph_key(graph_module, inputs))
+
+
+def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
+    """The report of a dry run, with the plan that the forward alone would get inside inductor.
+
+    Args:
+        context: the rewritten graph, which stays as it is; inductor would see its backward as well.
+        options: what the user chose.
+        report: what has happened so far.
+    """
+    if options.layout == "off" or options.inner != "inductor" or not _selected(options):
+        return report
+    profile = device_profile.find(device_profile.device_name(device_of(context)))
+    names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
+    outcome = plan_and_carry_out(context, options.layout, profile, names, dry_run=True)
+    return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=outcome.layout)
 
 
 def _names_in(graph: Graph, inputs: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -38,6 +38,8 @@ def plan_and_carry_out(
     goal: Goal,
     profile: DeviceProfile | None,
     names: Mapping[str, str] | None = None,
+    *,
+    dry_run: bool = False,
 ) -> Outcome:
     """Plans the layouts of one graph, and carries the plan out where it pays.
 
@@ -46,6 +48,7 @@ def plan_and_carry_out(
         goal: as in `assign`, as are the other two.
         profile: what was measured on the device, or None.
         names: what the user calls the graph's inputs.
+        dry_run: whether to leave the graph as it is, whatever pays.
     """
     try:
         assignment = assign(context, goal, profile, names)
@@ -63,6 +66,8 @@ def plan_and_carry_out(
             "measure it with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
         )
         return Outcome((remark("declined", "no-profile", message, context),), layout=plan)
+    if dry_run:
+        return Outcome((applied(plan, context.path),), layout=plan)
     return _carry_out(context, assignment)
 
 

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-
-import networkx
-from networkx.algorithms.flow import boykov_kolmogorov
+from typing import TYPE_CHECKING
 
 from fxpasses.passes.layout.labels import C, L, Label
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
+
+if TYPE_CHECKING:
+    import networkx
 
 _UNITS = 1e15
 """How many units of cost a second is."""
@@ -90,6 +91,10 @@ def _costs_no_more(cheap: Value, dear: Value) -> bool:
 
 def _source_side(problem: Problem) -> set[int]:
     """The variables under L in the optimum that has the fewest of them."""
+    # Imported where it is used: `import fxpasses` is to be fast.
+    import networkx
+    from networkx.algorithms.flow import boykov_kolmogorov
+
     source, sink = -1, -2
     capacities: dict[tuple[int, int], int] = defaultdict(int)
     unlimited: list[tuple[int, int]] = []

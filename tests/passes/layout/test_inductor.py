@@ -253,3 +253,21 @@ def test_another_profile_another_key(monkeypatch):
     with_profile(monkeypatch, DeviceProfile("here", "2"))
     assert first._key != slot("auto")._key
     assert slot("contiguous")._key != slot("channels_last")._key
+
+
+def test_a_dry_run_names_each_cut_edge_by_the_name_that_the_user_knows():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    report = fxpasses.explain(model, torch.randn(1, 4, 8, 8), options={"layout": "channels_last"})
+    assert report.applied["layout"] == 1
+    edges = {edge.tensor: edge for edge in report.layout.cut_edges}
+    assert {"0_weight", "2_weight"} <= set(edges)
+    assert edges["2_weight"].wanted_by == ("conv2d",) or "conv2d" in edges["2_weight"].wanted_by[0]
+    assert "copied to channels_last" in str(report.layout)
+
+
+def test_a_dry_run_says_why_nothing_would_be_done(monkeypatch):
+    with_profile(monkeypatch, None)
+    model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3))
+    report = fxpasses.explain(model, torch.randn(1, 64, 32, 32))
+    assert [each.code for each in report.remarks if each.rule == "layout"] == ["no-profile"]
+    assert report.layout.source == "roofline"
