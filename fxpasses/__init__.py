@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fxpasses.errors import FxpassesError as FxpassesError
     from fxpasses.kept_weights import refresh as refresh
     from fxpasses.options import Options as Options
+    from fxpasses.passes.layout.plan import LayoutPlan as LayoutPlan
+    from fxpasses.passes.weights import convert_conv_weights as convert_conv_weights
     from fxpasses.report import Remark as Remark
     from fxpasses.report import Report as Report
     from fxpasses.rewrite.declarative import rewrite as rewrite
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Decline": "fxpasses.rewrite.decline",
     "FxpassesError": "fxpasses.errors",
+    "LayoutPlan": "fxpasses.passes.layout.plan",
     "Match": "fxpasses.rewrite.rule",
     "Optimized": "fxpasses.api",
     "Options": "fxpasses.options",
@@ -44,6 +47,7 @@ _HOMES = {
     "Report": "fxpasses.report",
     "Rule": "fxpasses.rewrite.rule",
     "refresh": "fxpasses.kept_weights",
+    "convert_conv_weights": "fxpasses.passes.weights",
     "explain": "fxpasses.api",
     "from_inductor": "fxpasses.rewrite.inductor",
     "last_report": "fxpasses.counters",
@@ -61,6 +65,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Decline",
     "FxpassesError",
+    "LayoutPlan",
     "Match",
     "Optimized",
     "Options",
@@ -68,6 +73,7 @@ __all__ = [
     "Report",
     "Rule",
     "backend",
+    "convert_conv_weights",
     "explain",
     "from_inductor",
     "last_report",

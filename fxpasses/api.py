@@ -15,7 +15,10 @@ from torch.fx import GraphModule, Node
 from fxpasses import counters
 from fxpasses.backend import executor_of
 from fxpasses.errors import FxpassesError, UnknownOptionError
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
+from fxpasses.passes.layout.inductor import foreseen
 from fxpasses.pipeline import run_passes
 from fxpasses.report import Report
 from fxpasses.tracing import fresh_call
@@ -154,8 +157,10 @@ def _explain_with_dynamo(model: Callable[..., Any], inputs: tuple[Any, ...], opt
 
     def trace_only(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
-            _, report = run_passes(gm, example_inputs, options, executor=executor_of(options))
-            reports.append(report)
+            executor = executor_of(options)
+            rewritten, report = run_passes(gm, example_inputs, options, executor=executor)
+            context = GraphContext(rewritten, Modes(grad=torch.is_grad_enabled()), executor=executor)
+            reports.append(foreseen(context, options, report))
         except FxpassesError as error:
             errors.append(error)
         return gm.forward

@@ -21,6 +21,7 @@ from fxpasses.graph.context import Executor, GraphContext
 from fxpasses.graph.modes import Modes
 from fxpasses.kept_weights import KeptWeights
 from fxpasses.options import Options
+from fxpasses.passes.layout.inductor import JointLayout, joint_layout
 from fxpasses.passes.parameter_work import ParameterWork, split_parameter_work
 from fxpasses.pipeline import keeps_weights, run_passes
 from fxpasses.report import Remark, Report
@@ -50,12 +51,15 @@ def backend(
         MissingCompilerError: inductor needs a C++ compiler and found none.
     """
     chosen = Options.of(options)
-    inner = _inner(chosen, mode)
+    _inner(chosen, mode, None)  # a mode or setting that does not exist is refused before any work
     rewritten, report = run_passes(gm, example_inputs, chosen, executor=executor_of(chosen))
+    layout = joint_layout(rewritten, example_inputs, chosen)
+    inner = _inner(chosen, mode, layout)
     if chosen.weights == "cached":
         compiled, report = _compile_with_kept_weights(rewritten, example_inputs, chosen, inner, report)
     else:
         compiled = inner(rewritten, example_inputs)
+    report = layout.completed(report) if layout is not None else report
     # Counted last: a graph that the inner backend refused was not optimised.
     counters.record(report)
     return compiled
@@ -90,10 +94,11 @@ def executor_of(options: Options) -> Executor:
     return "eager" if options.inner in _EAGER else "fused"
 
 
-def _inner(options: Options, mode: str | None) -> Callable[..., Any]:
+def _inner(options: Options, mode: str | None, layout: JointLayout | None) -> Callable[..., Any]:
     """The inner backend, with its mode and settings bound."""
     if options.inner == "inductor":
         patches = {**(inductor_mode_options(mode) if mode else {}), **options.inductor}
+        patches = layout.patches(patches) if layout is not None else patches
         return lambda gm, inputs: compile_with_inductor(gm, inputs, patches)
     if mode is not None or options.inductor:
         given = f"mode={mode!r}" if mode is not None else "options={'inductor': ...}"

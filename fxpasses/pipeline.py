@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.context import Executor, GraphContext
 from fxpasses.graph.copying import copy_graph_module
 from fxpasses.graph.metadata import ensure_metadata
@@ -42,7 +41,6 @@ def run_passes(
         FxpassesError: an unknown pass, missing metadata, an unsupported torch.
     """
     require_supported_torch()
-    _require_available(options)
     register_all()
     passes = REGISTRY.pipeline(options)
     copied = copy_graph_module(graph_module)
@@ -55,19 +53,6 @@ def run_passes(
         trainable=trainable | _trainable_inputs(copied, example_inputs),
     )
     return copied, Driver(passes, options).run(context)
-
-
-def _require_available(options: Options) -> None:
-    """Refuses what the contract names and this version does not do yet, rather than ignore it."""
-    unavailable = {
-        "layout": options.layout in ("channels_last", "contiguous"),
-    }
-    for name, asked in unavailable.items():
-        if asked:
-            value = getattr(options, name)
-            raise UnknownOptionError(
-                f"option {name}={value!r} is not available in this version; leave {name!r} out."
-            )
 
 
 def keeps_weights(options: Options) -> bool:

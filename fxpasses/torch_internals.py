@@ -11,7 +11,8 @@ import contextlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from math import inf
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch._ops import HigherOrderOperator as HigherOrderOperator
@@ -21,6 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 from fxpasses.errors import MissingCompilerError, UnsupportedTorchError
+
+if TYPE_CHECKING:
+    import sympy
 
 SUPPORTED_TORCH = ((2, 11), (2, 16))
 """The oldest supported (major, minor) version of torch, and the first one above the range."""
@@ -351,3 +355,81 @@ def is_pattern_matcher_pass(given: object) -> bool:
 def is_erased(node: torch.fx.Node) -> bool:
     """Whether a node has been taken out of its graph."""
     return bool(node._erased)
+
+
+# Symbolic sizes --------------------------------------------------------------------------------------------
+
+
+def size_expression(size: int | torch.SymInt) -> int | sympy.Expr:
+    """The size as an expression of the graph's size symbols, without adding a guard."""
+    return size if isinstance(size, int) else cast("sympy.Expr", size.node.expr)
+
+
+def symbol_values(size: torch.SymInt) -> dict[sympy.Symbol, tuple[int, float, float]]:
+    """Of every size symbol in `size`'s shape environment: its value when traced, and its range."""
+    environment = size.node.shape_env
+    values = environment.backed_var_to_val
+    return {
+        symbol: (int(value), _bound(ranges.lower, 0.0), _bound(ranges.upper, inf))
+        for symbol, value in values.items()
+        if (ranges := environment.var_to_range.get(symbol)) is not None and value.is_Integer
+    }
+
+
+def _bound(given: sympy.Expr, unbounded: float) -> float:
+    return float(given) if given.is_Integer else unbounded
+
+
+# Passes inside inductor ------------------------------------------------------------------------------------
+
+JOINT_SLOT = "joint_custom_post_pass"
+"""Inductor's setting for a pass over the joint graph of forward and backward (in inference the only one)."""
+
+
+def joint_graph_pass(
+    run: Callable[[torch.fx.Graph], None], key: Callable[[], object], others: object
+) -> Callable[[torch.fx.Graph], None]:
+    """A pass for `JOINT_SLOT` that runs the user's own passes of that slot first.
+
+    Args:
+        run: the pass.
+        key: what its result depends on besides the graph; part of inductor's cache keys.
+        others: what the slot held: None, a pass, or a sequence of passes.
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    held = tuple(others) if isinstance(others, (list, tuple)) else (() if others is None else (others,))
+
+    class JointGraphPass(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            for each in held:
+                each(graph)
+            run(graph)
+
+        def uuid(self) -> object | None:
+            # A pass without a key of its own keeps the caches away, here as in stock inductor.
+            keys = [each.uuid() if isinstance(each, CustomGraphPass) else None for each in held]
+            return None if None in keys else (key(), tuple(keys))
+
+    return JointGraphPass()
+
+
+def inductor_setting(name: str, patches: Mapping[str, Any]) -> Any:
+    """The value that a setting of inductor will have under configuration patches."""
+    from torch._inductor import config
+
+    return patches[name] if name in patches else getattr(config, name)
+
+
+def inductor_cache_folder() -> str:
+    """Where inductor keeps what it compiled."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return str(cache_dir())
+
+
+def inductor_caches_are_on(patches: Mapping[str, Any]) -> bool:
+    """Whether inductor may take a graph from its cache, so that passes inside it do not run."""
+    return bool(inductor_setting("fx_graph_cache", patches)) and not inductor_setting(
+        "force_disable_caches", patches
+    )

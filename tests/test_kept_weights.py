@@ -393,7 +393,7 @@ def test_a_plain_graph_module_cannot_keep_anything_and_says_so():
         fxpasses.optimize(torch.fx.symbolic_trace(net()), (X,), options={"weights": "cached"})
 
 
-@pytest.mark.parametrize("options", [{"layout": "channels_last"}, {"verify": "numerics"}])
+@pytest.mark.parametrize("options", [{"verify": "numerics"}])
 def test_what_this_version_does_not_do_is_refused_not_ignored(options):
     with pytest.raises(UnknownOptionError, match="not available in this version"):
         fxpasses.optimize(torch.fx.symbolic_trace(net()), (X,), options=options)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import GraphModule, Node
@@ -30,11 +31,15 @@ from fxpasses.report import Remark, Report, Status
 from fxpasses.rewrite.application import Application, extract
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
+from fxpasses.rewrite.graph_pass import GraphPass
 from fxpasses.rewrite.limits import PROCESS
 from fxpasses.rewrite.numerics import difference_of
-from fxpasses.rewrite.registry import AnyRule, RulePass
+from fxpasses.rewrite.registry import AnyRule, Pass
 from fxpasses.rewrite.rule import Match
 from fxpasses.rewrite.verify import GuardCount, check_replacement, structural_fault
+
+if TYPE_CHECKING:
+    from fxpasses.passes.layout.plan import LayoutPlan
 
 log = logging.getLogger("fxpasses")
 
@@ -48,7 +53,7 @@ class Driver:
         options: what the user chose.
     """
 
-    passes: list[RulePass]
+    passes: list[Pass]
     options: Options
     _remarks: list[Remark] = field(default_factory=list)
     _seconds: dict[str, float] = field(default_factory=dict)
@@ -56,6 +61,7 @@ class Driver:
     _misses: list[tuple[Node, Remark]] = field(default_factory=list)
     _erased: set[Node] = field(default_factory=set)
     _applied: int = 0
+    _layout: LayoutPlan | None = None
 
     def run(self, context: GraphContext) -> Report:
         """Rewrites the graph of `context` and those nested in it, and reports.
@@ -83,11 +89,13 @@ class Driver:
             nodes_after=sum(len(each.graph.nodes) for each in contexts),
             level=level,
             applications=tuple(self._applications),
+            layout=self._layout,
         )
 
-    def _run_pass(self, current: RulePass, context: GraphContext) -> None:
-        if current.run is not None:
-            self._run_code(current.run, context)
+    def _run_pass(self, current: Pass, context: GraphContext) -> None:
+        if isinstance(current, GraphPass):
+            self._run_graph_pass(current, context)
+            return
         tests = [(rule, rule.is_anchor) for rule in current.rules]
         sites = [(node, rule) for node in context.graph.nodes for rule, test in tests if test(node)]
         done: set[Node] = set()
@@ -99,11 +107,13 @@ class Driver:
         self._remarks = [each for each in self._remarks if id(each) not in inside]
         self._misses.clear()
 
-    def _run_code(self, run: Callable[[GraphContext], Sequence[Remark]], context: GraphContext) -> None:
-        """Runs a pass that changes the graph by itself."""
-        for remark in run(context):
+    def _run_graph_pass(self, current: GraphPass, context: GraphContext) -> None:
+        outcome = current.run(context, self.options)
+        self._applied += outcome.changed
+        # The plan of the outermost graph stands for the compilation.
+        self._layout = self._layout or outcome.layout
+        for remark in outcome.remarks:
             self._add(remark)
-            self._applied += remark.status == "applied"
 
     def _attempt(self, rule: AnyRule, node: Node, context: GraphContext) -> bool:
         """Takes one rule through its steps at one node; whether it was applied."""

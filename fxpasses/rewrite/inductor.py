@@ -24,12 +24,15 @@ from fxpasses.errors import UnknownRuleError
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import has_value
+from fxpasses.options import Options
 from fxpasses.report import Remark, Status
-from fxpasses.rewrite.registry import RulePass
+from fxpasses.rewrite.graph_pass import GraphPass, Outcome
 from fxpasses.torch_internals import is_erased, is_pattern_matcher_pass
 
 
-def from_inductor(name: str, matcher: Any, *, after: tuple[str, ...] = (), default: bool = False) -> RulePass:
+def from_inductor(
+    name: str, matcher: Any, *, after: tuple[str, ...] = (), default: bool = False
+) -> GraphPass:
     """A pass that runs an inductor `PatternMatcherPass`.
 
     Args:
@@ -45,7 +48,11 @@ def from_inductor(name: str, matcher: Any, *, after: tuple[str, ...] = (), defau
         raise UnknownRuleError(
             f"from_inductor takes a torch._inductor.pattern_matcher.PatternMatcherPass; got {matcher!r}."
         )
-    return RulePass(name, (), after, default, run=lambda context: _Run(name, context).of(matcher))
+
+    def run(context: GraphContext, _: Options) -> Outcome:
+        return _Run(name, context).of(matcher)
+
+    return GraphPass(name, run, after, default)
 
 
 @dataclass
@@ -56,7 +63,7 @@ class _Run:
     context: GraphContext
     remarks: list[Remark] = field(default_factory=list)
 
-    def of(self, matcher: Any) -> list[Remark]:
+    def of(self, matcher: Any) -> Outcome:
         known = set(self.context.graph.nodes)
         watched = copy.copy(matcher)
         watched.patterns = type(matcher.patterns)(
@@ -65,7 +72,8 @@ class _Run:
         )
         watched.apply(self.context.module)
         self._adopt([node for node in self.context.graph.nodes if node not in known])
-        return self.remarks
+        changed = any(each.status == "applied" for each in self.remarks)
+        return Outcome(tuple(self.remarks), changed)
 
     def _watched(self, entry: Any) -> Any:
         """A copy of a pattern's entry that tells what becomes of its matches."""

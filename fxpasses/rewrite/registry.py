@@ -6,16 +6,15 @@ A rule registers alone and is then a pass of one rule. The order follows from wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fxpasses.errors import UnknownRuleError, unknown_name
-from fxpasses.graph.context import GraphContext
 from fxpasses.options import Options
-from fxpasses.report import Remark
+from fxpasses.rewrite.graph_pass import GraphPass
 from fxpasses.rewrite.rule import Rule
 
 AnyRule = Rule[Any]
@@ -38,28 +37,30 @@ class RulePass:
     rules: tuple[AnyRule, ...]
     after: tuple[str, ...] = ()
     default: bool = True
-    run: Callable[[GraphContext], Sequence[Remark]] | None = None
 
     def uuid(self) -> str:
         """A key that changes with the pass's rules and their order."""
         from fxpasses.rewrite.identity import fingerprint
 
-        return fingerprint(self.name, [rule.uuid() for rule in self.rules], self.run)
+        return fingerprint(self.name, [rule.uuid() for rule in self.rules])
+
+
+Pass = RulePass | GraphPass
 
 
 class Registry:
     """Passes by name."""
 
     def __init__(self) -> None:
-        self._passes: dict[str, RulePass] = {}
+        self._passes: dict[str, Pass] = {}
 
-    def register(self, given: AnyRule | RulePass) -> None:
+    def register(self, given: AnyRule | Pass) -> None:
         """Adds a rule or a pass.
 
         Raises:
             UnknownRuleError: the name is taken, or `after` would make a cycle; nothing is registered.
         """
-        added = given if isinstance(given, RulePass) else _as_pass(given)
+        added = given if isinstance(given, (RulePass, GraphPass)) else _as_pass(given)
         taken = {added.name, *(rule.name for rule in added.rules)} & set(self.names())
         if taken:
             raise UnknownRuleError(f"{', '.join(sorted(taken))}: registered already; unregister it first.")
@@ -80,7 +81,7 @@ class Registry:
         """The names of all passes and rules."""
         return list(dict.fromkeys(name for each in self._passes.values() for name in _names(each)))
 
-    def pipeline(self, options: Options) -> list[RulePass]:
+    def pipeline(self, options: Options) -> list[Pass]:
         """The passes that the options select, in order, without the rules that they disable.
 
         Raises:
@@ -109,25 +110,29 @@ def _as_pass(rule: AnyRule) -> RulePass:
     return RulePass(rule.name, (rule,), rule.after, rule.default)
 
 
-def _names(given: RulePass) -> list[str]:
+def _names(given: Pass) -> list[str]:
     return [given.name, *(rule.name for rule in given.rules)]
 
 
-def _selected(passes: list[RulePass], options: Options) -> Iterator[RulePass]:
+def _selected(passes: list[Pass], options: Options) -> Iterator[Pass]:
     for each in passes:
         if each.name in options.disable:
             continue
         wanted = each.default if options.passes is None else each.name in options.passes
+        if isinstance(each, GraphPass):
+            if wanted:
+                yield each
+            continue
         rules = tuple(
             rule
             for rule in each.rules
             if rule.name not in options.disable and (wanted or rule.name in (options.passes or ()))
         )
-        if rules or (wanted and each.run is not None):
+        if rules:
             yield replace(each, rules=rules)
 
 
-def _ordered(passes: dict[str, RulePass]) -> list[RulePass]:
+def _ordered(passes: dict[str, Pass]) -> list[Pass]:
     import networkx
 
     graph: networkx.DiGraph[str] = networkx.DiGraph()
@@ -147,7 +152,7 @@ REGISTRY = Registry()
 """The passes of this process."""
 
 
-def register(given: AnyRule | RulePass) -> None:
+def register(given: AnyRule | Pass) -> None:
     """Adds a rule or a pass to those of this process."""
     REGISTRY.register(given)
 

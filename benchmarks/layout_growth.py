@@ -1,0 +1,101 @@
+"""How the time of planning a layout grows with the graph: reading, solving and carrying out, by joint graph.
+
+    python -m benchmarks.layout_growth [--depths 10 40 160] [--repeat 3]
+
+The graphs are joint graphs of residual networks in training mode, traced as AOTAutograd does. Each row is the
+median of a few runs. The bar: under 3 seconds at 10,000 nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch._decomp import core_aten_decompositions
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.copying import copy_graph_module
+from fxpasses.graph.modes import Modes
+from fxpasses.passes.layout.assign import assign
+from fxpasses.passes.layout.materialise import materialise
+from fxpasses.passes.layout.solve import solve
+
+
+class Residual(nn.Module):
+    """`depth` residual blocks of two convolutions with batch norm, 16 channels wide."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(2 * depth))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(2 * depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i in range(0, len(self.convs), 2):
+            y = F.relu(self.norms[i](self.convs[i](x)))
+            x = F.relu(self.norms[i + 1](self.convs[i + 1](y)) + x)
+        return x
+
+
+def joint_graph(model: nn.Module, x: torch.Tensor) -> GraphModule:
+    """The graph that computes the output and the gradients of its sum, on fake tensors."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    trained = dict(model.named_parameters())
+
+    def joint(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
+        named = dict(zip(state, given, strict=True))
+        output = functional_call(model, named, (x,))
+        return [output, *torch.autograd.grad(output.sum(), [named[name] for name in trained])]
+
+    return make_fx(joint, decomposition_table=core_aten_decompositions(), tracing_mode="fake")(
+        x, *state.values()
+    )
+
+
+def measure(graph_module: GraphModule, repeat: int) -> tuple[float, float, float, int]:
+    """Median seconds of planning, of solving alone and of carrying out; and the number of convolutions."""
+    planning, solving, carrying, convolutions = [], [], [], 0
+    for _ in range(repeat):
+        context = GraphContext(copy_graph_module(graph_module), Modes(grad=False), executor="fused")
+        start = time.perf_counter()
+        assignment = assign(context)
+        planning.append(time.perf_counter() - start)
+        problem = assignment.network.problem({})
+        start = time.perf_counter()
+        solve(problem)
+        solving.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        materialise(context, assignment)
+        carrying.append(time.perf_counter() - start)
+        convolutions = len(assignment.plan.convolutions)
+    return (*map(statistics.median, (planning, solving, carrying)), convolutions)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the growth; gives 0."""
+    parser = argparse.ArgumentParser(prog="benchmarks.layout_growth", description=__doc__.splitlines()[0])
+    parser.add_argument("--depths", type=int, nargs="+", default=[10, 40, 160], help="residual blocks")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each, of which the median is shown")
+    arguments = parser.parse_args(argv)
+    table = Table("blocks", "nodes", "convolutions", "plan, s", "of it solving, s", "carry out, s")
+    for depth in arguments.depths:
+        graph_module = joint_graph(Residual(depth), torch.randn(2, 16, 16, 16))
+        planning, solving, carrying, convolutions = measure(graph_module, arguments.repeat)
+        nodes = len(graph_module.graph.nodes)
+        times = (f"{each:.3f}" for each in (planning, solving, carrying))
+        table.add_row(str(depth), str(nodes), str(convolutions), *times)
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,229 @@
+"""From a graph to a plan: read, solve, and say what was decided and why."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from fxpasses.device_profile import DeviceProfile
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.locations import location_of
+from fxpasses.graph.metadata import tensor, value
+from fxpasses.graph.schema import bind
+from fxpasses.passes.layout.costs import CostModel, seconds_at
+from fxpasses.passes.layout.labels import C, Kind, L, Label, kind_of, operator_of
+from fxpasses.passes.layout.names import canonical
+from fxpasses.passes.layout.network import Network, Tensor, read_network
+from fxpasses.passes.layout.plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan
+from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
+from fxpasses.passes.layout.solve import solve
+from fxpasses.torch_internals import size_hint, symbol_values
+
+Goal = Literal["auto", "channels_last", "contiguous"]
+
+_CORNERS = 3
+"""Of how many size symbols the corners are visited; their number is two to the power of it."""
+
+_FAR = 16
+"""How far from its hint a size without an upper bound is tried."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A solved network.
+
+    Attributes:
+        network: the graph as a problem.
+        labels: of each variable.
+        plan: the same as data.
+    """
+
+    network: Network
+    labels: tuple[Label, ...]
+    plan: LayoutPlan
+
+    def label(self, node: Node) -> Label:
+        """The label that a labelled operator works in."""
+        return self.labels[self.network.find(self.network.variables[node])]
+
+    def made(self, held: Tensor) -> Label:
+        """The label that a tensor is made in."""
+        return self.labels[self.network.find(held.producer)]
+
+
+def assign(
+    context: GraphContext,
+    goal: Goal = "auto",
+    profile: DeviceProfile | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Assignment:
+    """Gives every tensor of a graph a label.
+
+    Args:
+        context: a graph whose nodes carry metadata.
+        goal: ``"auto"`` for the labelling of least predicted cost, or one label for all that is free.
+        profile: what was measured on the device; None for the roofline alone.
+        names: what the user calls the graph's inputs, where that is not what the graph calls them.
+
+    Raises:
+        UnplannableError: the graph's writes tie tensors of different layouts together.
+    """
+    start = time.perf_counter()
+    device = device_of(context)
+    symbols = _symbols(context)
+    hints = {symbol: hint for symbol, (hint, _, _) in symbols.items()}
+    network = read_network(context, CostModel(device.type, profile, hints))
+    problem = network.problem(hints)
+    labels = solve(problem) if goal == "auto" else problem.uniform(goal)
+    _follow_representatives(network, labels)
+    plan = _describe(network, problem, labels, hints, names or {})
+    plan = replace(
+        plan,
+        sizes=_flips(network, labels, symbols) if goal == "auto" else (),
+        source=f"profile of {profile.device}" if profile else "roofline",
+        planning_seconds=time.perf_counter() - start,
+    )
+    return Assignment(network, tuple(labels), plan)
+
+
+def device_of(context: GraphContext) -> torch.device:
+    """The device of the graph's first tensor."""
+    for node in context.graph.nodes:
+        for leaf in tree_leaves(value(node)):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
+                return leaf.device
+    return torch.device("cpu")
+
+
+def _symbols(context: GraphContext) -> dict[Any, tuple[int, float, float]]:
+    """The graph's size symbols: value when traced, and range."""
+    for node in context.graph.find_nodes(op="placeholder"):
+        found = tensor(node)
+        sizes = found.shape if found is not None else (value(node),)
+        for each in sizes:
+            if isinstance(each, torch.SymInt):
+                return symbol_values(each)
+    return {}
+
+
+def _follow_representatives(network: Network, labels: list[Label]) -> None:
+    for each in range(len(labels)):
+        labels[each] = labels[network.find(each)]
+
+
+def _describe(
+    network: Network,
+    problem: Problem,
+    labels: Sequence[Label],
+    hints: Mapping[Any, int],
+    names: Mapping[str, str],
+) -> LayoutPlan:
+    made = {node: labels[held.producer] for node, held in network.tensors.items()}
+    edges = tuple(
+        _edge(held, labels, hints, names)
+        for held in network.tensors.values()
+        if any(labels[variable] != labels[held.producer] for _, variable in held.users)
+    )
+    wanting = {name for edge in edges for name in edge.wanted_by}
+    convolutions = tuple(
+        ConvolutionPlan(
+            node.name,
+            labels[network.variables[node]],
+            choices[labels[network.variables[node]]].implementation,
+            seconds_at(choices[C].seconds, hints),
+            seconds_at(choices[L].seconds, hints),
+        )
+        for node, choices in network.convolutions.items()
+    )
+    return LayoutPlan(
+        labels={node.name: label for node, label in made.items()},
+        convolutions=convolutions,
+        cut_edges=edges,
+        seconds=problem.energy(labels),
+        contiguous_seconds=_uniform_energy(network, problem, C),
+        channels_last_seconds=_uniform_energy(network, problem, L),
+        converted=sum(made[node] != held.original for node, held in network.tensors.items()),
+        weights=_weights(network, labels, names),
+        forced_by_unknown=tuple(
+            sorted({operator_of(node) for node in network.unknown if _reader_name(node) in wanting})
+        ),
+    )
+
+
+def _weights(network: Network, labels: Sequence[Label], names: Mapping[str, str]) -> dict[str, Label]:
+    """The label that all its readers want an input in that is the weight of convolutions, by its name."""
+    found: dict[str, Label] = {}
+    for node, held in network.tensors.items():
+        if node.op not in ("placeholder", "get_attr"):
+            continue
+        wanted = {labels[variable] for _, variable in held.users}
+        if len(wanted) == 1 and all(_is_weight_of(node, user) for user, _ in held.users):
+            name = str(node.target)
+            found[canonical(names.get(name, name))] = wanted.pop()
+    return found
+
+
+def _is_weight_of(node: Node, user: Node) -> bool:
+    bound = bind(user) if kind_of(user) is Kind.PREFERRING else None
+    return isinstance(bound, dict) and bound.get("weight") is node
+
+
+def _uniform_energy(network: Network, problem: Problem, label: Label) -> float:
+    labels = problem.uniform(label)
+    _follow_representatives(network, labels)
+    labels[FIXED_C], labels[FIXED_L] = C, L
+    return problem.energy(labels)
+
+
+def _edge(
+    held: Tensor, labels: Sequence[Label], hints: Mapping[Any, int], names: Mapping[str, str]
+) -> CutEdge:
+    made = labels[held.producer]
+    wanting = [user for user, variable in held.users if labels[variable] != made]
+    keeping = [user for user, variable in held.users if labels[variable] == made]
+    found = tensor(held.node)
+    return CutEdge(
+        tensor=names.get(held.node.name, held.node.name),
+        operator=operator_of(held.node),
+        size=tuple(map(size_hint, found.shape)) if found is not None else (),
+        made=made,
+        seconds=seconds_at(held.to_channels_last if made == C else held.to_contiguous, hints),
+        wanted_by=tuple(map(_reader_name, wanting)),
+        kept_by=tuple(map(_reader_name, keeping)),
+        location=location_of(held.node),
+    )
+
+
+def _reader_name(node: Node) -> str:
+    name = operator_of(node)
+    return node.name if node.name.startswith(name) else f"{node.name} ({name})"
+
+
+def _flips(
+    network: Network, labels: Sequence[Label], symbols: Mapping[Any, tuple[int, float, float]]
+) -> tuple[Flip, ...]:
+    """The plan at the corners of the range of sizes, solved again."""
+    corners: dict[Any, tuple[int, ...]] = {}
+    for symbol, (hint, low, high) in list(symbols.items())[:_CORNERS]:
+        corners[symbol] = tuple(sorted({max(int(low), 2), int(min(high, hint * _FAR))}))
+    if not corners:
+        return ()
+    flips = []
+    for choice in itertools.product(*corners.values()):
+        sizes = {symbol: hint for symbol, (hint, _, _) in symbols.items()} | dict(
+            zip(corners, choice, strict=True)
+        )
+        problem = network.problem(sizes)
+        best = solve(problem)
+        _follow_representatives(network, best)
+        least, ours = problem.energy(best), problem.energy(labels)
+        names = {str(symbol): size for symbol, size in sizes.items()}
+        flips.append(Flip(names, ours <= least * (1 + 1e-9) + 1e-12, ours, least))
+    return tuple(flips)

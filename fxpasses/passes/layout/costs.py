@@ -1,0 +1,262 @@
+"""Costs: how many seconds an operator or a copy takes under each label, as an expression of the sizes.
+
+In this order: what a device profile measured for exactly this operator, arguments and sizes; else a roofline
+from the profile's peaks; else a roofline from coarse peaks of the kind of device. A roofline knows no layout,
+so a convolution under the label that its kernels do not work in pays, on top, for reordering its activations
+there and back: oneDNN on a CPU and tensor cores in half precision work in channels_last.
+
+A measurement holds at the sizes it was made at; at others it is scaled with the roofline. A static graph's
+costs are plain numbers; with symbolic sizes they are sympy expressions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from fxpasses import device_profile
+from fxpasses.device_profile import DeviceProfile, Roofline
+from fxpasses.graph.metadata import value
+from fxpasses.passes.layout.labels import C, L, Label
+from fxpasses.torch_internals import OpOverload, operator_name, size_expression, size_hint
+
+if TYPE_CHECKING:
+    import sympy
+
+Seconds: TypeAlias = "float | sympy.Expr"
+
+Sizes = Sequence["int | torch.SymInt"]
+
+_PEAKS = {
+    "cpu": Roofline("float32", 6e10, 5e10, 1e10, 5e-6),
+    "cuda": Roofline("float32", 4e13, 3e13, 1.5e12, 5e-6),
+}
+"""Orders of magnitude of a small CPU and of a data-centre GPU, for devices that nobody has measured."""
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an operator costs under one label: seconds, and the implementation that takes them."""
+
+    seconds: Seconds
+    implementation: str
+
+
+@dataclass(frozen=True)
+class ConvolutionSizes:
+    """A convolution as the cost model sees it.
+
+    Attributes:
+        input, weight, output: sizes of the three tensors, [N, C, *spatial] and [K, C / groups, *kernel].
+        arguments: stride, padding, dilation, transposed, output_padding, groups.
+    """
+
+    input: Sizes
+    weight: Sizes
+    output: Sizes
+    arguments: tuple[Any, ...]
+
+    @property
+    def flops(self) -> Seconds:
+        """Multiplications and additions of one direction; each of the three has as many."""
+        positions = self.input if self.arguments[3] else self.output
+        return 2 * _product(positions) * _product(self.weight[1:])
+
+    @property
+    def groups(self) -> int:
+        """Into how many groups the channels fall."""
+        return int(self.arguments[5])
+
+    def key(self) -> str:
+        """The key under which a device profile stores it."""
+        stride, padding, dilation, transposed, output_padding, groups = self.arguments
+        input_size, weight_size = ([size_hint(each) for each in sizes] for sizes in (self.input, self.weight))
+        lists = [[size_hint(each) for each in given] for given in (stride, padding, dilation, output_padding)]
+        return device_profile.convolution_key(
+            input_size,
+            weight_size,
+            lists[0],
+            lists[1],
+            lists[2],
+            bool(transposed),
+            lists[3],
+            size_hint(groups),
+        )
+
+
+@dataclass
+class CostModel:
+    """Costs on one device.
+
+    Attributes:
+        device_type: ``"cpu"`` or ``"cuda"``.
+        profile: what was measured there; None for the roofline alone.
+        hints: the values of the size symbols at which the profile's measurements are looked up.
+        implementations: those of a convolution that the materialisation can bring about.
+    """
+
+    device_type: str = "cpu"
+    profile: DeviceProfile | None = None
+    hints: Mapping[Any, int] = field(default_factory=dict)
+    implementations: tuple[str, ...] = ("aten.convolution",)
+    _known: dict[object, dict[Label, Choice]] = field(default_factory=dict)
+
+    def convolution(
+        self, sizes: ConvolutionSizes, dtype: torch.dtype, directions: Sequence[str]
+    ) -> dict[Label, Choice]:
+        """The cost of a convolution's `directions` together, under each label.
+
+        Args:
+            sizes: the convolution.
+            dtype: of its input.
+            directions: `device_profile.CONVOLUTION_FORWARD` or the two of its gradients.
+        """
+        parts = [self._direction(sizes, dtype, each) for each in directions]
+        return {
+            label: Choice(
+                sum(part[label].seconds for part in parts),
+                "+".join(dict.fromkeys(part[label].implementation for part in parts)),
+            )
+            for label in (C, L)
+        }
+
+    def _direction(self, sizes: ConvolutionSizes, dtype: torch.dtype, direction: str) -> dict[Label, Choice]:
+        key = (direction, sizes.key(), dtype, *map(_exact, (*sizes.input, *sizes.weight)))
+        if key not in self._known:
+            floor = self._convolution_roofline(sizes, dtype)
+            measured = self._measured(direction, sizes.key(), dtype, floor)
+            self._known[key] = measured or floor
+        return self._known[key]
+
+    def _convolution_roofline(self, sizes: ConvolutionSizes, dtype: torch.dtype) -> dict[Label, Choice]:
+        peaks = self._peaks(dtype)
+        activations = (_product(sizes.input) + _product(sizes.output)) * dtype.itemsize
+        moved = activations + _product(sizes.weight) * dtype.itemsize
+        seconds = peaks.call_seconds + _larger(sizes.flops / peaks.convolution_flops, moved / peaks.bandwidth)
+        native = self._native(sizes, dtype)
+        reorder = 2 * activations / peaks.bandwidth
+        return {
+            label: Choice(seconds if label == native else seconds + reorder, "roofline") for label in (C, L)
+        }
+
+    def _native(self, sizes: ConvolutionSizes, dtype: torch.dtype) -> Label:
+        """The label that the library's kernels work in."""
+        if self.device_type == "cpu":
+            # oneDNN has no float64; torch's own kernels for it read contiguous tensors.
+            return C if dtype == torch.float64 else L
+        # cuDNN's tensor-core kernels for several channels a group are slower in NHWC (inductor's
+        # decide_layout_opt measured 1.358x).
+        is_grouped = sizes.groups > 1 and not (isinstance(sizes.weight[1], int) and sizes.weight[1] == 1)
+        return L if dtype in _HALF and not is_grouped else C
+
+    def operator(self, node: Node, dtype: torch.dtype) -> dict[Label, Choice]:
+        """The cost under each label of an operator that moves data, such as pooling or a reduction."""
+        tensors = [
+            each for given in (*node.all_input_nodes, node) for each in tree_leaves(value(given))
+            if isinstance(each, torch.Tensor)
+        ]  # fmt: skip
+        signature = [(tuple(map(_exact, each.shape)), each.dtype) for each in tensors]
+        key = (str(node.target), tuple(signature), str(node.args), str(node.kwargs))
+        if key not in self._known:
+            peaks = self._peaks(dtype)
+            moved = sum(_bytes(each) for each in tensors)
+            seconds = peaks.call_seconds + moved / peaks.bandwidth
+            floor = {label: Choice(seconds, "roofline") for label in (C, L)}
+            self._known[key] = self._measured_operator(node, dtype, floor) or floor
+        return self._known[key]
+
+    def _measured_operator(
+        self, node: Node, dtype: torch.dtype, floor: Mapping[Label, Choice]
+    ) -> dict[Label, Choice] | None:
+        if self.profile is None or not isinstance(node.target, OpOverload):
+            return None
+        name = operator_name(node.target).replace("::", ".")
+        name = name if name.count(".") == 2 else f"{name}.default"
+        args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _shaped)
+        try:
+            key = device_profile.operator_key(node.target, args, kwargs)
+        except ValueError:
+            return None
+        return self._measured(name, key, dtype, floor)
+
+    def copy(self, given: torch.Tensor, to: Label) -> Seconds:
+        """The cost of copying a tensor into the layout of a label."""
+        num_bytes = _bytes(given)
+        peaks = self._peaks(given.dtype)
+        floor = peaks.call_seconds + 2 * num_bytes / peaks.bandwidth
+        hint = math.prod(map(size_hint, given.shape)) * given.dtype.itemsize
+        measured = self.profile.copy_seconds(hint, to, _name(given.dtype)) if self.profile else None
+        return floor if measured is None else self._rescaled(measured, floor)
+
+    def _measured(
+        self, operator: str, key: str, dtype: torch.dtype, floor: Mapping[Label, Choice]
+    ) -> dict[Label, Choice] | None:
+        """What the profile measured; None unless it knows both labels: one alone does not compare."""
+        if self.profile is None:
+            return None
+        allowed = self.implementations if operator.startswith("convolution.") else None
+        found: dict[Label, Choice] = {}
+        for label in (C, L):
+            row = self.profile.seconds(operator, key, label, _name(dtype), implementations=allowed)
+            if row is None:
+                return None
+            found[label] = Choice(self._rescaled(row.seconds, floor[label].seconds), row.implementation)
+        return found
+
+    def _rescaled(self, measured: float, floor: Seconds) -> Seconds:
+        """A measurement made at the hints, carried to other sizes in proportion to the roofline."""
+        return (
+            measured if isinstance(floor, (int, float)) else measured * floor / seconds_at(floor, self.hints)
+        )
+
+    def _peaks(self, dtype: torch.dtype) -> Roofline:
+        found = self.profile.roofline(_name(dtype)) if self.profile else None
+        found = found or (self.profile.roofline() if self.profile else None)
+        return found or _PEAKS.get(self.device_type, _PEAKS["cuda"])
+
+
+def seconds_at(seconds: Seconds, sizes: Mapping[Any, int]) -> float:
+    """The cost at given values of the size symbols."""
+    return float(seconds) if isinstance(seconds, (int, float)) else float(seconds.subs(sizes))
+
+
+def _exact(size: int | torch.SymInt) -> object:
+    """Something hashable that tells sizes apart without a guard."""
+    return size_expression(size)
+
+
+def _product(sizes: Sizes) -> Any:
+    return math.prod(size_expression(each) for each in sizes)
+
+
+def _bytes(given: torch.Tensor) -> Any:
+    return _product(given.shape) * given.dtype.itemsize
+
+
+def _larger(first: Any, second: Any) -> Any:
+    if isinstance(first, (int, float)) and isinstance(second, (int, float)):
+        return max(first, second)
+    import sympy
+
+    return sympy.Max(first, second)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shaped(node: Node) -> Any:
+    """A stand-in for a tensor, which has nothing but its sizes at the hints."""
+    found = value(node)
+    if isinstance(found, torch.Tensor):
+        return SimpleNamespace(shape=tuple(map(size_hint, found.shape)))
+    return size_hint(found) if isinstance(found, (int, torch.SymInt)) else found

@@ -1,0 +1,203 @@
+"""The pass `layout` inside inductor, on the joint graph of forward and backward.
+
+Inductor's own layout optimisation is one decision for a whole graph, so it is switched off, and its lowering
+of convolutions then follows the strides in the graph's metadata, which the plan has set. Outputs, gradients
+and inputs that are written to keep the strides of the traced graph: the plan restores them in the graph.
+
+Inductor's caches return what they hold without running any pass. The key of our pass covers its sources, the
+option and the device profile; the plan is kept beside the cached artifact and read from there on a hit.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule
+
+from fxpasses import device_profile
+from fxpasses.device_profile import DeviceProfile
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.modes import Modes
+from fxpasses.options import Options
+from fxpasses.passes.layout.assign import Goal, device_of
+from fxpasses.passes.layout.names import canonical
+from fxpasses.passes.layout.passes import NAME, plan_and_carry_out
+from fxpasses.passes.layout.plan import LayoutPlan
+from fxpasses.report import Remark, Report
+from fxpasses.rewrite.graph_pass import Outcome
+from fxpasses.torch_internals import (
+    JOINT_SLOT,
+    inductor_cache_folder,
+    inductor_caches_are_on,
+    inductor_setting,
+    joint_graph_pass,
+)
+
+_OWN_DECISIONS = ("layout_optimization", "freezing")
+"""Settings of inductor by which a user takes the decision about layouts from us."""
+
+
+@dataclass
+class JointLayout:
+    """The layout pass of one compilation.
+
+    Attributes:
+        goal: what was asked for.
+        profile: what was measured on the device.
+        inputs: names and sizes of the graph's inputs, before inductor gave them names of its own.
+        graph_key: what names the graph among all that are compiled with these options.
+    """
+
+    goal: Goal
+    profile: DeviceProfile | None
+    inputs: tuple[tuple[str, str], ...]
+    graph_key: str
+    _patches: Mapping[str, Any] = field(default_factory=dict)
+    _outcomes: list[Outcome] = field(default_factory=list)
+
+    def patches(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Inductor's settings with this pass among them."""
+        self._patches = given
+        others = inductor_setting(JOINT_SLOT, given)
+        own = joint_graph_pass(self._run, lambda: self._key, others)
+        return {**given, JOINT_SLOT: own, "layout_optimization": False}
+
+    def completed(self, report: Report) -> Report:
+        """The report with what this pass did, or with what it did when the artifact was made."""
+        if self._outcomes:
+            remarks = tuple(each for outcome in self._outcomes for each in outcome.remarks)
+            plan = next((each.layout for each in self._outcomes if each.layout is not None), None)
+            self._keep(remarks, plan)
+        else:
+            remarks, plan = self._kept()
+        return replace(report, remarks=(*report.remarks, *remarks), layout=plan or report.layout)
+
+    def _run(self, graph: Graph) -> None:
+        assert graph.owning_module is not None
+        context = GraphContext(graph.owning_module, Modes(grad=False), executor="fused")
+        self._outcomes.append(
+            plan_and_carry_out(context, self.goal, self.profile, _names_in(graph, self.inputs))
+        )
+
+    @functools.cached_property
+    def _key(self) -> str:
+        """What the plan depends on besides the graph."""
+        profile = json.dumps(asdict(self.profile), sort_keys=True) if self.profile else ""
+        return _digest(_sources(), self.goal, profile)
+
+    # The plan beside the artifact.
+
+    @property
+    def _path(self) -> Path:
+        name = _digest(self._key, self.graph_key, str(sorted(self._patches)))
+        return Path(inductor_cache_folder()) / "fxpasses" / f"{name}.json"
+
+    def _keep(self, remarks: Sequence[Remark], plan: LayoutPlan | None) -> None:
+        if not inductor_caches_are_on(self._patches):
+            return
+        data = {"remarks": [asdict(each) for each in remarks], "plan": plan.to_dict() if plan else None}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(data), encoding="utf-8")
+        partial.replace(self._path)
+
+    def _kept(self) -> tuple[tuple[Remark, ...], LayoutPlan | None]:
+        try:
+            data = json.loads(self._path.read_text(encoding="utf-8"))
+            remarks = tuple(Remark(**each) for each in data["remarks"])
+            return remarks, LayoutPlan.from_dict(data["plan"]) if data["plan"] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            message = "the graph came from inductor's cache, and the record of its layout plan is gone"
+            return (Remark(NAME, "declined", "no-record", message, node="", stage="check"),), None
+
+
+def joint_layout(graph_module: GraphModule, inputs: Sequence[Any], options: Options) -> JointLayout | None:
+    """The layout pass for a graph that goes to inductor; None where stock inductor is to decide.
+
+    Args:
+        graph_module: the rewritten graph.
+        inputs: its example inputs.
+        options: what the user chose.
+    """
+    if options.layout == "off" or options.inner != "inductor" or not _selected(options):
+        return None
+    devices = [each.device for each in inputs if isinstance(each, torch.Tensor)]
+    profile = device_profile.find(device_profile.device_name(devices[0])) if devices else None
+    if options.layout == "auto":
+        # Stock inductor decides where nothing was measured, and where the user told it how to.
+        taken = any(name in options.inductor for name in _OWN_DECISIONS)
+        if profile is None or taken or inductor_setting("freezing", options.inductor):
+            return None
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    named = tuple(
+        (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
+    )
+    return JointLayout(options.layout, profile, named, _graph_key(graph_module, inputs))
+
+
+def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
+    """The report of a dry run, with the plan that the forward alone would get inside inductor.
+
+    Args:
+        context: the rewritten graph, which stays as it is; inductor would see its backward as well.
+        options: what the user chose.
+        report: what has happened so far.
+    """
+    if options.layout == "off" or options.inner != "inductor" or not _selected(options):
+        return report
+    profile = device_profile.find(device_profile.device_name(device_of(context)))
+    names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
+    outcome = plan_and_carry_out(context, options.layout, profile, names, dry_run=True)
+    return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=outcome.layout)
+
+
+def _names_in(graph: Graph, inputs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What AOTAutograd's inputs were called before, as far as their order and sizes tell."""
+    placeholders = [
+        node for node in graph.find_nodes(op="placeholder") if not node.name.startswith("tangents")
+    ]
+    return {
+        node.name: name
+        for node, (name, sizes) in zip(placeholders, inputs, strict=False)
+        if _sizes(node.meta.get("val")) == sizes
+    }
+
+
+def _sizes(given: object) -> str:
+    return str(tuple(given.shape)) if isinstance(given, torch.Tensor) else ""
+
+
+def _selected(options: Options) -> bool:
+    return NAME not in options.disable and (options.passes is None or NAME in options.passes)
+
+
+def _graph_key(graph_module: GraphModule, inputs: Sequence[Any]) -> str:
+    """What two compilations of the same graph have in common, in whichever process."""
+    signature = [
+        (tuple(map(str, each.shape)), tuple(map(str, each.stride())), str(each.dtype), each.requires_grad)
+        if isinstance(each, torch.Tensor)
+        else str(type(each))
+        for each in inputs
+    ]
+    return _digest(graph_module.code, str(signature), str(torch.is_grad_enabled()), torch.__version__)
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of the package's sources, so that a change of any makes the caches stale."""
+    package = Path(str(resources.files("fxpasses")))
+    texts = [path.read_bytes() for path in sorted(package.rglob("*.py"))]
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,435 @@
+"""Reading a graph: every operator gets a role, every labelled operator a variable, every tensor its users.
+
+    LABELLED   reads all its labelled operands in the label of its variable, and makes its results in it
+    EXACT      reads its operands with the strides of the traced graph, and makes what it made there
+    FREE       does not care: nothing that it reads or makes has a label
+
+A tensor without a label (see `labels`) is nobody's concern. A permute to N, *spatial, C and back keeps the
+label under another name, its frame, so that what follows it (layer norm, a matrix product) may absorb a
+layout for free. Where the graph writes to a tensor, everything that shares its storage has one label.
+"""
+
+from __future__ import annotations
+
+import enum
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from fxpasses.device_profile import CONVOLUTION_FORWARD, CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD
+from fxpasses.graph.context import Executor, GraphContext
+from fxpasses.graph.metadata import tensor, value
+from fxpasses.graph.schema import bind
+from fxpasses.passes.layout.costs import Choice, ConvolutionSizes, CostModel, Seconds, seconds_at
+from fxpasses.passes.layout.labels import (
+    C,
+    Frame,
+    Kind,
+    L,
+    Label,
+    composed,
+    kind_of,
+    operator_of,
+    order_of,
+    to_channels_last,
+)
+from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
+
+
+class Role(enum.Enum):
+    """How an operator is treated; see the module's text."""
+
+    LABELLED = "labelled"
+    EXACT = "exact"
+    FREE = "free"
+
+
+class UnplannableError(Exception):
+    """Why a graph gets no plan."""
+
+
+@dataclass
+class Tensor:
+    """A tensor that has a label.
+
+    Attributes:
+        node: what makes it.
+        producer: the variable whose label it has.
+        original: its label in the traced graph.
+        users: who reads it, and the variable in whose label.
+        to_contiguous, to_channels_last: the cost of a copy, in seconds.
+    """
+
+    node: Node
+    producer: int
+    original: Label
+    users: list[tuple[Node, int]] = field(default_factory=list)
+    to_contiguous: Seconds = 0.0
+    to_channels_last: Seconds = 0.0
+
+
+@dataclass
+class Network:
+    """A graph as an optimisation problem, with costs as expressions of its size symbols.
+
+    Attributes:
+        roles: of every node that computes.
+        variables: of every labelled operator.
+        frames: which logical dimension each dimension of a labelled tensor stands for.
+        tensors: the labelled tensors, by node.
+        convolutions: of every convolution, its cost and implementation under each label.
+        unknown: operators that the taxonomy does not know and that read a labelled tensor.
+    """
+
+    roles: dict[Node, Role] = field(default_factory=dict)
+    variables: dict[Node, int] = field(default_factory=dict)
+    frames: dict[Node, Frame] = field(default_factory=dict)
+    tensors: dict[Node, Tensor] = field(default_factory=dict)
+    convolutions: dict[Node, Mapping[Label, Choice]] = field(default_factory=dict)
+    unknown: list[Node] = field(default_factory=list)
+    _own: list[tuple[Seconds, Seconds]] = field(default_factory=lambda: [(0.0, 0.0), (0.0, 0.0)])
+    _parent: list[int] = field(default_factory=lambda: [FIXED_C, FIXED_L])
+
+    def variable(self, own: tuple[Seconds, Seconds] = (0.0, 0.0)) -> int:
+        """A new variable, with its cost under C and under L."""
+        self._own.append(own)
+        self._parent.append(len(self._parent))
+        return len(self._parent) - 1
+
+    def find(self, variable: int) -> int:
+        """The variable that stands for this one."""
+        while self._parent[variable] != variable:
+            self._parent[variable] = self._parent[self._parent[variable]]
+            variable = self._parent[variable]
+        return variable
+
+    def unify(self, first: int, second: int) -> None:
+        """Gives two variables one label.
+
+        Raises:
+            UnplannableError: one label is given as C and the other as L.
+        """
+        first, second = sorted((self.find(first), self.find(second)))
+        if (first, second) == (FIXED_C, FIXED_L):
+            raise UnplannableError("tensors that share a storage have different layouts")
+        self._parent[second] = first
+
+    def problem(self, sizes: Mapping[Any, int]) -> Problem:
+        """The problem at given values of the size symbols."""
+        problem = Problem([0.0] * len(self._own), [0.0] * len(self._own))
+        for each, (contiguous, channels_last) in enumerate(self._own):
+            problem.contiguous[self.find(each)] += seconds_at(contiguous, sizes)
+            problem.channels_last[self.find(each)] += seconds_at(channels_last, sizes)
+        for held in self.tensors.values():
+            producer = self.find(held.producer)
+            users = tuple(sorted({self.find(variable) for _, variable in held.users} - {producer}))
+            if users:
+                costs = (seconds_at(each, sizes) for each in (held.to_contiguous, held.to_channels_last))
+                problem.values.append(Value(producer, users, *costs))
+        return problem
+
+
+def read_network(context: GraphContext, costs: CostModel) -> Network:
+    """Reads a graph whose nodes carry metadata.
+
+    Raises:
+        UnplannableError: the graph's writes tie tensors of different layouts together.
+    """
+    reader = _Reader(context, costs, context.executor)
+    for node in context.graph.nodes:
+        reader.read(node)
+    return reader.network
+
+
+class _Reader:
+    def __init__(self, context: GraphContext, costs: CostModel, executor: Executor) -> None:
+        self.network = Network()
+        self._context = context
+        self._costs = costs
+        self._fused = executor == "fused"
+        self._nodes = (next(iter(context.graph.nodes)), context.graph.output_node())
+        self._has_writes = any(map(_may_write, context.graph.nodes))
+        self._borrowed: set[Node] = set()
+
+    def read(self, node: Node) -> None:
+        """Gives the node its role, and enters what it makes and reads."""
+        if node.op in ("placeholder", "get_attr"):
+            self._borrowed.add(node)
+            self._exact(node)
+        elif node.op == "output":
+            self._exact(node)
+        elif node.target is operator.getitem and isinstance(value(node.args[0]), (tuple, list)):  # type: ignore[arg-type]
+            self._project(node)
+        else:
+            handler = _HANDLERS.get(kind_of(node)) if node.op.startswith("call") else None  # type: ignore[arg-type]
+            if kind_of(node) is None and self._labelled_operands(node):
+                self.network.unknown.append(node)
+            if handler is None or not handler(self, node):
+                self._exact(node)
+
+    # Handlers: whether the node could be read as its kind.
+
+    def _preferring(self, node: Node) -> bool:
+        found = read_convolution(node)
+        operands = self._labelled_operands(node)
+        if found is None or not self._plain_frames(operands):
+            return False
+        sizes, dtype, directions, activations = found
+        if not any(each in self.network.tensors for each in activations):
+            return False
+        choices = self._costs.convolution(sizes, dtype, directions)
+        if not self._labelled(node, operands, (choices[C].seconds, choices[L].seconds)):
+            return False
+        self.network.convolutions[node] = choices
+        return True
+
+    def _agnostic(self, node: Node) -> bool:
+        operands = self._labelled_operands(node)
+        if not operands and not self._fused:
+            return False
+        return self._labelled(node, operands)
+
+    def _costed(self, node: Node) -> bool:
+        operands = self._labelled_operands(node)
+        found = next((each for each in map(tensor, operands) if each is not None), None)
+        if found is None or not self._plain_frames(operands):
+            return False
+        choices = self._costs.operator(node, found.dtype)
+        return self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))
+
+    def _reducing(self, node: Node) -> bool:
+        operands = self._labelled_operands(node)
+        given = tensor(operands[0]) if len(operands) == 1 else None
+        if given is None or not self._keeps_no_order(node, given, self.network.frames[operands[0]]):
+            return False
+        choices = self._costs.operator(node, given.dtype)
+        return self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))
+
+    def _slicing(self, node: Node) -> bool:
+        operands = self._labelled_operands(node)
+        if not operands or self._borrowed.intersection(operands):
+            self._borrowed.add(node)
+            return False
+        return self._labelled(node, operands)
+
+    def _permuting(self, node: Node) -> bool:
+        operands = self._labelled_operands(node)
+        found = tensor(node)
+        if not operands or self._borrowed.intersection(operands) or found is None:
+            self._borrowed.add(node)
+            return False
+        frame = composed(self.network.frames[operands[0]], _dims(node))
+        if frame not in (tuple(range(found.dim())), to_channels_last(found.dim())):
+            return False
+        return self._labelled(node, operands, frame=frame)
+
+    def _copying(self, node: Node) -> bool:
+        """A copy to a given layout reads any and makes that one; what it copies is charged as a copy."""
+        operands = self._labelled_operands(node)
+        wanted = node.kwargs.get("memory_format", node.args[1] if len(node.args) > 1 else None)
+        if wanted is None and operator_of(node) == "contiguous":
+            wanted = torch.contiguous_format
+        if not operands:
+            return False
+        if wanted in (None, torch.preserve_format):
+            return self._labelled(node, operands)
+        found, frame = tensor(node), self.network.frames[operands[0]]
+        label = None if found is None or self._is_written(operands[0]) else order_of(found, frame)
+        if label not in (C, L):
+            return False
+        self.network.roles[node] = Role.FREE
+        self._use(operands[0], node, _fixed(label))
+        self._make(node, _fixed(label), frame)
+        return True
+
+    def _generating(self, node: Node) -> bool:
+        return self._fused and self._labelled(node, [])
+
+    # What the handlers share.
+
+    def _labelled(
+        self,
+        node: Node,
+        operands: list[Node],
+        own: tuple[Seconds, Seconds] = (0.0, 0.0),
+        frame: Frame | None = None,
+    ) -> bool:
+        """Enters a labelled operator, or a free one where neither operands nor results have a label."""
+        frames = {self.network.frames[each] for each in operands}
+        results = [each for each in tree_leaves(value(node)) if isinstance(each, torch.Tensor)]
+        if len(frames) > 1:
+            return False
+        made = frame or next(iter(frames), None)
+        if any(order_of(each, _fitting(made, each)) == "other" for each in results):
+            return False
+        if not operands and all(order_of(each, _fitting(made, each)) == "both" for each in results):
+            self.network.roles[node] = Role.FREE
+            return True
+        variable = self.network.variable(own)
+        self.network.roles[node] = Role.LABELLED
+        self.network.variables[node] = variable
+        kind = kind_of(node)
+        for each in operands:
+            self._use(each, node, variable)
+            if kind not in (Kind.PREFERRING, Kind.COSTED, Kind.REDUCING) and self._is_written(each):
+                self.network.unify(variable, self.network.tensors[each].producer)
+        self._make(node, variable, made)
+        return True
+
+    def _exact(self, node: Node) -> None:
+        self.network.roles[node] = Role.EXACT
+        for each in self._labelled_operands(node):
+            held = self.network.tensors[each]
+            self._use(each, node, _fixed(held.original))
+            if self._is_written(each):
+                self.network.unify(held.producer, _fixed(held.original))
+        found = tensor(node)
+        order = order_of(found) if found is not None else "both"
+        if order in (C, L):
+            self._make(node, _fixed(order), None)
+
+    def _project(self, node: Node) -> None:
+        """An element of a tuple has the label that the tuple's maker works in."""
+        (parent, *_) = node.all_input_nodes
+        if self.network.roles.get(parent) is not Role.LABELLED:
+            self._exact(node)
+            return
+        self.network.roles[node] = Role.LABELLED
+        self.network.variables[node] = self.network.variables[parent]
+        self._make(node, self.network.variables[parent], self.network.frames.get(parent))
+
+    def _make(self, node: Node, producer: int, frame: Frame | None) -> None:
+        found = tensor(node)
+        if frame is not None and found is None:
+            self.network.frames[node] = frame
+        if found is None:
+            return
+        frame = _fitting(frame, found)
+        order = order_of(found, frame)
+        if order not in (C, L):
+            return
+        self.network.frames[node] = frame or tuple(range(found.dim()))
+        held = Tensor(node, producer, order)
+        held.to_contiguous, held.to_channels_last = self._costs.copy(found, C), self._costs.copy(found, L)
+        self.network.tensors[node] = held
+
+    def _use(self, operand: Node, user: Node, variable: int) -> None:
+        self.network.tensors[operand].users.append((user, variable))
+
+    def _labelled_operands(self, node: Node) -> list[Node]:
+        return [each for each in node.all_input_nodes if each in self.network.tensors]
+
+    def _plain_frames(self, operands: Iterable[Node]) -> bool:
+        return all(
+            self.network.frames[each] == tuple(range(len(self.network.frames[each]))) for each in operands
+        )
+
+    def _is_written(self, node: Node) -> bool:
+        return self._has_writes and self._context.written_between([node], *self._nodes) is not None
+
+    def _keeps_no_order(self, node: Node, given: torch.Tensor, frame: Frame) -> bool:
+        """Whether what a reduction leaves lies in memory the same way under both labels."""
+        dims = _reduced(node, given.dim())
+        kept = {frame[d] for d in range(given.dim())} - {frame[d] for d in dims}
+        return dims != set() and (1 not in kept or kept <= {0, 1})
+
+
+def read_convolution(
+    node: Node,
+) -> tuple[ConvolutionSizes, torch.dtype, tuple[str, ...], tuple[Node, ...]] | None:
+    """A convolution's sizes, dtype, the directions it computes and its activations; None if unreadable."""
+    from fxpasses.graph.operands import tensor_of
+    from fxpasses.graph.views import Convolution, read_producer
+
+    if operator_of(node) == "convolution_backward":
+        return _read_backward(node)
+    view = read_producer(node)
+    if not isinstance(view, Convolution) or not isinstance(view.input, Node):
+        return None
+    given, weight, result = tensor(view.input), tensor_of(view.weight), tensor(node)
+    if given is None or weight is None or result is None or given.dim() not in (4, 5):
+        return None
+    spatial = given.dim() - 2
+    lists = [_expanded(each, spatial) for each in (view.stride, view.padding, view.dilation)]
+    output_padding = _expanded(view.output_padding, spatial)
+    if view.padding == "same":
+        lists[1] = [d * (k - 1) // 2 for d, k in zip(lists[2] or [], weight.shape[2:], strict=True)]
+    if view.padding == "valid":
+        lists[1] = [0] * spatial
+    if any(each is None for each in lists):
+        return None
+    arguments = (*lists, bool(view.transposed), output_padding or [0] * spatial, view.groups)
+    sizes = ConvolutionSizes(given.shape, weight.shape, result.shape, arguments)
+    return sizes, given.dtype, (CONVOLUTION_FORWARD,), (view.input,)
+
+
+def _read_backward(
+    node: Node,
+) -> tuple[ConvolutionSizes, torch.dtype, tuple[str, ...], tuple[Node, ...]] | None:
+    bound = bind(node)
+    if not isinstance(bound, dict):
+        return None
+    grad, given, weight = (tensor(bound[name]) for name in ("grad_output", "input", "weight"))
+    if grad is None or given is None or weight is None or given.dim() not in (4, 5):
+        return None
+    names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+    sizes = ConvolutionSizes(given.shape, weight.shape, grad.shape, tuple(bound[name] for name in names))
+    wanted = zip((CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD), bound["output_mask"], strict=False)
+    directions = tuple(name for name, is_wanted in wanted if is_wanted)
+    return sizes, given.dtype, directions, (bound["grad_output"], bound["input"])
+
+
+def _expanded(given: Any, spatial: int) -> list[Any] | None:
+    if isinstance(given, (list, tuple)):
+        return list(given) if len(given) == spatial else [*given] * spatial
+    return [given] * spatial if isinstance(given, (int, torch.SymInt)) else None
+
+
+def _fixed(label: str) -> int:
+    return FIXED_C if label == C else FIXED_L
+
+
+def _fitting(frame: Frame | None, given: torch.Tensor) -> Frame | None:
+    """The frame, unless the tensor is of another rank."""
+    return frame if frame is not None and len(frame) == given.dim() else None
+
+
+def _dims(node: Node) -> list[int]:
+    given = node.kwargs.get("dims", node.args[1] if len(node.args) > 1 else ())
+    return list(given if isinstance(given, (list, tuple)) else node.args[1:])
+
+
+def _reduced(node: Node, rank: int) -> set[int]:
+    """The dimensions that a reduction sums up; all of them where it names none."""
+    given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    if isinstance(given, int):
+        given = [given]
+    if not isinstance(given, (list, tuple)) or not all(isinstance(each, int) for each in given):
+        return set() if given is not None else set(range(rank))
+    return {each % rank for each in given} or set(range(rank))
+
+
+def _may_write(node: Node) -> bool:
+    """Whether the node may write to a tensor of the graph."""
+    from fxpasses.torch_internals import OpOverload
+
+    if not node.op.startswith("call") or node.target is operator.getitem:
+        return False
+    return not isinstance(node.target, OpOverload) or node.target._schema.is_mutable
+
+
+_HANDLERS: dict[Kind, Callable[[_Reader, Node], bool]] = {
+    Kind.PREFERRING: _Reader._preferring,
+    Kind.AGNOSTIC: _Reader._agnostic,
+    Kind.COSTED: _Reader._costed,
+    Kind.REDUCING: _Reader._reducing,
+    Kind.SLICING: _Reader._slicing,
+    Kind.PERMUTING: _Reader._permuting,
+    Kind.COPYING: _Reader._copying,
+    Kind.GENERATING: _Reader._generating,
+}

@@ -1,0 +1,100 @@
+"""The pass `layout` over graphs that are run as they are: plan, then copies in the graph.
+
+With ``layout="auto"`` a plan is carried out only where the device has been measured: a roofline alone is
+good for a prediction, which is reported, but does not justify a change. Graphs for inductor are planned
+later, on its joint graph, where forward and backward are seen together (`inductor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+from fxpasses import device_profile
+from fxpasses.device_profile import DeviceProfile
+from fxpasses.graph.context import GraphContext
+from fxpasses.options import Options
+from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
+from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
+from fxpasses.passes.layout.network import UnplannableError
+from fxpasses.passes.layout.plan import LayoutPlan
+from fxpasses.report import Remark
+from fxpasses.rewrite.graph_pass import GraphPass, Outcome
+
+NAME = "layout"
+
+
+def run(context: GraphContext, options: Options) -> Outcome:
+    """The pass, on a graph that is run as it is."""
+    if options.layout == "off" or (context.executor == "fused" and options.inner == "inductor"):
+        return Outcome()
+    profile = device_profile.find(device_profile.device_name(device_of(context)))
+    return plan_and_carry_out(context, options.layout, profile)
+
+
+def plan_and_carry_out(
+    context: GraphContext,
+    goal: Goal,
+    profile: DeviceProfile | None,
+    names: Mapping[str, str] | None = None,
+    *,
+    dry_run: bool = False,
+) -> Outcome:
+    """Plans the layouts of one graph, and carries the plan out where it pays.
+
+    Args:
+        context: the graph; it is changed in place.
+        goal: as in `assign`, as are the other two.
+        profile: what was measured on the device, or None.
+        names: what the user calls the graph's inputs.
+        dry_run: whether to leave the graph as it is, whatever pays.
+    """
+    try:
+        assignment = assign(context, goal, profile, names)
+    except UnplannableError as error:
+        return Outcome((remark("declined", "shared-storage", str(error), context),))
+    plan = assignment.plan
+    if not plan.convolutions:
+        return Outcome()
+    if plan.is_contiguous and not plan.cut_edges:
+        message = "no tensor gains by another layout"
+        return Outcome((remark("declined", "no-gain", message, context),), layout=plan)
+    if goal == "auto" and profile is None:
+        message = (
+            "this device has not been measured, and a roofline does not justify a change; "
+            "measure it with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
+        )
+        return Outcome((remark("declined", "no-profile", message, context),), layout=plan)
+    if dry_run:
+        return Outcome((applied(plan, context.path),), layout=plan)
+    return _carry_out(context, assignment)
+
+
+def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:
+    plan = assignment.plan
+    try:
+        carried = materialise(context, assignment)
+    except NotMaterialisedError as error:
+        return Outcome((remark("failed", "rewrite-error", str(error), context),), layout=plan)
+    plan = replace(plan, copies=carried.copies, repairs=carried.repairs)
+    return Outcome((applied(plan, context.path),), changed=True, layout=plan)
+
+
+def applied(plan: LayoutPlan, path: str = "") -> Remark:
+    """The remark of a plan that was carried out."""
+    message = (
+        f"{plan.converted} of {len(plan.labels)} tensors in another layout, {plan.copies} copies; predicted "
+        f"{plan.seconds * 1e3:.3f} ms, all contiguous {plan.contiguous_seconds * 1e3:.3f} ms, "
+        f"all channels_last {plan.channels_last_seconds * 1e3:.3f} ms"
+    )
+    return Remark(NAME, "applied", "applied", message, node="", stage="applied", graph=path)
+
+
+def remark(status: Literal["declined", "failed"], code: str, message: str, context: GraphContext) -> Remark:
+    """A remark about a whole graph."""
+    stage = "profit" if code in ("no-gain", "no-profile") else "check"
+    return Remark(NAME, status, code, message, node="", stage=stage, graph=context.path)
+
+
+LAYOUT = GraphPass(NAME, run, after=("efficient_conv_bn_eval",))

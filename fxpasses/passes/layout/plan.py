@@ -1,0 +1,167 @@
+"""The layout plan: what was decided, what it is predicted to cost, and why, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fxpasses.passes.layout.labels import Label
+
+
+@dataclass(frozen=True)
+class CutEdge:
+    """A tensor that is needed in another layout than it is made in.
+
+    Attributes:
+        tensor: the node that makes it.
+        operator: its operator, or ``"placeholder"``.
+        size: its sizes, at the hints.
+        made: the label that it is made in.
+        seconds: the predicted cost of its one copy.
+        wanted_by: the nodes that read the copy, with their operators.
+        kept_by: the nodes that read it as it is made.
+        location: the user's source line, where known.
+    """
+
+    tensor: str
+    operator: str
+    size: tuple[int, ...]
+    made: Label
+    seconds: float
+    wanted_by: tuple[str, ...]
+    kept_by: tuple[str, ...]
+    location: str = ""
+
+    def __str__(self) -> str:
+        sizes = "x".join(map(str, self.size))
+        other = "channels_last" if self.made == "contiguous" else "contiguous"
+        kept = (
+            f"; {_few(self.kept_by)} read{'s' * (len(self.kept_by) == 1)} it as it is" if self.kept_by else ""
+        )
+        where = f" at {self.location}" if self.location else ""
+        return (
+            f"{self.tensor} ({self.operator}, {sizes}{where}) is made {self.made} and copied to {other} "
+            f"in {self.seconds * 1e6:.1f} us for {_few(self.wanted_by)}{kept}"
+        )
+
+
+@dataclass(frozen=True)
+class ConvolutionPlan:
+    """One convolution: its label, and what it is predicted to take under each.
+
+    Attributes:
+        node: the convolution, or the gradients of one.
+        label: what the plan gives it.
+        implementation: what computes it there.
+        contiguous, channels_last: predicted seconds under each label.
+    """
+
+    node: str
+    label: Label
+    implementation: str
+    contiguous: float
+    channels_last: float
+
+
+@dataclass(frozen=True)
+class Flip:
+    """The plan at other sizes than the ones it was made at.
+
+    Attributes:
+        sizes: the values of the size symbols.
+        optimal: whether the plan is still of least cost there.
+        seconds, least: the plan's predicted cost there, and the least one.
+    """
+
+    sizes: Mapping[str, int]
+    optimal: bool
+    seconds: float
+    least: float
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """One label for each tensor, and what that is predicted to cost against the two uniform plans.
+
+    Attributes:
+        labels: of every tensor that can have one, by node name.
+        convolutions: every convolution.
+        cut_edges: the tensors that are copied.
+        seconds: predicted cost of this plan: convolutions, operators that move data, and copies.
+        contiguous_seconds, channels_last_seconds: the same of the two uniform plans.
+        converted: how many tensors have another label than in the traced graph.
+        weights: of every convolution weight that is an input of the graph, the label it is wanted in, by the
+            parameter's name with underscores for dots (``layer1_0_weight``) where that is known.
+        forced_by_unknown: operators that the taxonomy does not know and for which a tensor is copied.
+        sizes: for dynamic shapes, whether the plan stays optimal at the corners of the range.
+        source: where the costs come from: a device profile's name, or ``"roofline"``.
+        copies: how many copies were put into the graph.
+        repairs: how many of them because an operator did not follow the layout of what it reads.
+        planning_seconds: how long reading and solving took.
+    """
+
+    labels: Mapping[str, Label]
+    convolutions: tuple[ConvolutionPlan, ...]
+    cut_edges: tuple[CutEdge, ...]
+    seconds: float
+    contiguous_seconds: float
+    channels_last_seconds: float
+    converted: int
+    weights: Mapping[str, Label] = field(default_factory=dict)
+    forced_by_unknown: tuple[str, ...] = ()
+    sizes: tuple[Flip, ...] = ()
+    source: str = "roofline"
+    copies: int = 0
+    repairs: int = 0
+    planning_seconds: float = 0.0
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether nothing is converted."""
+        return self.converted == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as what JSON knows."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> LayoutPlan:
+        """The plan that `to_dict` wrote, also after a trip through JSON.
+
+        Raises:
+            KeyError, TypeError: the data is no plan.
+        """
+        edges: list[dict[str, Any]] = [
+            {key: tuple(each) if isinstance(each, list) else each for key, each in edge.items()}
+            for edge in data["cut_edges"]
+        ]
+        nested = {
+            "convolutions": tuple(ConvolutionPlan(**each) for each in data["convolutions"]),
+            "cut_edges": tuple(CutEdge(**each) for each in edges),
+            "sizes": tuple(Flip(**each) for each in data["sizes"]),
+            "forced_by_unknown": tuple(data["forced_by_unknown"]),
+        }
+        return LayoutPlan(**{**data, **nested})
+
+    def __str__(self) -> str:
+        predicted = (self.seconds, self.contiguous_seconds, self.channels_last_seconds)
+        ours, contiguous, channels_last = (f"{each * 1e3:.3f} ms" for each in predicted)
+        lines = [
+            f"layout plan ({self.source}): {ours}",
+            f"all contiguous: {contiguous}; all channels_last: {channels_last}",
+            f"{self.converted} of {len(self.labels)} tensors converted, {len(self.cut_edges)} copied:",
+            *(f"  {each}" for each in self.cut_edges),
+        ]
+        if self.forced_by_unknown:
+            lines.append(f"operators of unknown semantics forced copies: {', '.join(self.forced_by_unknown)}")
+        for each in self.sizes:
+            if not each.optimal:
+                lines.append(
+                    f"not optimal at {dict(each.sizes)}: {each.seconds:.3g} s against {each.least:.3g} s"
+                )
+        return "\n".join(lines)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,161 @@
+"""What an operator costs under each label: measurements first, the roofline where there are none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import fxpasses
+from fxpasses.device_profile import (
+    CONVOLUTION_FORWARD,
+    LAYOUT_COPY,
+    DeviceProfile,
+    Layout,
+    Measurement,
+    Roofline,
+    bytes_key,
+    convolution_key,
+)
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.modes import Modes
+from fxpasses.passes.layout.assign import assign
+from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel, seconds_at
+from fxpasses.passes.layout.labels import C, L
+from tests.helpers import CAPTURES
+
+SIZES = ConvolutionSizes((1, 8, 6, 6), (8, 8, 3, 3), (1, 8, 6, 6), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
+PEAKS = Roofline("float32", 1e9, 1e9, 1e8, 1e-6)
+
+
+def row(layout: Layout, seconds: float, implementation: str = "aten.convolution") -> Measurement:
+    key = convolution_key(SIZES.input, SIZES.weight, [1, 1], [1, 1], [1, 1])
+    return Measurement(CONVOLUTION_FORWARD, key, layout, implementation, "float32", seconds, 0.0, 20)
+
+
+def copy_row(layout: Layout, num_bytes: int, seconds: float) -> Measurement:
+    return Measurement(LAYOUT_COPY, bytes_key(num_bytes), layout, "clone", "float32", seconds, 0.0, 20)
+
+
+def profile(*rows: Measurement) -> DeviceProfile:
+    return DeviceProfile("here", "2", rooflines=(PEAKS,), measurements=rows)
+
+
+def forward(costs: CostModel) -> dict[str, float]:
+    found = costs.convolution(SIZES, torch.float32, (CONVOLUTION_FORWARD,))
+    return {label: seconds_at(choice.seconds, {}) for label, choice in found.items()}
+
+
+def test_a_measurement_beats_the_roofline():
+    measured = profile(row("contiguous", 3e-3), row("channels_last", 1e-3))
+    assert forward(CostModel("cpu", measured)) == {C: 3e-3, L: 1e-3}
+
+
+def test_a_measurement_of_one_label_alone_compares_to_nothing():
+    assert forward(CostModel("cpu", profile(row("channels_last", 1.0)))) == forward(
+        CostModel("cpu", profile())
+    )
+
+
+def test_an_implementation_that_cannot_be_brought_about_is_not_counted():
+    rows = (
+        row("contiguous", 3e-3),
+        row("channels_last", 2e-3),
+        row("channels_last", 1e-9, "mkldnn.prepacked"),
+    )
+    assert forward(CostModel("cpu", profile(*rows)))[L] == 2e-3
+
+
+def test_the_roofline_is_arithmetic():
+    flops = 2 * 8 * 6 * 6 * 8 * 9
+    moved = 4 * (2 * 8 * 36 + 8 * 8 * 9)
+    native = 1e-6 + max(flops / 1e9, moved / 1e8)
+    reorder = 2 * 4 * (2 * 8 * 36) / 1e8
+    found = forward(CostModel("cpu", profile()))
+    assert found[L] == pytest.approx(native)
+    assert found[C] == pytest.approx(native + reorder)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "groups", "native"),
+    [
+        ("cpu", torch.float32, 1, L),
+        ("cpu", torch.float64, 1, C),
+        ("cuda", torch.float16, 1, L),
+        ("cuda", torch.float16, 2, C),
+        ("cuda", torch.float32, 1, C),
+    ],
+)
+def test_kernels_work_in_the_layout_that_the_library_is_known_for(device, dtype, groups, native):
+    sizes = ConvolutionSizes(
+        SIZES.input, (8, 8 // groups, 3, 3), SIZES.output, (*SIZES.arguments[:5], groups)
+    )
+    found = CostModel(device).convolution(sizes, dtype, (CONVOLUTION_FORWARD,))
+    assert found[native].seconds < found[L if native == C else C].seconds
+
+
+def test_a_copy_costs_what_was_measured_for_its_bytes():
+    measured = profile(copy_row("channels_last", 1024, 5e-6))
+    given = torch.empty(1, 4, 8, 8)
+    assert CostModel("cpu", measured).copy(given, L) == 5e-6
+    assert CostModel("cpu", measured).copy(given, C) == pytest.approx(1e-6 + 2 * 1024 / 1e8)
+
+
+# With a profile, the plan is carried out.
+
+NETWORK = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU()).eval()
+
+
+def optimized(monkeypatch: pytest.MonkeyPatch, found: DeviceProfile) -> fxpasses.Optimized:
+    monkeypatch.setattr("fxpasses.device_profile.find", lambda device: found)
+    x = torch.randn(SIZES.input)
+    with torch.no_grad():
+        program = CAPTURES["pre_dispatch"](NETWORK, (x,))
+        result = fxpasses.optimize(program, (x,))
+        torch.testing.assert_close(result.graph_module(x), NETWORK(x))
+    return result
+
+
+COPIES = (copy_row("channels_last", 1152, 1e-5), copy_row("contiguous", 1152, 1e-5))
+
+
+def test_auto_converts_where_the_measured_gain_exceeds_the_measured_copies(monkeypatch):
+    rows = (row("contiguous", 1e-3), row("channels_last", 1e-4), *COPIES)
+    plan = optimized(monkeypatch, profile(*rows)).report.layout
+    assert plan.convolutions[0].label == L
+    # Input and weight there, the result back: 1152 bytes, 2304 and 1152.
+    assert plan.seconds == pytest.approx(1e-4 + 1e-5 + 2e-5 + 1e-5)
+    assert plan.source == "profile of here"
+
+
+def test_auto_leaves_alone_what_does_not_pay_for_its_copies(monkeypatch):
+    rows = (row("contiguous", 1.2e-4), row("channels_last", 1e-4), *COPIES)
+    result = optimized(monkeypatch, profile(*rows))
+    assert result.report.layout.convolutions[0].label == C
+    assert [each.code for each in result.report.remarks if each.rule == "layout"] == ["no-gain"]
+
+
+# Dynamic sizes.
+
+
+def test_a_plan_for_dynamic_sizes_says_where_it_stops_being_the_best():
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))).eval()
+    x = torch.randn(4, 16, 32, 32)
+    shapes = ({0: Dim("batch", min=2, max=4096)},)
+    program = torch.export.export(model, (x,), dynamic_shapes=shapes)
+    context = GraphContext(program.graph_module, Modes(grad=False), executor="eager")
+    # A weight's copy does not grow with the batch, what it saves does: one way or the other it must flip.
+    slow_start = DeviceProfile("here", "2", rooflines=(Roofline("float32", 1e12, 1e12, 1e10, 1e-4),))
+    plan = assign(context, "auto", slow_start).plan
+    assert {each.sizes[next(iter(each.sizes))] for each in plan.sizes} == {2, 64}
+    for each in plan.sizes:
+        assert each.least <= each.seconds
+        assert each.optimal == (each.seconds <= each.least * (1 + 1e-9) + 1e-12)
+    assert not all(each.optimal for each in plan.sizes)
+
+
+def test_a_static_plan_has_no_other_sizes():
+    program = CAPTURES["pre_dispatch"](NETWORK, (torch.randn(SIZES.input),))
+    context = GraphContext(program, Modes(grad=False), executor="eager")
+    assert assign(context).plan.sizes == ()

@@ -1,0 +1,273 @@
+"""The pass `layout` inside inductor: values, gradients, strides, caches, dynamic shapes, others' passes."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxpasses
+from fxpasses.device_profile import DeviceProfile, Roofline
+from fxpasses.model_specs import load_model
+from fxpasses.options import Options
+from fxpasses.passes.layout.inductor import joint_layout
+from tests.passes.layout.test_graphs import MODELS, NextBlock, Residual, model_and_input
+
+MODES = ["inference", "frozen_statistics", "training"]
+
+
+def outputs_and_gradients(model: nn.Module, x: torch.Tensor, mode: str) -> list[torch.Tensor]:
+    """The outputs of one call; in training, the gradients of a weighted sum of them too."""
+    outputs = torch.utils._pytree.tree_leaves(model(x))
+    if mode == "inference":
+        return outputs
+    weights = [torch.linspace(0, 1, each.numel(), dtype=each.dtype).view(each.shape) for each in outputs]
+    total = sum((each * weight).sum() for each, weight in zip(outputs, weights, strict=True))
+    leaves = [x, *model.parameters()]
+    gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+    return [*outputs, *(each for each in gradients if each is not None)]
+
+
+def check(model: nn.Module, x: torch.Tensor, mode: str, **options: object) -> fxpasses.Report:
+    """Compiles and compares with eager in float64 to 1e-9, strides included; gives the report."""
+    torch.compiler.reset()
+    fxpasses.reset()
+    model = model.double().train(mode == "training")
+    x = x.double().detach().requires_grad_(mode != "inference")
+    eager = copy.deepcopy(model)
+    with torch.set_grad_enabled(mode != "inference"):
+        expected = outputs_and_gradients(eager, x, mode)
+        compiled = torch.compile(model, backend="fxpasses", options={"layout": "channels_last", **options})
+        found = outputs_and_gradients(compiled, x, mode)
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        # A bias in front of a batch norm in training has a gradient of zero, up to rounding.
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        kept = [d for d, size in enumerate(theirs.shape) if size != 1]
+        assert [ours.stride(d) for d in kept] == [theirs.stride(d) for d in kept]
+    for name, buffer in eager.named_buffers():
+        torch.testing.assert_close(dict(model.named_buffers())[name], buffer, rtol=1e-9, atol=1e-9)
+    return fxpasses.Report.merge(fxpasses.reports())
+
+
+def test_a_training_step_equals_eager_and_the_plan_covers_the_backward():
+    report = check(*model_and_input(Residual), "training")
+    assert report.applied["layout"] == 1
+    assert any("convolution_backward" in each.node for each in report.layout.convolutions)
+    assert torch._dynamo.utils.counters["fxpasses"]["layout"] == 1
+
+
+def test_inference_equals_eager():
+    report = check(*model_and_input(NextBlock), "inference")
+    assert report.applied["layout"] == 1
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_small_models_equal_eager(kind, mode):
+    check(*model_and_input(kind), mode)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "timm:resnet18",
+        "timm:regnety_008",
+        "timm:densenet121",
+        "timm:convnext_atto",
+        "torchvision:shufflenet_v2_x0_5",
+        "torchvision:r3d_18",
+        "timm:mobilevit_xxs",
+        "timm:resnext50_32x4d",
+    ],
+)
+def test_known_architectures_equal_eager(spec, mode):
+    shape = (2, 3, 8, 32, 32) if "r3d" in spec else (2, 3, 64, 64)
+    check(load_model(spec), torch.randn(shape), mode)
+
+
+class Mixed(nn.Module):
+    """A mutated input, a view of an input, and autocast over convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 4, 3)
+        self.register_buffer("seen", torch.zeros(2, 4, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = F.relu(self.a(x))
+        self.seen.add_(y.detach())
+        return self.b(torch.cat([y, self.seen], 1)), x[:, 1:3]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", MODES)
+def test_mutated_buffers_and_views_of_inputs_are_as_in_eager(mode):
+    check(Mixed(), torch.randn(2, 4, 8, 8), mode)
+
+
+@pytest.mark.full
+def test_autocast_gives_eager_dtypes_and_close_values():
+    model, x = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.randn(2, 4, 8, 8)
+    compiled = torch.compile(copy.deepcopy(model), backend="fxpasses", options={"layout": "channels_last"})
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = compiled(x), model(x)
+    assert ours.dtype == theirs.dtype
+    assert ours.stride() == theirs.stride()
+    exact = model.double()(x.double())
+    eager_error = (theirs.double() - exact).abs().max()
+    assert (ours.double() - exact).abs().max() <= 2 * eager_error + 1e-3
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("dims", [(0,), (0, 2, 3)], ids=["batch", "batch_and_space"])
+def test_dynamic_sizes_compile_once_for_all_sizes(dims, mode):
+    if mode == "training" and 3 in dims:
+        pytest.skip("stock inductor specialises H and W in the backward of a convolution")
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3))
+    model = model.double()
+    eager = copy.deepcopy(model)
+    compiled = torch.compile(model, backend="fxpasses", options={"layout": "channels_last"}, fullgraph=True)
+    fxpasses.reset()
+    with torch.set_grad_enabled(mode == "training"):
+        for size in (8, 12, 10):
+            shape = [size // 2 if d == 0 else (4 if d == 1 else (size if d in dims else 8)) for d in range(4)]
+            x = torch.randn(shape, dtype=torch.float64, requires_grad=mode == "training")
+            for d in dims:
+                torch._dynamo.mark_dynamic(x, d)
+            ours = outputs_and_gradients(compiled, x, mode)
+            theirs = outputs_and_gradients(eager, x, mode)
+            for a, b in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+                assert a.stride() == b.stride()
+    assert len(fxpasses.reports()) == 1
+    assert fxpasses.last_report().applied["layout"] == 1
+
+
+MARKED = """
+import torch, fxpasses
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).double()
+compiled = torch.compile(model, backend="fxpasses", options={"layout": "channels_last"})
+with torch.no_grad():
+    compiled(torch.ones(1, 4, 8, 8, dtype=torch.float64))
+report = fxpasses.last_report()
+hits = torch._dynamo.utils.counters["aot_autograd"].get("autograd_cache_hit", 0)
+print(hits, dict(report.applied), report.layout.converted, len(report.layout.cut_edges))
+print(torch._dynamo.utils.counters["fxpasses"]["layout"])
+"""
+
+
+@pytest.mark.full
+def test_a_second_process_takes_the_graph_from_the_cache_with_the_same_plan_and_counters(tmp_path):
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    cold, warm = (
+        subprocess.run(
+            [sys.executable, "-c", MARKED], env=environment, capture_output=True, text=True, check=True
+        ).stdout.split(" ", 1)
+        for _ in range(2)
+    )
+    assert (cold[0], warm[0]) == ("0", "1")
+    assert cold[1] == warm[1]
+    assert "'layout': 1" in warm[1]
+
+
+def test_a_pass_of_the_users_in_the_same_slot_runs_too():
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    seen: list[int] = []
+
+    class Counting(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            seen.append(len(graph.nodes))
+
+        def uuid(self) -> None:
+            return None
+
+    model = nn.Conv2d(4, 4, 3)
+    options = {"layout": "channels_last", "inductor": {"joint_custom_post_pass": Counting()}}
+    with torch.no_grad():
+        torch.compile(model, backend="fxpasses", options=options)(torch.randn(1, 4, 8, 8))
+    assert len(seen) == 1
+    assert fxpasses.last_report().applied["layout"] == 1
+
+
+# Who decides --------------------------------------------------------------------------------------------
+
+
+def slot(layout: str, **options: object) -> object:
+    graph_module = torch.fx.symbolic_trace(nn.Conv2d(4, 4, 3))
+    return joint_layout(graph_module, [torch.randn(1, 4, 8, 8)], Options(layout=layout, **options))
+
+
+def with_profile(monkeypatch: pytest.MonkeyPatch, found: DeviceProfile | None) -> None:
+    monkeypatch.setattr("fxpasses.device_profile.find", lambda device: found)
+
+
+PROFILE = DeviceProfile("here", "2", rooflines=(Roofline("float32", 1e11, 1e11, 1e10, 1e-6),))
+
+
+def test_auto_leaves_a_device_that_nobody_measured_to_inductor(monkeypatch):
+    with_profile(monkeypatch, None)
+    assert slot("auto") is None
+
+
+def test_auto_decides_where_the_device_was_measured(monkeypatch):
+    with_profile(monkeypatch, PROFILE)
+    assert slot("auto") is not None
+
+
+@pytest.mark.parametrize("setting", ["layout_optimization", "freezing"])
+def test_auto_leaves_the_decision_to_whoever_told_inductor_how_to_make_it(monkeypatch, setting):
+    with_profile(monkeypatch, PROFILE)
+    assert slot("auto", inductor={setting: True}) is None
+
+
+@pytest.mark.parametrize("given", [{"layout": "off"}, {"layout": "channels_last", "disable": "layout"}])
+def test_who_switches_the_pass_off_gets_stock_inductor(monkeypatch, given):
+    with_profile(monkeypatch, PROFILE)
+    assert slot(**given) is None
+
+
+def test_an_asked_for_layout_needs_no_profile(monkeypatch):
+    with_profile(monkeypatch, None)
+    assert slot("channels_last") is not None
+
+
+def test_another_profile_another_key(monkeypatch):
+    with_profile(monkeypatch, PROFILE)
+    first = slot("auto")
+    assert first._key == slot("auto")._key
+    with_profile(monkeypatch, DeviceProfile("here", "2"))
+    assert first._key != slot("auto")._key
+    assert slot("contiguous")._key != slot("channels_last")._key
+
+
+def test_a_dry_run_names_each_cut_edge_by_the_name_that_the_user_knows():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    report = fxpasses.explain(model, torch.randn(1, 4, 8, 8), options={"layout": "channels_last"})
+    assert report.applied["layout"] == 1
+    edges = {edge.tensor: edge for edge in report.layout.cut_edges}
+    assert {"0_weight", "2_weight"} <= set(edges)
+    assert edges["2_weight"].wanted_by == ("conv2d",) or "conv2d" in edges["2_weight"].wanted_by[0]
+    assert "copied to channels_last" in str(report.layout)
+
+
+def test_a_dry_run_says_why_nothing_would_be_done(monkeypatch):
+    with_profile(monkeypatch, None)
+    model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3))
+    report = fxpasses.explain(model, torch.randn(1, 64, 32, 32))
+    assert [each.code for each in report.remarks if each.rule == "layout"] == ["no-profile"]
+    assert report.layout.source == "roofline"

@@ -1,0 +1,63 @@
+"""The plan on joint graphs of forward and backward: any labelling gives the values of the traced graph.
+
+The joint graph is traced as AOTAutograd does it, decomposed, and run without a compiler.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._decomp import core_aten_decompositions
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxpasses.passes.layout.assign import assign
+from fxpasses.passes.layout.materialise import materialise
+from tests.passes.layout.test_graphs import MODELS, Inplace, context_of, model_and_input, randomly
+
+
+def joint_graph(model: nn.Module, x: torch.Tensor) -> tuple[GraphModule, tuple[torch.Tensor, ...]]:
+    """The graph that computes the outputs, and the gradients of their sum; and its inputs."""
+    parameters = dict(model.named_parameters())
+
+    def joint(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
+        outputs = torch.utils._pytree.tree_leaves(
+            functional_call(model, dict(zip(parameters, given, strict=True)), (x,))
+        )
+        total = sum((each * each.detach().cos()).sum() for each in outputs)
+        return [*outputs, *torch.autograd.grad(total, (x, *given))]
+
+    inputs = tuple(each.detach().requires_grad_() for each in (x, *parameters.values()))
+    return make_fx(joint, decomposition_table=core_aten_decompositions())(*inputs), inputs
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["frozen_statistics", "training"])
+@pytest.mark.parametrize("kind", [each for each in MODELS if each is not Inplace])
+def test_any_labelling_of_a_joint_graph_gives_the_same_outputs_and_gradients(kind, training):
+    model, x = model_and_input(kind)
+    model.train(training)
+    graph_module, inputs = joint_graph(model, x)
+    with torch.no_grad():
+        expected = graph_module(*inputs)
+        for seed in range(6):
+            context = context_of(graph_module, inputs, "fused")
+            materialise(context, randomly(assign(context), seed))
+            context.graph.lint()
+            context.module.recompile()
+            found = context.module(*inputs)
+            for ours, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+                kept = [d for d, size in enumerate(theirs.shape) if size != 1]
+                assert [ours.stride(d) for d in kept] == [theirs.stride(d) for d in kept]
+
+
+@pytest.mark.parametrize("kind", [each for each in MODELS if each is not Inplace])
+def test_the_plan_predicts_no_more_than_both_uniform_plans(kind):
+    model, x = model_and_input(kind)
+    graph_module, inputs = joint_graph(model.float().train(), x.float())
+    plan = assign(context_of(graph_module, inputs, "fused")).plan
+    assert plan.seconds <= plan.contiguous_seconds + 1e-12
+    assert plan.seconds <= plan.channels_last_seconds + 1e-12
+    assert plan.contiguous_seconds != plan.channels_last_seconds

@@ -1,0 +1,81 @@
+"""The order of a tensor's dimensions in memory, and an operator's row in the taxonomy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fxpasses.passes.layout.labels import (
+    OPERATORS,
+    C,
+    Kind,
+    L,
+    kind_of,
+    operator_of,
+    order_of,
+    to_channels_last,
+)
+from tests.helpers import CAPTURES
+
+
+@pytest.mark.parametrize(
+    ("given", "order"),
+    [
+        (torch.empty(2, 3, 4, 5), C),
+        (torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last), L),
+        (torch.empty(2, 3, 4, 5, 6), C),
+        (torch.empty(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d), L),
+        (torch.empty(2, 6, 4, 5)[:, :3], C),
+        (torch.empty(2, 6, 4, 5).to(memory_format=torch.channels_last)[:, 2:], L),
+        (torch.empty(2, 3, 1, 1), "both"),
+        (torch.empty(2, 1, 4, 5), "both"),
+        (torch.empty(2, 3), "both"),
+        (torch.empty(2, 3, 1, 1).expand(2, 3, 4, 5), "other"),
+        (torch.empty(2, 4, 3, 5).transpose(1, 2), "other"),
+        (torch.empty(3, 2, 4, 5).transpose(0, 1), "other"),
+    ],
+)
+def test_the_order_is_read_off_the_strides(given, order):
+    assert order_of(given) == order
+
+
+def test_a_permuted_view_is_read_in_its_frame():
+    contiguous = torch.empty(2, 3, 4, 5)
+    frame = to_channels_last(4)
+    assert order_of(contiguous.permute(0, 2, 3, 1), frame) == C
+    assert order_of(contiguous.permute(0, 2, 3, 1).contiguous(), frame) == L
+
+
+@pytest.mark.parametrize("capture", ["pre_dispatch", "export", "aten", "symbolic_trace"])
+def test_an_operator_has_one_row_at_every_level(capture):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten()).eval()
+    program = CAPTURES[capture](model, (torch.randn(1, 3, 8, 8),))
+    graph = program.graph_module.graph if hasattr(program, "graph_module") else program.graph
+    kinds = [kind_of(node) for node in graph.nodes if node.op.startswith("call")]
+    found = [each for each in kinds if each not in (None, Kind.FORCING)]
+    assert found == [Kind.PREFERRING, Kind.AGNOSTIC, Kind.COSTED]
+    assert None not in [
+        kind_of(n) for n in graph.nodes if n.op.startswith("call") and "getitem" not in n.name
+    ]
+
+
+def test_dropout_is_elementwise_only_where_it_does_not_drop():
+    class Dropping(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(x, 0.5, self.training)
+
+    for training, kind in ((False, Kind.AGNOSTIC), (True, Kind.FORCING)):
+        graph = torch.fx.symbolic_trace(Dropping().train(training)).graph
+        (node,) = [each for each in graph.nodes if operator_of(each) == "dropout"]
+        assert kind_of(node) is kind
+
+
+def test_a_custom_operator_is_unknown():
+    graph = torch.fx.Graph()
+    node = graph.call_function(len, (graph.placeholder("x"),))
+    assert kind_of(node) is None
+
+
+def test_random_operators_are_forcing_since_numbers_are_drawn_in_the_order_of_memory():
+    assert OPERATORS["native_dropout"] is Kind.FORCING
