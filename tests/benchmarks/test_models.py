@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from benchmarks.workers import WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "tests.benchmarks.tiny_models:tiny"
-SELF_TEST = ("--no-warm", "--rounds", "100", "--threads", "1")  # machines that run tests are busy ones
+SELF_TEST = ("--launches", "4", "--rounds", "100", "--threads", "1")  # machines that run tests are busy ones
 WRONG = "tests.benchmarks.tiny_models:wrong_when_compiled"
 
 
@@ -97,6 +98,7 @@ def test_what_is_no_variant_is_refused_with_what_is(text, message):
         ("--device cuda:99", "does not exist here"),
         ("--device tpu", "write cpu or cuda"),
         ("--rounds 0", "measures nothing"),
+        ("--launches 0", "starts nothing"),
         ("--models ,", "names no model"),
         ("--baseline openvino", "unknown baseline 'openvino'"),
         ("--only-saved-bytes", "inference saves nothing"),
@@ -204,6 +206,43 @@ def test_a_model_without_a_reference_fails_and_the_next_goes_on():
     assert report.models[0].variant("eager").status == "failed"
     assert "random numbers" in str(report.models[0].variant("eager").message)
     assert report.models[1].variant("eager").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("rounds", "launches", "shares"), [(20, 2, (10, 10)), (7, 3, (3, 2, 2)), (1, 2, (1,))]
+)
+def test_the_rounds_are_shared_out_among_the_launches(rounds, launches, shares):
+    plan = Suite(Case(""), (TINY,), parse_variants("eager"), rounds, launches)
+    assert plan.rounds_of_launches == shares
+
+
+@pytest.mark.usefixtures("local_workers")
+def test_every_launch_measures_and_the_second_compiles_with_warm_caches():
+    report, _ = measure((TINY,), "eager,fxpasses:inner=eager")
+    (model,) = report.models
+    assert model.launches == (1, 1)
+    assert [len(each.seconds) for each in model.variants] == [2, 2]
+    compiled = model.variant("fxpasses:inner=eager")
+    assert compiled.compile_seconds_cold is not None
+    assert compiled.compile_seconds_warm is not None
+    assert model.variant("eager").compile_seconds_warm is None
+
+
+@pytest.mark.usefixtures("local_workers")
+def test_a_variant_that_goes_wrong_in_a_later_launch_keeps_no_time(monkeypatch):
+    prepare, calls = suite._prepare, []
+
+    def wrong_later(plan, case, variant, reference, worker):
+        calls.append(variant.name)
+        result = prepare(plan, case, variant, reference, worker)
+        late = calls.count(variant.name) == 2 and variant.name == "b"
+        return replace(result, status="wrong", message="nan") if late else result
+
+    monkeypatch.setattr(suite, "_prepare", wrong_later)
+    report, _ = measure((TINY,), "a=eager,b=eager")
+    assert (report.models[0].variant("b").status, report.models[0].variant("b").seconds) == ("wrong", ())
+    assert "a later launch: nan" in str(report.models[0].variant("b").message)
+    assert len(report.models[0].seconds("a")) == 2
 
 
 @pytest.mark.usefixtures("local_workers")
