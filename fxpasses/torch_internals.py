@@ -8,6 +8,7 @@ this module, and so `import fxpasses`, loads neither. Known to hold for torch 2.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,6 +59,7 @@ def operator_name(op: OpOverload | HigherOrderOperator) -> str:
     return str(op.name())  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
+@functools.cache
 def is_composite(op: OpOverload) -> bool:
     """Whether `op` decomposes by itself, so that it appears before dispatch only."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator_name(op), "CompositeImplicitAutograd")

@@ -134,8 +134,7 @@ _NOT_THE_OPERATOR_S = ("_stacklevel",)
 def _arguments(node: Node, args: tuple[Any, ...]) -> dict[str, Any] | None:
     target = node.target
     if isinstance(target, OpOverload):
-        bound = signature_of_overload(target).bind(args, node.kwargs)
-        return None if isinstance(bound, str) else _renamed(_listed(bound, target))
+        return _of_overload(target, args, node.kwargs)
     name = operator_of(node)
     packet = aten_packet(name.removeprefix("aten::")) if isinstance(name, str) else None
     if packet is None or target is operator.getitem:
@@ -144,6 +143,59 @@ def _arguments(node: Node, args: tuple[Any, ...]) -> dict[str, Any] | None:
     if node.op == "call_function" and hasattr(target, "__code__"):
         return _of_python_function(target, packet, node)  # type: ignore[arg-type]
     return _of_packet(packet, args, node.kwargs) or _of_packet(packet, _packed(args), node.kwargs)
+
+
+def _of_overload(
+    overload: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    signature, layout = signature_of_overload(overload), _layout(overload)
+    if not kwargs and len(args) <= layout.positional:
+        # The common case, made quick: nothing by keyword, and every other argument has a default.
+        if len(args) < layout.least:
+            return None
+        bound = {**layout.defaults, **dict(zip(layout.names, args, strict=False))}
+    else:
+        found = signature.bind(args, kwargs)
+        if isinstance(found, str):
+            return None
+        bound = _renamed(found)
+    for name in layout.lists:
+        if type(bound[name]) is int:
+            bound[name] = [bound[name]]
+    return bound
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What binding positional arguments needs, worked out once per overload.
+
+    Attributes:
+        names: the parameters, `input` as `self`.
+        positional: how many may be positional.
+        least: how many have no default.
+        defaults: of those that have one.
+        lists: which of them are lists of numbers.
+    """
+
+    names: tuple[str, ...]
+    positional: int
+    least: int
+    defaults: dict[str, Any]
+    lists: tuple[str, ...]
+
+
+@functools.cache
+def _layout(overload: OpOverload) -> _Layout:
+    signature = signature_of_overload(overload)
+    renamed = {name: "self" if name == "input" else name for name in signature.names}
+    kinds = _types(overload)
+    return _Layout(
+        names=tuple(renamed.values()),
+        positional=len(signature.names) - len(signature.keyword_only),
+        least=len(signature.names) - len(signature.defaults),
+        defaults={renamed[name]: each for name, each in signature.defaults.items()},
+        lists=tuple(renamed[name] for name, kind in kinds.items() if "List[int]" in kind),
+    )
 
 
 def _packed(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -60,15 +60,31 @@ class Effects:
     def __init__(self, module: GraphModule, graph: Graph) -> None:
         self._module = module
         self._parent: dict[object, object] = {}
-        self._writes: dict[object, list[Node]] = defaultdict(list)
+        self._graph = graph
         self._from_dynamo = any("example_value" in node.meta for node in graph.nodes)
-        pending: list[tuple[Node, object]] = []
-        for node in graph.nodes:
+        self._written_to = [(node, target) for node in graph.nodes for target in self._written(node)]
+
+    @property
+    def writes_anything(self) -> bool:
+        """Whether any node writes to any tensor; where none does, nobody asks who shares storage."""
+        return bool(self._written_to)
+
+    @functools.cached_property
+    def _joined(self) -> bool:
+        """Joins the alias classes, when they are first needed."""
+        for node in self._graph.nodes:
             self._join_storage(node)
             self._join_by_meaning(node)
-            pending.extend((node, target) for target in self._written(node))
-        for node, target in pending:
-            self._writes[self._find(target)].append(node)
+        return True
+
+    @functools.cached_property
+    def _writes(self) -> dict[object, list[Node]]:
+        """The writes to each alias class, in program order."""
+        assert self._joined
+        writes: dict[object, list[Node]] = defaultdict(list)
+        for node, target in self._written_to:
+            writes[self._find(target)].append(node)
+        return writes
 
     def written_between(self, operands: Iterable[object], first: Node, last: Node) -> Node | None:
         """The first node strictly between two others that writes to any operand or to an alias of it.
@@ -78,6 +94,8 @@ class Effects:
             first: the earlier node.
             last: the later node.
         """
+        if not self.writes_anything:
+            return None
         for operand in operands:
             writes = self._writes.get(self._find(self._key(operand)))
             if not writes:
@@ -89,7 +107,7 @@ class Effects:
 
     def is_written(self, operand: object) -> bool:
         """Whether any node writes to the operand or to an alias of it."""
-        return bool(self._writes.get(self._find(self._key(operand))))
+        return self.writes_anything and bool(self._writes.get(self._find(self._key(operand))))
 
     def may_return_argument(self, node: Node) -> bool:
         """Whether the node's result may share storage with something that it reads."""
@@ -101,6 +119,7 @@ class Effects:
 
     def may_alias(self, first: object, second: object) -> bool:
         """Whether two tensors (nodes, or tensors that belong to a module) may share storage."""
+        assert self._joined
         return self._find(self._key(first)) == self._find(self._key(second))
 
     # Alias classes: a union-find over nodes and storages.
@@ -269,7 +288,7 @@ def _written_by_nested(node: Node) -> list[object]:
         if argument.op != "get_attr" or owner is None:
             continue
         child = attribute(owner, str(argument.target))
-        if isinstance(child, GraphModule) and Effects(child, child.graph)._writes:
+        if isinstance(child, GraphModule) and Effects(child, child.graph).writes_anything:
             return list(node.all_input_nodes)
     takes_graphs = any(argument.op == "get_attr" for argument in node.all_input_nodes)
     return [] if takes_graphs else list(node.all_input_nodes)

@@ -9,6 +9,7 @@ operator are tried in both orders.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,11 @@ class Operation:
 
     operator: object
     arguments: Mapping[str, Any]
+
+    @functools.cached_property
+    def order(self) -> tuple[str, ...]:
+        """The arguments in the order of the goals' stack: constants on top, since they decide at once."""
+        return tuple(sorted(self.arguments, key=lambda name: not isinstance(self.arguments[name], Operation)))
 
 
 @dataclass(frozen=True)
@@ -229,13 +235,12 @@ class Search:
             self._note(found, "other-arguments", "{} has other arguments", reader, (reader.name,))
             return None
         found.nodes[part] = given
-        names = list(part.arguments)
-        straight = [(part.arguments[name], call.arguments[name], given) for name in names]
+        straight = [(part.arguments[name], call.arguments[name], given) for name in part.order]
         if part.operator not in COMMUTATIVE or part.arguments.get("alpha", 1) != 1:
-            return [_literals_last(straight)]
+            return [straight]
         swapped = {**call.arguments, "self": call.arguments["other"], "other": call.arguments["self"]}
-        crossed = [(part.arguments[name], swapped[name], given) for name in names]
-        return [_literals_last(straight), _literals_last(crossed)]
+        crossed = [(part.arguments[name], swapped[name], given) for name in part.order]
+        return [straight, crossed]
 
     def _same(self, part: Any, given: Any, reader: Node, found: Found, goals: list[Goal]) -> bool:
         """Whether a hole or a constant takes what stands in the graph."""
@@ -289,11 +294,6 @@ class Search:
 
 
 _OWN_ARGUMENTS = ("other-constant", "operand-kind", "other-operand")
-
-
-def _literals_last(goals: list[Goal]) -> list[Goal]:
-    """Constants are popped first, since they decide at once; operations last."""
-    return sorted(goals, key=lambda goal: 0 if isinstance(goal[0], Operation) else 1)
 
 
 def _call_of(given: Any) -> Call | None:
