@@ -139,7 +139,11 @@ def _compare_times(
     old: ModelResult, new: ModelResult, name: str, threshold: float, relative_to: str | None
 ) -> Change:
     try:
-        ratio = unpaired_ratio(_times(new, name, relative_to), _times(old, name, relative_to))
+        ratio = unpaired_ratio(
+            _times(new, name, relative_to),
+            _times(old, name, relative_to),
+            launches=(new.launches or None, old.launches or None),
+        )
     except NoFigureError as error:
         return Change(old.model, name, "time", None, "not compared", str(error))
     note = "" if relative_to is None else f"relative to {relative_to}"

@@ -9,7 +9,7 @@ from benchmarks.accuracy import Accuracy
 from benchmarks.cases import Case
 from benchmarks.variants import Variant
 
-Extent = Literal["everything", "compilation", "saved bytes"]
+Extent = Literal["everything", "saved bytes"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Prepare:
         case: what to run.
         variant: how to run it.
         reference: the file that `MakeReference` wrote; None starts from the seed and checks nothing.
-        extent: ``"compilation"`` stops after the first step, ``"saved bytes"`` after the first forward.
+        extent: ``"saved bytes"`` stops after the first forward.
     """
 
     case: Case

@@ -27,7 +27,9 @@ from fxpasses.errors import FxpassesError, unknown_name
 _DESCRIPTION = """\
 Times models under several compilers. Each variant lives in a process of its own; in every round each takes
 one turn, in random order. A variant whose results are wrong has no time reported. A ratio is the baseline's
-time over the variant's: above 1 the variant is faster; inconclusive where its interval straddles 1.
+time over the variant's: above 1 the variant is faster; inconclusive where its interval straddles 1. The
+rounds are shared by several launches of the processes, because two processes of one program differ; the
+second launch also tells how long compilation takes with warm caches.
 """
 _EPILOG = """\
 variants, separated by commas:
@@ -110,8 +112,11 @@ def _plan(given: argparse.Namespace) -> tuple[Suite, tuple[Gate, ...], str]:
         raise VariantError(
             "--only-saved-bytes needs --mode frozen-training or training: inference saves nothing."
         )
+    if given.launches < 1:
+        raise VariantError(f"--launches {given.launches} starts nothing; write 1 or more.")
+    launches = 1 if given.no_warm else given.launches
     gates = tuple(parse_gate(each) for each in given.require)
-    suite = Suite(case, models, variants, given.rounds, not given.no_warm, given.only_saved_bytes)
+    suite = Suite(case, models, variants, given.rounds, launches, given.only_saved_bytes)
     return suite, gates, _baseline(given.baseline, variants)
 
 
@@ -138,6 +143,7 @@ def _report(
 ) -> Report:
     settings = suite.case.to_json() | {
         "rounds": suite.rounds,
+        "launches": suite.launches,
         "models": list(suite.models),
         "variants": list(names_of(suite.variants)),
         "only_saved_bytes": suite.only_saved_bytes,
@@ -176,7 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--threads", type=int, help="default: the physical cores")
     add("--seed", type=int, default=0, help="of parameters and inputs; default: 0")
-    add("--no-warm", action="store_true", help="do not compile a second time with warm caches")
+    add(
+        "--launches",
+        type=int,
+        default=2,
+        help="processes of each variant, which share the rounds; default: 2",
+    )
+    add("--no-warm", action="store_true", help="one launch: faster, and blind to what processes differ by")
     add(
         "--only-saved-bytes",
         action="store_true",

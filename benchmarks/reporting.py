@@ -137,7 +137,7 @@ def _model_table(report: Report, model: ModelResult) -> Table:
     for variant in model.variants:
         summary = variant.summary
         time = (
-            (variant.status, "-", "-")
+            ("-" if variant.status == "ok" else variant.status, "-", "-")
             if summary is None
             else _time_cells(summary.median, summary.iqr, summary.n)
         )

@@ -38,7 +38,7 @@ class VariantResult:
         status: `ok`; `wrong` where it failed the check against float64; `failed` where it crashed.
         message: what is wrong or failed.
         seconds: of one step, one value a round; empty unless the status is `ok`.
-        calls: steps that each of these values is the mean of.
+        calls: steps that each of these values is the median of.
         compile_seconds_cold: with empty caches; None for eager.
         compile_seconds_warm: in a second process with the caches of the first; None where not measured.
         peak_bytes: of a step, over the model at rest.
@@ -67,10 +67,17 @@ class VariantResult:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """The variants of one model, measured in the same rounds."""
+    """The variants of one model, measured in the same rounds.
+
+    Attributes:
+        model: its name.
+        variants: the results.
+        launches: how many of the rounds, in order, each launch of the processes took.
+    """
 
     model: str
     variants: tuple[VariantResult, ...]
+    launches: tuple[int, ...] = ()
 
     def variant(self, name: str) -> VariantResult:
         """The variant of that name.
@@ -99,7 +106,7 @@ class ModelResult:
 
     def ratio(self, name: str, baseline: str) -> Ratio:
         """The time of `baseline` over that of `name`, paired by round; NoFigureError as for `seconds`."""
-        return paired_ratio(self.seconds(name), self.seconds(baseline))
+        return paired_ratio(self.seconds(name), self.seconds(baseline), launches=self.launches or None)
 
     def saved_bytes_ratio(self, name: str, other: str) -> float:
         """The bytes that `name` saves for backward over those of `other`.
@@ -155,7 +162,7 @@ class Report:
     def geometric_mean(self, name: str, baseline: str) -> Ratio:
         """Over all models; NoFigureError where one of them has no time."""
         pairs = [(model.seconds(name), model.seconds(baseline)) for model in self.models]
-        return geometric_mean_ratio(pairs)
+        return geometric_mean_ratio(pairs, launches=[model.launches or None for model in self.models])
 
     def to_json(self) -> dict[str, object]:
         """The file's content."""
@@ -165,16 +172,14 @@ class Report:
             "settings": dict(self.settings),
             "environment": dict(self.environment),
             "baseline": self.baseline,
-            "results": [
-                {
-                    "model": model.model,
-                    "variants": [self._variant_json(model, each) for each in model.variants],
-                }
-                for model in self.models
-            ],
+            "results": [self._model_json(model) for model in self.models],
             "geometric_means": {name: self._mean_json(name) for name in self.variant_names()},
             "gates": [asdict(each) for each in self.gates],
         }
+
+    def _model_json(self, model: ModelResult) -> dict[str, object]:
+        variants = [self._variant_json(model, each) for each in model.variants]
+        return {"model": model.model, "launches": list(model.launches), "variants": variants}
 
     def _variant_json(self, model: ModelResult, variant: VariantResult) -> dict[str, object]:
         summary = variant.summary
@@ -246,10 +251,13 @@ def _report(content: Mapping[str, object]) -> Report:
 
 def _model(content: Mapping[str, object]) -> ModelResult:
     variants = tuple(_variant(each) for each in cast(Sequence[Mapping[str, object]], content["variants"]))
+    launches = tuple(int(each) for each in cast(Sequence[int], content["launches"]))
     rounds = {len(each.seconds) for each in variants if each.seconds}
-    if len(rounds) > 1:
-        raise ValueError(f"variants of {content['model']} have different numbers of rounds: {sorted(rounds)}")
-    return ModelResult(str(content["model"]), variants)
+    if rounds and rounds != {sum(launches)}:
+        raise ValueError(
+            f"{content['model']} has launches {launches} and variants of {sorted(rounds)} rounds"
+        )
+    return ModelResult(str(content["model"]), variants, launches)
 
 
 def _variant(content: Mapping[str, object]) -> VariantResult:

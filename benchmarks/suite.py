@@ -1,8 +1,9 @@
 """A run over models and variants: references, workers, turns, results.
 
-For each model a process of its own computes the float64 reference; then every variant compiles alone on the
-machine, in its worker; then the workers that are right take turns. A model or variant that fails leaves a
-result that says so, and the rest goes on.
+For each model a process of its own computes the float64 reference. Then, in each launch, every variant starts
+a worker, compiles alone on the machine and is checked, and the workers that are right share out the launch's
+rounds in turns. The first launch compiles with empty caches, the later ones with those that it left. A model
+or variant that fails leaves a result that says so, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Suite:
         case: of every model but for its name.
         models: names.
         variants: in the order of the tables.
-        rounds: turns of every variant.
-        warm: whether to compile once more with warm caches.
+        rounds: turns of every variant, in all launches together.
+        launches: processes of every variant, one after the other.
         only_saved_bytes: whether to run one unchecked forward and nothing else.
     """
 
@@ -46,14 +47,22 @@ class Suite:
     models: tuple[str, ...]
     variants: tuple[Variant, ...]
     rounds: int = 20
-    warm: bool = True
+    launches: int = 2
     only_saved_bytes: bool = False
 
     @property
+    def rounds_of_launches(self) -> tuple[int, ...]:
+        """The rounds of each launch, shared out evenly; a launch without a round does not happen."""
+        if self.only_saved_bytes:
+            return (0,)
+        launches = min(self.launches, self.rounds)
+        return tuple(self.rounds // launches + (each < self.rounds % launches) for each in range(launches))
+
+    @property
     def units_of_work(self) -> int:
-        """What `done` of the progress adds up to: one a reference, two a variant, one a round."""
-        rounds = 0 if self.only_saved_bytes else self.rounds
-        return len(self.models) * (1 + 2 * len(self.variants) + rounds)
+        """What `done` of the progress adds up to: one a reference, one a variant and launch, one a round."""
+        rounds = self.rounds_of_launches
+        return len(self.models) * (1 + len(self.variants) * len(rounds) + sum(rounds))
 
 
 def check_models(suite: Suite) -> None:
@@ -88,43 +97,64 @@ def _run_model(suite: Suite, case: Case, folder: Path, progress: Progress) -> Mo
             message = f"no reference: {error}"
             return ModelResult(case.model, tuple(_failed(each, message) for each in suite.variants))
     progress(f"{case.model}: reference in float64", 1)
-    with contextlib.ExitStack() as stack:
-        workers: dict[str, Worker] = {}
-        results: dict[str, VariantResult] = {}
-        for number, variant in enumerate(suite.variants):
-            progress(f"{case.model}: {variant.name}: compiling and checking")
-            cache = folder / f"caches-{number}"
-            worker = stack.enter_context(_worker(suite, cache))
-            result = _prepare(suite, case, variant, reference, worker)
-            progress(f"{case.model}: {variant.name}: compiling with warm caches", 1)
-            if suite.warm and not suite.only_saved_bytes and variant.compiles and result.status == "ok":
-                result = replace(result, compile_seconds_warm=_warm(suite, case, variant, reference, cache))
-            progress(f"{case.model}: {variant.name}", 1)
-            results[variant.name] = result
-            if result.status == "ok":
-                workers[variant.name] = worker
-            else:
-                worker.close()
-        if not suite.only_saved_bytes:
-            _time(suite, case, workers, results, progress)
-    return ModelResult(case.model, tuple(results.values()))
+    run = _Run(suite, case, reference, folder, progress, {})
+    for number, rounds in enumerate(suite.rounds_of_launches):
+        run.launch(number, rounds)
+    return ModelResult(case.model, tuple(run.results.values()), suite.rounds_of_launches)
 
 
-def _time(
-    suite: Suite,
-    case: Case,
-    workers: dict[str, Worker],
-    results: dict[str, VariantResult],
-    progress: Progress,
-) -> None:
-    def after_round() -> None:
-        progress(f"{case.model}: measuring {len(workers)} variants in turns", 1)
+@dataclass(frozen=True)
+class _Run:
+    """The launches of one model; `results` grows with each."""
 
-    seconds, failures = take_turns(workers, TakeTurn(), suite.rounds, seed=case.seed, after_round=after_round)
-    for name, values in seconds.items():
-        results[name] = replace(results[name], seconds=tuple(values))
-    for name, message in failures.items():
-        results[name] = replace(results[name], status="failed", message=message)
+    suite: Suite
+    case: Case
+    reference: Path | None
+    folder: Path
+    progress: Progress
+    results: dict[str, VariantResult]
+
+    def launch(self, number: int, rounds: int) -> None:
+        """Starts a worker for every variant that is right so far and lets them take their turns."""
+        label = f"{self.case.model}, launch {number + 1} of {len(self.suite.rounds_of_launches)}"
+        with contextlib.ExitStack() as stack:
+            workers: dict[str, Worker] = {}
+            for position, variant in enumerate(self.suite.variants):
+                self.progress(f"{label}: {variant.name}: compiling and checking")
+                if number == 0 or self.results[variant.name].status == "ok":
+                    worker = stack.enter_context(_worker(self.suite, self.folder / f"caches-{position}"))
+                    result = _prepare(self.suite, self.case, variant, self.reference, worker)
+                    self.results[variant.name] = _merge(variant, self.results.get(variant.name), result)
+                    if result.status == "ok":
+                        workers[variant.name] = worker
+                    else:
+                        worker.close()
+                self.progress(f"{label}: {variant.name}", 1)
+            self._time(workers, number, rounds, f"{label}: {len(workers)} variants in turns")
+
+    def _time(self, workers: dict[str, Worker], number: int, rounds: int, text: str) -> None:
+        seconds, failures = take_turns(
+            workers,
+            TakeTurn(),
+            rounds,
+            seed=self.case.seed + number,
+            after_round=lambda: self.progress(text, 1),
+        )
+        for name, values in seconds.items():
+            before = self.results[name]
+            self.results[name] = replace(before, seconds=(*before.seconds, *values))
+        for name, message in failures.items():
+            self.results[name] = replace(self.results[name], status="failed", message=message, seconds=())
+
+
+def _merge(variant: Variant, first: VariantResult | None, later: VariantResult) -> VariantResult:
+    """The first launch's result, with what a later one adds: warm compilation, or that it went wrong."""
+    if first is None:
+        return later
+    if later.status != "ok":
+        return replace(first, status=later.status, message=f"a later launch: {later.message}", seconds=())
+    warm = later.compile_seconds_cold if variant.compiles else None
+    return replace(first, compile_seconds_warm=first.compile_seconds_warm or warm)
 
 
 def _prepare(
@@ -150,17 +180,6 @@ def _prepare(
         rules=reply.rules,
         accuracy=None if accuracy is None else dataclasses.asdict(accuracy),
     )
-
-
-def _warm(suite: Suite, case: Case, variant: Variant, reference: Path | None, cache: Path) -> float | None:
-    path = None if reference is None else str(reference)
-    try:
-        with _worker(suite, cache) as worker:
-            reply = worker.request(Prepare(case, variant, path, "compilation"))
-    except WorkerError:
-        return None  # The first process did the same and was right: what failed is only this figure.
-    assert isinstance(reply, Prepared)
-    return reply.compile_seconds
 
 
 def _failed(variant: Variant, message: str) -> VariantResult:

@@ -235,12 +235,13 @@ def _value(key: str, text: str) -> OptionValue:
 
 
 def _export_onnx(case: Case, model: torch.nn.Module, inputs: Inputs, path: Path) -> None:
-    dynamic = torch.export.Dim.DYNAMIC
     shapes = None
     if case.dynamic == "batch":
-        shapes = tuple({0: dynamic} for _ in inputs)
+        shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
     elif case.dynamic == "all":
-        shapes = tuple({axis: dynamic for axis, size in enumerate(each.shape) if size > 1} for each in inputs)
+        # Automatic: a size that the model fixes, such as the channels of an image, is left static.
+        automatic = torch.export.Dim.AUTO
+        shapes = tuple(dict.fromkeys(range(each.dim()), automatic) for each in inputs)
     program = torch.onnx.export(model, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False)
     if program is None:
         raise CaseError(f"torch.onnx.export gave nothing for {case.model}")

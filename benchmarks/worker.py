@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
+import statistics
 import sys
 import time
 import timeit
@@ -44,9 +46,10 @@ from benchmarks.torch_internals import preload_compiler, rewrite_counts
 from benchmarks.variants import Variant, build_variant, slowed
 from fxpasses.model_specs import load_model
 
-TURN_SECONDS = 0.05
+TURN_SECONDS = 0.1
 _WARM_UP_STEPS = 2
 _MESSAGE_LENGTH = 2000
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Server:
@@ -92,9 +95,6 @@ class Server:
         first = run_step(case, built, parameters, inputs)
         _synchronize(case)
         seconds = time.perf_counter() - start if variant.kind != "eager" else None
-        if request.extent == "compilation":
-            return Prepared(seconds)
-
         accuracy = _judge(request, first, model)
         del first
         if accuracy is not None and accuracy.wrong is not None:
@@ -116,7 +116,8 @@ class Server:
         if self._step is None:
             raise RuntimeError("a turn was asked for before a variant was prepared")
         self._step()  # the other workers' turns have emptied the caches
-        seconds = timeit.Timer(self._step).timeit(self._calls) / self._calls
+        # The median over a turn: a process that the system preempts for one call is not thereby slow.
+        seconds = statistics.median(timeit.Timer(self._step).repeat(self._calls, number=1))
         release_free_pages()  # or as many workers as there are variants would hold the memory of a step
         return seconds
 
@@ -182,7 +183,8 @@ def serve(connection: Connection) -> None:
             reply: Reply = server.answer(request)
         except Exception as error:
             # The parent decides what an error means; whatever it is, the other variants go on.
-            reply = Failure(type(error).__name__, str(error)[:_MESSAGE_LENGTH] or repr(error))
+            message = _COLOURS.sub("", str(error)).strip() or repr(error)
+            reply = Failure(type(error).__name__, message[:_MESSAGE_LENGTH])
         connection.send(reply)
 
 

@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxpasses import counters
 from fxpasses.backend import executor_of
@@ -110,11 +110,19 @@ def _optimize_exported(program: ExportedProgram, options: Options) -> Optimized:
 
 
 def _signature_of(program: ExportedProgram, graph_module: GraphModule) -> Any:
-    """The program's signature; a replacement has its result's name, so only the object is new."""
+    """The program's signature, with its outputs under the names that their nodes have now.
+
+    A replacement has its result's name; a rule may also return a node that was there before.
+    """
+    outputs = []
+    nodes = cast("Sequence[object]", graph_module.graph.output_node().args[0])
+    for spec, node in zip(program.graph_signature.output_specs, nodes, strict=True):
+        arg = spec.arg
+        if isinstance(node, Node) and node.name != arg.name:
+            arg = dataclasses.replace(arg, name=node.name)
+        outputs.append(dataclasses.replace(spec, arg=arg))
     return dataclasses.replace(
-        program.graph_signature,
-        input_specs=list(program.graph_signature.input_specs),
-        output_specs=list(program.graph_signature.output_specs),
+        program.graph_signature, input_specs=list(program.graph_signature.input_specs), output_specs=outputs
     )
 
 

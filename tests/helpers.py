@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch._dispatch.python import enable_python_dispatcher
@@ -84,6 +85,12 @@ CAPTURES: dict[str, Capture] = {
 
 GRAPHS = tuple(CAPTURES)
 EVERYWHERE = ("compile", *GRAPHS)
+SAMPLED = [
+    pytest.param(each, marks=pytest.mark.full) if each in ("pre_dispatch", "aten") else each
+    for each in EVERYWHERE
+]
+"""For large products: export covers most of what the two others find, so they run in the exhaustive run."""
+
 ATEN_LEVELS = ("pre_dispatch", "export", "aten")
 
 

@@ -13,12 +13,13 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from fxpasses.graph.levels import nested_graphs
+from fxpasses.torch_internals import make_graph_module
 
 
 def copy_graph_module(module: GraphModule) -> GraphModule:
     """A copy with its own graph, nested graphs included, and shared parameters and leaf modules."""
     graph = _copy_graph(module.graph)
-    result = GraphModule(module, graph, class_name=type(module).__name__)
+    result = make_graph_module(module, graph, type(module).__name__)
     for name, value in module.__dict__.items():
         if name not in result.__dict__:
             result.__dict__[name] = value

@@ -8,6 +8,7 @@ Under make_fx with real inputs every value has a fake mode of its own, which tor
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -63,6 +64,8 @@ class FakeEvaluator:
         self._mode = _fake_mode_of(graph_module)
         self._converted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._known: dict[object, _Spec] = {}
+        self._interned: dict[_Spec, int] = {}
+        self._specs: dict[int, tuple[torch.Tensor, int]] = {}
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The metadata of `function(*args, **kwargs)`, where nodes among the arguments stand for theirs."""
@@ -76,14 +79,46 @@ class FakeEvaluator:
             return operands[-1]
 
         args, kwargs = map_arg((args, kwargs), faked)
-        key = _key(function, args, kwargs)
-        if key is not None and key in self._known:
-            return self._known[key].build(self._mode)
+        key = self._key(function, args, kwargs)
+        spec = self._known.get(key) if key is not None else None
+        if spec is not None:
+            result = spec.build(self._mode)
+            self._describe(result, spec)
+            return result
         with self._mode:
             result = function(*args, **kwargs)
         if key is not None and isinstance(result, FakeTensor) and not _is_view_of(result, operands):
-            self._known[key] = _Spec.of(result)
+            with contextlib.suppress(TypeError):
+                self._known[key] = _Spec.of(result)
         return result
+
+    def _key(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> object:
+        """What the metadata of a call depends on; None where it is not known to depend on that alone."""
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            return None
+        try:
+            operands = self._hashable(args), self._hashable(tuple(sorted(kwargs.items())))
+            key = (function, operands, torch.is_grad_enabled())
+            hash(key)
+        except TypeError:
+            return None
+        return key
+
+    def _hashable(self, given: Any) -> object:
+        if isinstance(given, FakeTensor):
+            known = self._specs.get(id(given))
+            return known[1] if known is not None else self._describe(given, _Spec.of(given))
+        if isinstance(given, (tuple, list)):
+            return tuple([self._hashable(each) for each in given])
+        # 1, 1.0 and True are equal keys and different arguments; a tensor's number is neither.
+        return (type(given), given)
+
+    def _describe(self, given: torch.Tensor, spec: _Spec) -> int:
+        """A number that equals those of tensors of the same description."""
+        number = self._interned.setdefault(spec, len(self._interned))
+        # The tensor is kept beside its number, since its id is the key.
+        self._specs[id(given)] = (given, number)
+        return number
 
     def fake(self, given: torch.Tensor) -> torch.Tensor:
         """`given` as a fake tensor of this evaluator's mode."""
@@ -121,34 +156,14 @@ class _Spec:
     @staticmethod
     def of(given: torch.Tensor) -> _Spec:
         size, stride = tuple(given.size()), tuple(given.stride())
+        if given.layout != torch.strided or not all(type(each) is int for each in size):
+            raise TypeError("a tensor whose sizes are symbols, or that has no strides")
         return _Spec(size, stride, given.dtype, given.device, given.requires_grad)
 
     def build(self, mode: FakeTensorMode) -> torch.Tensor:
         meta = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
-        return FakeTensor(mode, meta, self.device).requires_grad_(self.requires_grad)
-
-
-def _key(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> object:
-    """What the metadata of a call depends on; None where it is not known to depend on that alone."""
-    try:
-        operands = _hashable(args), _hashable(tuple(sorted(kwargs.items())))
-        state = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        key = (function, operands, state)
-        hash(key)
-    except TypeError:
-        return None
-    return None if state[1] or state[2] else key
-
-
-def _hashable(given: Any) -> object:
-    if isinstance(given, FakeTensor):
-        if given.layout != torch.strided or not all(type(each) is int for each in given.size()):
-            raise TypeError("a tensor whose sizes are symbols, or that has none")
-        return _Spec.of(given)
-    if isinstance(given, (tuple, list)):
-        return tuple(_hashable(each) for each in given)
-    # 1, 1.0 and True are equal keys and different arguments.
-    return (type(given), given)
+        result = FakeTensor(mode, meta, self.device)
+        return result.requires_grad_() if self.requires_grad else result
 
 
 def _is_view_of(result: torch.Tensor, operands: Sequence[torch.Tensor]) -> bool:

@@ -40,6 +40,7 @@ class Builder:
         self._modes = context.modes(before)
         self._functional = isinstance(origin.target, OpOverload) or context.level is not Level.TORCH
         self._attributes: dict[str, Node] = {}
+        self._inherited = {key: origin.meta[key] for key in _KEPT_META if key in origin.meta}
 
     def call(
         self, target: Callable[..., Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
@@ -80,7 +81,7 @@ class Builder:
         return node
 
     def _annotate(self, node: Node) -> None:
-        node.meta.update({key: self._origin.meta[key] for key in _KEPT_META if key in self._origin.meta})
+        node.meta.update(self._inherited)
         self.context.adopt(node, self._modes)
 
     def recompute_in_backward(self) -> None:
@@ -122,9 +123,8 @@ class Builder:
     def reshape(self, given: Node, shape: Sequence[int]) -> Node:
         """`given`, which is contiguous, with another shape."""
         if not self._functional:
-            return self.call(torch.reshape, (given, tuple(shape)))
-        target = aten.view.default if self.context.level is Level.ATEN else aten.reshape.default
-        return self.call(target, (given, list(shape)))
+            return self.call("view", (given, *shape))
+        return self.call(aten.view.default, (given, list(shape)))
 
     def repeat(self, given: Node, times: Sequence[int]) -> Node:
         """`given` repeated along each of its axes."""

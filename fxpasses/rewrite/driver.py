@@ -128,17 +128,20 @@ class Driver:
         context = match.context
         result = match.result
         location, module = location_of(node), module_of(node)
-        build = Builder(context, rule.insertion_point(match), node)
+        inserted: list[Node] = []
         try:
+            build = Builder(context, rule.insertion_point(match), node)
+            inserted = build.inserted
             replacement = rule.rewrite(match, build)
             _check_replacement(result, replacement)
+            _check_order(result, replacement, inserted)
         except Exception as error:
-            for inserted in reversed(build.inserted):
-                context.graph.erase_node(inserted)
+            for each in reversed(inserted):
+                context.graph.erase_node(each)
             self._record_failure(rule, node, context, "rewrite", error)
             return False
         names = ", ".join(each.name for each in match.nodes)
-        _replace(match, replacement)
+        _replace(match, replacement, takes_name=replacement in inserted)
         self._applied += 1
         self._add(
             Remark(
@@ -235,6 +238,8 @@ def _is_graph(context: GraphContext, node: Node) -> bool:
 
 def _check_replacement(old: Node, new: Node) -> None:
     """Raises unless the replacement has the shape, dtype and device of what it replaces."""
+    if new is old:
+        raise ValueError("the replacement is the node that it replaces")
     expected, found = value(old), value(new)
     if not isinstance(expected, torch.Tensor):
         return
@@ -252,7 +257,18 @@ def _check_replacement(old: Node, new: Node) -> None:
         raise TypeError(f"the replacement has shape {tuple(found.shape)}, not {tuple(expected.shape)}")
 
 
-def _replace(match: Match, replacement: Node) -> None:
+def _check_order(old: Node, new: Node, inserted: list[Node]) -> None:
+    """Raises unless everything stands behind what it reads, and the replacement before its readers."""
+    for node in inserted:
+        for given in node.all_input_nodes:
+            if not given < node:
+                raise ValueError(f"{node.name} was inserted before {given.name}, which it reads")
+    for user in old.users:
+        if not new < user:
+            raise ValueError(f"{new.name} does not stand before {user.name}, which is to read it")
+
+
+def _replace(match: Match, replacement: Node, takes_name: bool) -> None:
     """Puts the replacement in the result's place, under its name, and erases what nobody reads any more."""
     result, graph = match.result, match.context.graph
     result.replace_all_uses_with(replacement)
@@ -263,4 +279,6 @@ def _replace(match: Match, replacement: Node) -> None:
         if not node.users:
             graph.erase_node(node)
     # The name stays, so that a stack trace, an exported signature or a user's own lookup still finds it.
-    replacement.name = name
+    # A node that was there before has a name of its own, which others may know.
+    if takes_name:
+        replacement.name = name

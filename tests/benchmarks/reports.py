@@ -32,7 +32,10 @@ def timed(name: str, seconds: float, *, saved_bytes: int | None = None, rounds: 
 
 def report(**models: list[VariantResult]) -> Report:
     """A report over models; its baseline is inductor."""
-    results = tuple(ModelResult(name, tuple(variants)) for name, variants in models.items())
+    results = tuple(
+        ModelResult(name, tuple(variants), (max((len(each.seconds) for each in variants), default=0),))
+        for name, variants in models.items()
+    )
     return Report(dict(SETTINGS), dict(ENVIRONMENT), "inductor", results)
 
 

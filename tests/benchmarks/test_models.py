@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from benchmarks.workers import WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "tests.benchmarks.tiny_models:tiny"
+SELF_TEST = ("--launches", "4", "--rounds", "100", "--threads", "1")  # machines that run tests are busy ones
 WRONG = "tests.benchmarks.tiny_models:wrong_when_compiled"
 
 
@@ -96,6 +98,7 @@ def test_what_is_no_variant_is_refused_with_what_is(text, message):
         ("--device cuda:99", "does not exist here"),
         ("--device tpu", "write cpu or cuda"),
         ("--rounds 0", "measures nothing"),
+        ("--launches 0", "starts nothing"),
         ("--models ,", "names no model"),
         ("--baseline openvino", "unknown baseline 'openvino'"),
         ("--only-saved-bytes", "inference saves nothing"),
@@ -205,6 +208,43 @@ def test_a_model_without_a_reference_fails_and_the_next_goes_on():
     assert report.models[1].variant("eager").status == "ok"
 
 
+@pytest.mark.parametrize(
+    ("rounds", "launches", "shares"), [(20, 2, (10, 10)), (7, 3, (3, 2, 2)), (1, 2, (1,))]
+)
+def test_the_rounds_are_shared_out_among_the_launches(rounds, launches, shares):
+    plan = Suite(Case(""), (TINY,), parse_variants("eager"), rounds, launches)
+    assert plan.rounds_of_launches == shares
+
+
+@pytest.mark.usefixtures("local_workers")
+def test_every_launch_measures_and_the_second_compiles_with_warm_caches():
+    report, _ = measure((TINY,), "eager,fxpasses:inner=eager")
+    (model,) = report.models
+    assert model.launches == (1, 1)
+    assert [len(each.seconds) for each in model.variants] == [2, 2]
+    compiled = model.variant("fxpasses:inner=eager")
+    assert compiled.compile_seconds_cold is not None
+    assert compiled.compile_seconds_warm is not None
+    assert model.variant("eager").compile_seconds_warm is None
+
+
+@pytest.mark.usefixtures("local_workers")
+def test_a_variant_that_goes_wrong_in_a_later_launch_keeps_no_time(monkeypatch):
+    prepare, calls = suite._prepare, []
+
+    def wrong_later(plan, case, variant, reference, worker):
+        calls.append(variant.name)
+        result = prepare(plan, case, variant, reference, worker)
+        late = calls.count(variant.name) == 2 and variant.name == "b"
+        return replace(result, status="wrong", message="nan") if late else result
+
+    monkeypatch.setattr(suite, "_prepare", wrong_later)
+    report, _ = measure((TINY,), "a=eager,b=eager")
+    assert (report.models[0].variant("b").status, report.models[0].variant("b").seconds) == ("wrong", ())
+    assert "a later launch: nan" in str(report.models[0].variant("b").message)
+    assert len(report.models[0].seconds("a")) == 2
+
+
 @pytest.mark.usefixtures("local_workers")
 def test_saved_bytes_alone_need_no_time_and_no_reference():
     plan = Suite(
@@ -237,7 +277,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
 
@@ -281,9 +321,7 @@ def test_a_model_that_does_not_exist_is_found_before_anything_is_measured():
 def test_the_same_variant_twice_is_inconclusive_or_within_three_percent(tmp_path):
     """Tests of the method, not of a speed: no time is asserted, only that equal things compare as equal."""
     path = tmp_path / "run.json"
-    result = command(
-        "--variants", "a=inductor,b=inductor", "--no-warm", "--rounds", "40", "--json", str(path)
-    )
+    result = command("--variants", "a=inductor,b=inductor", *SELF_TEST, "--json", str(path))
     assert result.returncode == 0, result.stderr
     ratio = load_report(path).models[0].ratio("a", "b")
     assert ratio.verdict == "inconclusive" or abs(ratio.value - 1) <= 0.03
@@ -292,20 +330,10 @@ def test_the_same_variant_twice_is_inconclusive_or_within_three_percent(tmp_path
 @pytest.mark.full
 @pytest.mark.timed
 def test_a_variant_slowed_by_a_tenth_is_found(tmp_path):
-    """Tests of the method, not of a speed: the slowdown is a factor of the call's own time, by construction.
-
-    The command's bar of three minutes is its time-out.
-    """
+    """Tests of the method, not of a speed: the slowdown is a factor of the call's own time."""
     path = tmp_path / "run.json"
-    arguments = ("--variants", "inductor,slow=slowed(1.1):inductor", "--no-warm", "--rounds", "40")
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.models", *arguments, "--json", str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    variants = "inductor,slow=slowed(1.1):inductor"
+    result = command("--variants", variants, *SELF_TEST, "--json", str(path))
     assert result.returncode == 0, result.stderr
     ratio = load_report(path).models[0].ratio("slow", "inductor")
     assert ratio.high is not None

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import EVERYWHERE, check, check_compiled, image, pair, randomised
+from helpers import EVERYWHERE, SAMPLED, check, check_compiled, image, pair, randomised
 from torch import nn
 
 everywhere = pytest.mark.parametrize("capture", EVERYWHERE)
+sampled = pytest.mark.parametrize("capture", SAMPLED)
 
 
 class Functional(nn.Module):
@@ -64,7 +65,7 @@ def test_keyword_bias_is_honoured(capture: str, model: type[Functional]) -> None
     check(capture, randomised(model(F.conv2d, torch.randn(4, 3, 3, 3), 4)), (image(),), 1)
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -305,7 +306,7 @@ def test_output_size_of_a_transposed_convolution_is_kept(capture: str) -> None:
 # Crashes --------------------------------------------------------------------------------------------
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("conv", "norm", "inputs", "outputs", "groups"),
@@ -416,7 +417,7 @@ def test_parametrised_weight_norm_trains_through_the_rewrite(capture: str) -> No
     check(capture, pair(conv, nn.BatchNorm2d(4)), (image(),), outcome)
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("bias", [True, False])
 def test_grouped_and_depthwise_convolutions_are_rewritten(capture: str, groups: int, bias: bool) -> None:
