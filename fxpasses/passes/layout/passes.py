@@ -58,14 +58,9 @@ def plan_and_carry_out(
     if not plan.convolutions:
         return Outcome()
     if plan.is_contiguous and not plan.cut_edges:
-        message = "no tensor gains by another layout"
-        return Outcome((remark("declined", "no-gain", message, context),), layout=plan)
+        return Outcome(layout=replace(plan, decision="no-gain"))
     if goal == "auto" and profile is None:
-        message = (
-            "this device has not been measured, and a roofline does not justify a change; "
-            "measure it with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
-        )
-        return Outcome((remark("declined", "no-profile", message, context),), layout=plan)
+        return Outcome(layout=replace(plan, decision="no-profile"))
     if dry_run:
         return Outcome((applied(plan, context.path),), layout=plan)
     return _carry_out(context, assignment)
@@ -93,8 +88,7 @@ def applied(plan: LayoutPlan, path: str = "") -> Remark:
 
 def remark(status: Literal["declined", "failed"], code: str, message: str, context: GraphContext) -> Remark:
     """A remark about a whole graph."""
-    stage = "profit" if code in ("no-gain", "no-profile") else "check"
-    return Remark(NAME, status, code, message, node="", stage=stage, graph=context.path)
+    return Remark(NAME, status, code, message, node="", stage="check", graph=context.path)
 
 
 LAYOUT = GraphPass(NAME, run, after=("efficient_conv_bn_eval",))

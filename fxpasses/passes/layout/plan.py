@@ -8,6 +8,16 @@ from typing import Any
 
 from fxpasses.passes.layout.labels import Label
 
+DECISIONS = {
+    "applied": "carried out",
+    "no-gain": "nothing to do: no tensor gains by another layout",
+    "no-profile": (
+        "not carried out: this device has not been measured, and a roofline does not justify a change; "
+        "measure it with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
+    ),
+}
+"""What may come of a plan, in words."""
+
 
 @dataclass(frozen=True)
 class CutEdge:
@@ -95,6 +105,7 @@ class LayoutPlan:
             parameter's name with underscores for dots (``layer1_0_weight``) where that is known.
         forced_by_unknown: operators that the taxonomy does not know and for which a tensor is copied.
         sizes: for dynamic shapes, whether the plan stays optimal at the corners of the range.
+        decision: what came of the plan, a key of `DECISIONS`.
         source: where the costs come from: a device profile's name, or ``"roofline"``.
         copies: how many copies were put into the graph.
         repairs: how many of them because an operator did not follow the layout of what it reads.
@@ -111,6 +122,7 @@ class LayoutPlan:
     weights: Mapping[str, Label] = field(default_factory=dict)
     forced_by_unknown: tuple[str, ...] = ()
     sizes: tuple[Flip, ...] = ()
+    decision: str = "applied"
     source: str = "roofline"
     copies: int = 0
     repairs: int = 0
@@ -149,6 +161,7 @@ class LayoutPlan:
         ours, contiguous, channels_last = (f"{each * 1e3:.3f} ms" for each in predicted)
         lines = [
             f"layout plan ({self.source}): {ours}",
+            f"decision: {DECISIONS[self.decision]}",
             f"all contiguous: {contiguous}; all channels_last: {channels_last}",
             f"{self.converted} of {len(self.labels)} tensors converted, {len(self.cut_edges)} copied:",
             *(f"  {each}" for each in self.cut_edges),
