@@ -391,9 +391,3 @@ def test_autocast_inside_the_graph_keeps_its_results_right():
 def test_a_plain_graph_module_cannot_keep_anything_and_says_so():
     with torch.no_grad(), pytest.raises(UnknownOptionError, match="something to keep them"):
         fxpasses.optimize(torch.fx.symbolic_trace(net()), (X,), options={"weights": "cached"})
-
-
-@pytest.mark.parametrize("options", [{"verify": "numerics"}])
-def test_what_this_version_does_not_do_is_refused_not_ignored(options):
-    with pytest.raises(UnknownOptionError, match="not available in this version"):
-        fxpasses.optimize(torch.fx.symbolic_trace(net()), (X,), options=options)
