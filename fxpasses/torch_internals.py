@@ -45,10 +45,11 @@ def require_supported_torch() -> None:
 
 
 def make_graph_module(root: torch.nn.Module, graph: torch.fx.Graph, class_name: str) -> torch.fx.GraphModule:
-    """A graph module; while Dynamo compiles, one that writes its Python code only when it is called."""
-    from torch.fx._lazy_graph_module import _make_graph_module
+    """A graph module that writes its Python code when it is first called or printed, not before."""
+    from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 
-    return _make_graph_module(root, graph, class_name=class_name)
+    with _use_lazy_graph_module(True):
+        return _make_graph_module(root, graph, class_name=class_name)
 
 
 # Operators ------------------------------------------------------------------------------------------------

@@ -274,3 +274,17 @@ def test_an_exported_programs_output_may_become_a_node_that_is_there_already() -
     assert result.exported_program is not None
     result.exported_program.validate()
     torch.testing.assert_close(result.exported_program.module()(x), torch.sin(x))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(enabled):
+    import gc
+
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with registered(SineToCosine("collected")):
+            fxpasses.optimize(torch.fx.symbolic_trace(lambda x: torch.sin(x)), (torch.randn(3),))
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
