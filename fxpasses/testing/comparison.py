@@ -133,7 +133,7 @@ def assert_close_to_eager(
     Raises:
         AssertionError: too far off, or of another shape or dtype.
     """
-    _compare(name, _floating(found), _floating(expected), _floating(exact), factor)
+    _compare(name, _floating(found), _floating(expected), _floating(exact), factor=factor)
 
 
 class _Run:
@@ -213,6 +213,7 @@ def _compare(
     found: list[torch.Tensor],
     expected: list[torch.Tensor],
     exact: list[torch.Tensor],
+    *,
     factor: float = ERROR_FACTOR,
 ) -> None:
     if len(found) != len(expected):

@@ -215,7 +215,8 @@ def _convolution_bn(draw: st.DrawFn, dimensions: int) -> tuple[nn.Module, Any, S
         **more,
     )
     norm = _NORMS[dimensions - 1](outputs, affine=draw(st.booleans()), eps=draw(st.sampled_from((1e-5, 0.1))))
-    return layer, norm, (draw(st.integers(1, 2)), inputs, *[draw(st.integers(5, 6))] * dimensions)
+    # In training mode eager refuses a single value per channel.
+    return layer, norm, (draw(st.integers(2, 3)), inputs, *[draw(st.integers(5, 6))] * dimensions)
 
 
 def _randomised(model: nn.Module) -> nn.Module:
