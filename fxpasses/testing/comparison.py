@@ -118,7 +118,9 @@ def assert_declines(
         raise AssertionError(f"no site was declined with {code!r}; remarks:\n{listed}")
 
 
-def assert_close_to_eager(name: str, found: Any, expected: Any, exact: Any) -> None:
+def assert_close_to_eager(
+    name: str, found: Any, expected: Any, exact: Any, *, factor: float = ERROR_FACTOR
+) -> None:
     """Fails unless a result is as close to the truth as eager's.
 
     Args:
@@ -126,11 +128,12 @@ def assert_close_to_eager(name: str, found: Any, expected: Any, exact: Any) -> N
         found: tensors of the rewritten model, in any nest.
         expected: the same of the eager model.
         exact: the same of the eager model in float64.
+        factor: how many times eager's own error is allowed in lower precisions.
 
     Raises:
         AssertionError: too far off, or of another shape or dtype.
     """
-    _compare(name, *(_floating(each) for each in (found, expected, exact)))
+    _compare(name, _floating(found), _floating(expected), _floating(exact), factor=factor)
 
 
 class _Run:
@@ -206,7 +209,12 @@ def _is_float64(run: _Run) -> bool:
 
 
 def _compare(
-    name: str, found: list[torch.Tensor], expected: list[torch.Tensor], exact: list[torch.Tensor]
+    name: str,
+    found: list[torch.Tensor],
+    expected: list[torch.Tensor],
+    exact: list[torch.Tensor],
+    *,
+    factor: float = ERROR_FACTOR,
 ) -> None:
     if len(found) != len(expected):
         raise AssertionError(f"{len(found)} {name}s, where eager gives {len(expected)}")
@@ -220,7 +228,7 @@ def _compare(
             _require(label, _distance(ours, eager), FLOAT64_TOLERANCE, 0.0)
         else:
             own = _distance(eager, truth)
-            _require(label, _distance(ours, truth), max(ERROR_FACTOR * own, FLOORS[eager.dtype]), own)
+            _require(label, _distance(ours, truth), max(factor * own, FLOORS[eager.dtype]), own)
 
 
 def _require(label: str, error: float, allowed: float, own: float) -> None:

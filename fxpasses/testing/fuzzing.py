@@ -53,6 +53,11 @@ class Specimen:
     grads: bool = True
 
 
+ERROR_FACTOR = 4.0
+"""How many times eager's own error is allowed in lower precisions. Twice is right for a network; the largest
+of a handful of rounding errors is further from another such handful, once in some hundred models."""
+
+
 def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool | None = None) -> Report:
     """Fails unless a rule does what it must with a specimen at a level, and the answers are eager's.
 
@@ -76,7 +81,7 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
     reference = copy.deepcopy(specimen.model).double()
     exact = _answers(reference, reference, tuple(_widened(each) for each in specimen.inputs), grads)
     where = f"{specimen.label} at {level}"
-    assert_close_to_eager(f"{where}: result", answers, expected, exact[: len(expected)])
+    assert_close_to_eager(f"{where}: result", answers, expected, exact[: len(expected)], factor=ERROR_FACTOR)
     remarks = "\n".join(map(str, found.report.remarks)) or "(no site was looked at)"
     failed = [each for each in found.report.remarks if each.status == "failed"]
     assert not failed, f"{where}: {remarks}"

@@ -171,7 +171,7 @@ def conv_bn(draw: st.DrawFn) -> Specimen:
     # After a write, the rewrite may stand where the convolution stands.
     count = None if kind == "written" else int(code is None)
     # Core ATen has other operators for batch statistics and for a linear layer on three axes.
-    levels = LEVELS[:-1] if kind in ("no-statistics", "other-axis") else LEVELS
+    levels = LEVELS[:-1] if kind in ("training-mode", "no-statistics", "other-axis") else LEVELS
     # Autograd refuses to differentiate through what was written over, running statistics included.
     grads = kind not in ("written", "training-mode")
     return Specimen(kind, model.to(dtype), inputs, count, code, levels, grads)
@@ -215,7 +215,8 @@ def _convolution_bn(draw: st.DrawFn, dimensions: int) -> tuple[nn.Module, Any, S
         **more,
     )
     norm = _NORMS[dimensions - 1](outputs, affine=draw(st.booleans()), eps=draw(st.sampled_from((1e-5, 0.1))))
-    return layer, norm, (draw(st.integers(1, 2)), inputs, *[draw(st.integers(5, 6))] * dimensions)
+    # In training mode eager refuses a single value per channel.
+    return layer, norm, (draw(st.integers(2, 3)), inputs, *[draw(st.integers(5, 6))] * dimensions)
 
 
 def _randomised(model: nn.Module) -> nn.Module:
