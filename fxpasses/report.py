@@ -75,6 +75,7 @@ class Report:
         layout: the layout plan, or None where no layout pass ran.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
         kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, in number and in bytes.
+        packed_tensors: how many convolutions read weights that are kept in oneDNN's own format.
         applications: what each rewrite replaced, where that was kept (`keep_repro`, `verify="numerics"`);
             those that were rolled back are among them. Not part of the JSON form.
     """
@@ -88,6 +89,7 @@ class Report:
     dry_run: bool = False
     kept_tensors: int = 0
     kept_bytes: int = 0
+    packed_tensors: int = 0
     applications: tuple[Application, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -118,6 +120,7 @@ class Report:
             dry_run=any(part.dry_run for part in parts),
             kept_tensors=sum(part.kept_tensors for part in parts),
             kept_bytes=sum(part.kept_bytes for part in parts),
+            packed_tensors=sum(part.packed_tensors for part in parts),
             applications=tuple(each for part in parts for each in part.applications),
         )
 
@@ -135,6 +138,7 @@ class Report:
             "dry_run": self.dry_run,
             "kept_tensors": self.kept_tensors,
             "kept_bytes": self.kept_bytes,
+            "packed_tensors": self.packed_tensors,
         }
         return json.dumps(data, indent=2)
 
