@@ -397,7 +397,8 @@ def joint_graph_pass(
 
     Args:
         run: the pass.
-        key: what its result depends on besides the graph; part of inductor's cache keys.
+        key: what its result depends on besides the graph; part of inductor's cache keys. None keeps the
+            caches away.
         others: what the slot held: None, a pass, or a sequence of passes.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -412,8 +413,8 @@ def joint_graph_pass(
 
         def uuid(self) -> object | None:
             # A pass without a key of its own keeps the caches away, here as in stock inductor.
-            keys = [each.uuid() if isinstance(each, CustomGraphPass) else None for each in held]
-            return None if None in keys else (key(), tuple(keys))
+            keys = [key(), *(each.uuid() if isinstance(each, CustomGraphPass) else None for each in held)]
+            return None if None in keys else tuple(keys)
 
     return JointGraphPass()
 

@@ -37,8 +37,9 @@ def faults(choice: str, count: int, megabytes: int) -> int:
     return int(done.stdout)
 
 
-def test_reuse_faults_no_pages_in_where_the_system_does():
-    assert faults("system", 40, 1) > 4 * faults("reuse", 40, 1) + 1000
+def test_reuse_faults_hardly_any_pages_in():
+    """How many there would be otherwise depends on what the process has freed before: none to 10,000."""
+    assert faults("reuse", 40, 1) < 1000
 
 
 def test_keep_does_so_beyond_what_glibc_keeps_by_itself():
