@@ -84,13 +84,18 @@ def benchmark_utilization(
     return found.utilization, found.mm_conv_utilization
 
 
+_DEFAULT_MODEL = "resnet18"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = _parser().parse_args(argv)
     threads = torch.get_num_threads()
     try:
-        if bool(args.traces) == (args.model is not None):
-            raise UtilizationArgumentError("give either traces to read or --model to trace.")
+        if args.traces and args.model is not None:
+            raise UtilizationArgumentError("give either traces to read or --model to trace, not both.")
+        if not args.traces and args.model is None:
+            args.model = _DEFAULT_MODEL
         torch.set_num_threads(args.threads or physical_cores())
         results = [_model(args)] if args.model is not None else _traces(args)
         for each in results:
@@ -247,7 +252,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", metavar="FILE", help="write everything")
     add("--csv", metavar="FILE", help="write a line for each device and stream")
     add = parser.add_argument_group("trace a model").add_argument
-    add("--model", help="timm's name, or torchvision:NAME, transformers:CLASS, package.module:factory")
+    add(
+        "--model",
+        help=f"timm's name (default: {_DEFAULT_MODEL}, without TRACE), or torchvision:NAME, "
+        "transformers:CLASS, package.module:factory",
+    )
     add("--mode", choices=MODES, default="inference")
     add(
         "--backend", default="eager", help="eager, inductor, fxpasses or another variant of benchmarks.models"

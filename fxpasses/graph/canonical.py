@@ -153,7 +153,9 @@ def _of_overload(
         # The common case, made quick: nothing by keyword, and every other argument has a default.
         if len(args) < layout.least:
             return None
-        bound = {**layout.defaults, **dict(zip(layout.names, args, strict=False))}
+        bound = dict(zip(layout.names, args, strict=False))
+        if len(args) < len(layout.names):
+            bound = {**layout.defaults, **bound}
     else:
         found = signature.bind(args, kwargs)
         if isinstance(found, str):

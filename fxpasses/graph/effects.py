@@ -62,7 +62,12 @@ class Effects:
         self._parent: dict[object, object] = {}
         self._graph = graph
         self._from_dynamo = any("example_value" in node.meta for node in graph.nodes)
-        self._written_to = [(node, target) for node in graph.nodes for target in self._written(node)]
+        self._written_to = [
+            (node, target)
+            for node in graph.nodes
+            if not (isinstance(node.target, OpOverload) and _only_reads(node.target))
+            for target in self._written(node)
+        ]
 
     @property
     def writes_anything(self) -> bool:
@@ -239,6 +244,12 @@ def _written_by_call(node: Node, tensors: list[object]) -> list[object]:
             return [each for each in _flat(node.args[0]) if isinstance(each, Node)] if node.args else tensors
         return _written_by_flag(node, target)
     return list(tensors)
+
+
+@functools.cache
+def _only_reads(target: OpOverload) -> bool:
+    """Whether no call of an operator writes to anything; every node asks, so it is answered once."""
+    return not target._schema.is_mutable and target._schema.name not in _TRAINING_FLAG
 
 
 def _written_by_schema(node: Node, target: OpOverload) -> list[object]:

@@ -30,11 +30,15 @@ class Level(enum.Enum):
 def level_of(graph: Graph) -> Level:
     """The capture level of `graph`: the highest one that any of its nodes belongs to."""
     level = Level.ATEN
+    seen: set[int] = set()  # functions, by identity: a graph repeats few of them thousands of times
     for node in graph.nodes:
+        if id(node.target) in seen:
+            continue
         if node.op in ("call_method", "call_module"):
             return Level.TORCH
         if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
             continue
+        seen.add(id(node.target))
         if isinstance(node.target, OpOverload):
             if level is Level.ATEN and is_composite(node.target):
                 level = Level.PRE_DISPATCH

@@ -70,13 +70,25 @@ def modes_of(graph: Graph, initial: Modes) -> dict[Node, Modes]:
     current = initial
     opened: dict[Node, Modes] = {}
     result: dict[Node, Modes] = {}
+    switches: dict[object, bool] = {}
     for node in graph.nodes:
         custom = node.meta.get("custom")
         stream = custom.get("stream") if isinstance(custom, dict) else None
         result[node] = current if stream == current.stream else replace(current, stream=stream)
         if node.op == "call_function":
-            current = _after(node, current, opened)
+            target = node.target
+            if target not in switches:
+                switches[target] = _is_switch(target)
+            if switches[target]:
+                current = _after(node, current, opened)
     return result
+
+
+def _is_switch(target: object) -> bool:
+    """Whether a function changes the state of what comes after it."""
+    name = getattr(target, "__name__", "")
+    named = "crement_nesting" in name or name.startswith((*_OPENING, *_CLOSING))
+    return named or target in (SET_GRAD_ENABLED, ENTER_AUTOCAST, EXIT_AUTOCAST)
 
 
 def _after(node: Node, current: Modes, opened: dict[Node, Modes]) -> Modes:

@@ -208,7 +208,17 @@ class DeclarativeRule(Rule[PatternMatch]):
         anchors = {each.pattern.anchor for level in Level for each in self.variants(level)}
         # 1 - x is a subtraction by its target, and a reversed one by its arguments.
         anchors |= {"aten::sub"} if "aten::rsub" in anchors else set()
-        return lambda node: operator_of(node) in anchors
+        known: dict[object, bool] = {}
+
+        def is_anchor(node: Node) -> bool:
+            if node.op != "call_function":
+                return operator_of(node) in anchors
+            found = known.get(node.target)
+            if found is None:
+                found = known[node.target] = operator_of(node) in anchors
+            return found
+
+        return is_anchor
 
     def match(self, node: Node, context: GraphContext) -> PatternMatch | Decline | None:
         """The first variant that is found, or the nearest miss where at least half of it was."""
