@@ -479,7 +479,6 @@ def test_the_command_traces_a_model(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "either traces to read or --model"),
         ([str(GPU_TRACE), "--model", "resnet18"], "either traces to read or --model"),
         (["--model", "resnet18", "--backend", "eagre"], "Did you mean 'eager'?"),
         (["--model", "resnet1812", "--device", "cpu"], "no model 'resnet1812'"),
