@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fxpasses.passes.layout.plan import LayoutPlan
 
 LARGEST = 5_000
-"""Of how many nodes, nested graphs included, a picture is taken at most (`fxpasses.portrait`)."""
+"""Of at most how many nodes, nested graphs included, a traced graph is drawn."""
 
 Stage = Literal["before", "after", "planned", "joint-before", "joint-after"]
 
@@ -160,21 +160,25 @@ class GraphPicture:
         )
         return replace(self, stage="planned", nodes=nodes, copies=copies)
 
-    def with_copies_of(self, plan: LayoutPlan, traced: frozenset[str]) -> GraphPicture:
+    def with_copies_of(self, plan: LayoutPlan, traced: GraphPicture) -> GraphPicture:
         """The picture of a graph in which a plan was carried out, with the copies that this put there.
 
         Args:
             plan: the plan.
-            traced: the names of the nodes that were there before.
+            traced: the picture of before.
         """
         seconds = {edge.node: edge.seconds for edge in plan.cut_edges}
+        operators = {each.name: each.operator for each in traced.nodes}
         nodes, copies = list(self.nodes), []
         for position, each in enumerate(self.nodes):
-            if each.name in traced or each.operator not in _COPYING or not each.inputs:
+            if each.operator not in _COPYING or operators.get(each.name) == each.operator or not each.inputs:
                 continue
             source = self.nodes[each.inputs[-1]]
             nodes[position] = each._replace(status="copy")
-            copies.append(Copy(each.inputs[-1], (position,), seconds.get(source.name, 0.0)))
+            if each.name in operators:  # the copy of an output has its name, and the output another one
+                nodes[each.inputs[-1]] = source._replace(status="")
+            cost = seconds.get(source.name, seconds.get(each.name, 0.0))
+            copies.append(Copy(each.inputs[-1], (position,), cost))
         return replace(self, nodes=tuple(nodes), copies=tuple(copies))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("fxpasses")
 
 
-def take_pictures(contexts: Sequence[GraphContext], stage: Stage) -> tuple[GraphPicture, ...]:
-    """A picture of each graph; none where they are too large together."""
-    if sum(len(each.graph.nodes) for each in contexts) > LARGEST:
+def take_pictures(
+    contexts: Sequence[GraphContext], stage: Stage, largest: float | None = None
+) -> tuple[GraphPicture, ...]:
+    """A picture of each graph; none where they have more than `largest` (`LARGEST`) nodes."""
+    if sum(len(each.graph.nodes) for each in contexts) > (LARGEST if largest is None else largest):
         return ()
     try:
         return tuple(_picture(each, stage) for each in contexts)
@@ -52,7 +55,7 @@ def finished(
         return ()
     after: tuple[GraphPicture, ...] = ()
     if any(each.status == "applied" for each in remarks):
-        after = take_pictures(contexts, "after")
+        after = take_pictures(contexts, "after", largest=inf)  # before was small enough
     statuses = [_statuses(each.graph, remarks) for each in before]
     if len(after) != len(before):
         return tuple(each.marked(known) for each, known in zip(before, statuses, strict=True))
@@ -61,7 +64,7 @@ def finished(
         old.append(was.marked(dict.fromkeys(was.names - now.names, "replaced") | known))
         new.append(now.marked(dict.fromkeys(now.names - was.names, "written") | known))
     if plan is not None and plan.decision == "applied":
-        new[0] = new[0].with_copies_of(plan, before[0].names)
+        new[0] = new[0].with_copies_of(plan, before[0])
     return (*old, *new)
 
 
@@ -86,17 +89,31 @@ def _picture(context: GraphContext, stage: Stage) -> GraphPicture:
 
 
 def _pictured(node: Node, positions: dict[Node, int]) -> PicturedNode:
-    held = value(node)
+    described, label = _described(value(node))
     return PicturedNode(
-        name=node.name,
-        kind=node.op,
-        operator=operator_of(node),
-        inputs=tuple([positions[each] for each in node.all_input_nodes]),
-        value=_described(held),
-        module=_module(node),
-        location=location_of(node),
-        label=_label(held) if isinstance(held, torch.Tensor) else "",
+        node.name,
+        node.op,
+        _function_name(node) if node.op == "call_function" else operator_of(node),
+        tuple([positions[each] for each in node.all_input_nodes]),
+        described,
+        _module(node),
+        location_of(node),
+        label,
     )
+
+
+_MOST_NAMES = 4096
+_names: dict[object, str] = {}
+
+
+def _function_name(node: Node) -> str:
+    """What `operator_of` gives, which depends on the function alone."""
+    name = _names.get(node.target)
+    if name is None:
+        if len(_names) > _MOST_NAMES:
+            _names.clear()
+        name = _names[node.target] = operator_of(node)
+    return name
 
 
 def _module(node: Node) -> str:
@@ -107,26 +124,35 @@ def _module(node: Node) -> str:
     return f"backward.{module_of(node)}".rstrip(".")
 
 
-def _described(held: object) -> str:
+def _described(held: object) -> tuple[str, str]:
+    """A value in words, and its layout."""
     if isinstance(held, torch.Tensor):
-        sizes = ", ".join(map(str, held.shape))
-        return f"{str(held.dtype).removeprefix('torch.')}[{sizes}]"
+        shape = held.shape
+        if held.layout is not torch.strided:
+            return _sizes(held.dtype, shape), ""
+        key = (held.dtype, shape, held.stride())
+        try:
+            return _strided(*key)
+        except TypeError:  # symbolic sizes have no hash
+            return _sizes(held.dtype, shape), _label(held)
     if isinstance(held, (tuple, list)):
-        return f"({', '.join(map(_described, held))})"
+        return f"({', '.join([_described(each)[0] for each in held])})", ""
     if isinstance(held, (bool, int, float, torch.SymInt, torch.SymFloat, torch.SymBool)):
-        return str(held)
-    return ""
+        return str(held), ""
+    return "", ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _strided(dtype: torch.dtype, shape: torch.Size, stride: tuple[int, ...]) -> tuple[str, str]:
+    return _sizes(dtype, shape), _label(torch.empty_strided(shape, stride, device="meta"))
+
+
+def _sizes(dtype: torch.dtype, shape: torch.Size) -> str:
+    return f"{str(dtype).removeprefix('torch.')}[{', '.join(map(str, shape))}]"
 
 
 def _label(held: torch.Tensor) -> str:
-    if held.dim() not in (4, 5) or held.layout is not torch.strided:
+    if held.dim() not in (4, 5):
         return ""
-    shape, stride = held.shape, held.stride()
-    static = all(type(each) is int for each in (*shape, *stride))
-    found = _order(tuple(shape), stride) if static else order_of(held)
+    found = order_of(held)
     return found if found in ("contiguous", "channels_last") else ""
-
-
-@functools.lru_cache(maxsize=1024)
-def _order(shape: tuple[int, ...], stride: tuple[int, ...]) -> str:
-    return order_of(torch.empty_strided(shape, stride, device="meta"))

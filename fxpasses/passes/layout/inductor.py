@@ -17,6 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,11 @@ class JointLayout:
         outcome = plan_and_carry_out(context, self.goal, self.profile, _names_in(graph, self.inputs))
         self._outcomes.append(outcome)
         self._graphs += before
-        for each in take_pictures([context], "joint-after") if outcome.changed else ():
+        for each in take_pictures([context], "joint-after", inf) if before and outcome.changed else ():
             written = dict.fromkeys(each.names - before[0].names, "written")
             plan = outcome.layout
             marked = each.marked(written)
-            self._graphs.append(marked.with_copies_of(plan, before[0].names) if plan else marked)
+            self._graphs.append(marked.with_copies_of(plan, before[0]) if plan else marked)
 
     @functools.cached_property
     def _key(self) -> str:
@@ -180,7 +181,8 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
     names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
     outcome = plan_and_carry_out(context, options.layout, profile, names, dry_run=True)
     plan = outcome.layout
-    drawn = take_pictures([context], "planned") if plan is not None and plan.decision != "no-gain" else ()
+    wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
+    drawn = take_pictures([context], "planned", inf) if wanted else ()
     graphs = (*report.graphs, *(each.planned(plan) for each in drawn if plan is not None))
     return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=plan, graphs=graphs)
 
