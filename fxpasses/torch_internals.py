@@ -436,3 +436,11 @@ def inductor_caches_are_on(patches: Mapping[str, Any]) -> bool:
     return bool(inductor_setting("fx_graph_cache", patches)) and not inductor_setting(
         "force_disable_caches", patches
     )
+
+
+def trace_symbolically(model: torch.nn.Module, inputs: Sequence[Any]) -> torch.fx.GraphModule:
+    """The model before dispatch, with symbolic sizes; its parameters stay what they are."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    traced = make_fx(model, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
+    return traced(*inputs)
