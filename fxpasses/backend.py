@@ -20,13 +20,18 @@ from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.context import Executor, GraphContext
 from fxpasses.graph.modes import Modes
 from fxpasses.kept_weights import KeptWeights
+from fxpasses.memory import arrange_memory
 from fxpasses.options import Options
-from fxpasses.passes.layout.inductor import JointLayout, joint_layout
+from fxpasses.packed_weights import WeightPacking
+from fxpasses.passes.layout.inductor import joint_layout
 from fxpasses.passes.parameter_work import ParameterWork, split_parameter_work
 from fxpasses.pipeline import keeps_weights, run_passes
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals import compile_with_inductor, inductor_mode_options, lookup_backend
+
+_Patches = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""From inductor's settings to the same with some of ours."""
 
 _EAGER = ("eager", "aot_eager", "eager_noexcept", "aot_eager_decomp_partition", "pre_dispatch_eager")
 
@@ -52,13 +57,16 @@ def backend(
     """
     chosen = Options.of(options)
     _inner(chosen, mode, None)  # a mode or setting that does not exist is refused before any work
+    arrange_memory(chosen.memory)
     rewritten, report = run_passes(gm, example_inputs, chosen, executor=executor_of(chosen))
     layout = joint_layout(rewritten, example_inputs, chosen)
-    inner = _inner(chosen, mode, layout)
+    patches = layout.patches if layout is not None else None
     if chosen.weights == "cached":
-        compiled, report = _compile_with_kept_weights(rewritten, example_inputs, chosen, inner, report)
+        compiled, report = _compile_with_kept_weights(
+            rewritten, example_inputs, chosen, mode, patches, report
+        )
     else:
-        compiled = inner(rewritten, example_inputs)
+        compiled = _inner(chosen, mode, patches)(rewritten, example_inputs)
     report = layout.completed(report) if layout is not None else report
     # Counted last: a graph that the inner backend refused was not optimised.
     counters.record(report)
@@ -69,24 +77,33 @@ def _compile_with_kept_weights(
     rewritten: torch.fx.GraphModule,
     example_inputs: Sequence[Any],
     options: Options,
-    inner: Callable[..., Any],
+    mode: str | None,
+    patches: _Patches | None,
     report: Report,
 ) -> tuple[Callable[..., Any], Report]:
     """Compiles the graph less what depends on parameters alone, and says why not where it cannot."""
     work: ParameterWork | Decline
+    # On a CPU inductor lays convolutions out channels-last, their weights at every call.
+    on_cpu = all(each.device.type == "cpu" for each in example_inputs if isinstance(each, torch.Tensor))
+    packs = on_cpu and options.inner == "inductor" and patches is None
     if keeps_weights(options):
         context = GraphContext(module=rewritten, initial_modes=Modes(grad=False))
-        # Inductor lays convolutions out channels-last on a CPU, their weights at every call.
-        on_cpu = all(each.device.type == "cpu" for each in example_inputs if isinstance(each, torch.Tensor))
         work = split_parameter_work(context, channels_last=options.inner == "inductor" and on_cpu)
     else:
         work = Decline("grad-mode", "gradients are on, and kept weights would cut them off")
     if isinstance(work, Decline):
         remark = Remark("kept_weights", "declined", work.code, work.message, node="", stage="check")
-        return inner(rewritten, example_inputs), replace(report, remarks=(*report.remarks, remark))
-    compiled = inner(work.main, [*example_inputs, *work.examples])
+        compiled = _inner(options, mode, patches)(rewritten, example_inputs)
+        return compiled, replace(report, remarks=(*report.remarks, remark))
+    inputs = [*(example_inputs[position] for position in work.inputs), *work.examples]
     kept = replace(report, kept_tensors=len(work.examples), kept_bytes=work.kept_bytes)
-    return KeptWeights(compiled, work), kept
+    if not packs:
+        return KeptWeights(_inner(options, mode, patches)(work.main, inputs), work), kept
+    packing = WeightPacking(inputs, kept=len(work.examples))
+    with packing.constants_allowed:
+        compiled = _inner(options, mode, packing.patches)(work.main, inputs)
+    kept = replace(kept, remarks=(*report.remarks, *packing.remarks), packed_tensors=len(packing.packed))
+    return KeptWeights(compiled, work, packing.packed), kept
 
 
 def executor_of(options: Options) -> Executor:
@@ -94,11 +111,17 @@ def executor_of(options: Options) -> Executor:
     return "eager" if options.inner in _EAGER else "fused"
 
 
-def _inner(options: Options, mode: str | None, layout: JointLayout | None) -> Callable[..., Any]:
-    """The inner backend, with its mode and settings bound."""
+def _inner(options: Options, mode: str | None, own: _Patches | None) -> Callable[..., Any]:
+    """The inner backend, with its mode and settings bound.
+
+    Args:
+        options: what the user chose.
+        mode: a mode of torch.compile.
+        own: adds settings of ours to inductor's.
+    """
     if options.inner == "inductor":
         patches = {**(inductor_mode_options(mode) if mode else {}), **options.inductor}
-        patches = layout.patches(patches) if layout is not None else patches
+        patches = own(patches) if own is not None else patches
         return lambda gm, inputs: compile_with_inductor(gm, inputs, patches)
     if mode is not None or options.inductor:
         given = f"mode={mode!r}" if mode is not None else "options={'inductor': ...}"

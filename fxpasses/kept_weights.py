@@ -13,9 +13,12 @@ one among the parameters the work is done at every call.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, is_
 from typing import Any
@@ -23,7 +26,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from fxpasses.packed_weights import PackedWeight
 from fxpasses.passes.parameter_work import ParameterWork
+from fxpasses.torch_internals import same_memory_function
 
 _version = attrgetter("_version")
 _address = torch.Tensor.data_ptr
@@ -37,9 +42,11 @@ class _Statistics:
 
     Attributes:
         groups: positions among the sources, by dtype and device, and the values there, end to end.
+        blocks: of those on the CPU, the memory and what it held.
     """
 
     groups: tuple[tuple[tuple[int, ...], torch.Tensor], ...]
+    blocks: tuple[_Blocks, ...]
 
     @staticmethod
     def of(sources: Sequence[torch.Tensor]) -> _Statistics:
@@ -47,12 +54,39 @@ class _Statistics:
         for position, each in enumerate(sources):
             if each.ndim == 1 and not isinstance(each, torch.nn.Parameter):
                 positions[each.dtype, each.device].append(position)
-        return _Statistics(
-            tuple((tuple(group), torch.cat([sources[at] for at in group])) for group in positions.values())
-        )
+        groups, blocks = [], []
+        for group in positions.values():
+            members = [sources[at] for at in group]
+            values = torch.cat(members)
+            plain = all(each.is_cpu and each.is_contiguous() for each in members)
+            if plain and same_memory_function() is not None:
+                blocks.append(_Blocks(members, values))
+            else:
+                groups.append((tuple(group), values))
+        return _Statistics(tuple(groups), tuple(blocks))
 
     def hold(self, sources: Sequence[torch.Tensor]) -> bool:
-        return all(torch.equal(torch.cat([sources[at] for at in group]), was) for group, was in self.groups)
+        """Whether the values are what they were, of sources that still lie at the same addresses."""
+        return all(each.hold() for each in self.blocks) and all(
+            torch.equal(torch.cat([sources[at] for at in group]), was) for group, was in self.groups
+        )
+
+
+class _Blocks:
+    """Vectors on the CPU: 300 of them are compared in a few microseconds by one call of a C function."""
+
+    def __init__(self, members: Sequence[torch.Tensor], values: torch.Tensor) -> None:
+        compare = same_memory_function()
+        assert compare is not None
+        addresses = torch.tensor([each.data_ptr() for each in members], dtype=torch.int64)
+        sizes = torch.tensor([each.numel() * each.element_size() for each in members], dtype=torch.int64)
+        self._memory = (addresses, sizes, values, *members)  # stays alive as long as its addresses are used
+        self._compare = functools.partial(
+            compare, addresses.data_ptr(), sizes.data_ptr(), len(members), values.data_ptr()
+        )
+
+    def hold(self) -> bool:
+        return bool(self._compare())
 
 
 @dataclass(frozen=True)
@@ -75,36 +109,77 @@ class _Snapshot:
         )
 
 
+class _Gate:
+    """Lets any number of calls through at a time, or one renewal of what they all read."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._calls = 0
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        with self._changed:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._calls -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def renewal(self) -> Iterator[None]:
+        """Waits until no call is under way, and keeps new ones waiting."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls == 0)
+            yield
+
+
 class KeptWeights:
     """A compiled graph that takes kept tensors after its own arguments."""
 
-    def __init__(self, compiled: Callable[..., Any], work: ParameterWork) -> None:
+    def __init__(
+        self, compiled: Callable[..., Any], work: ParameterWork, packed: Sequence[PackedWeight] = ()
+    ) -> None:
         """Args:
         compiled: the main part, compiled.
         work: the split graph.
+        packed: constants of the compiled code that are made from kept tensors.
         """
         self._compiled = compiled
         self._prologue: GraphModule = work.prologue
         self._positions = work.sources
+        self._inputs = work.inputs
+        self._packed = tuple(packed)
+        self._husks: dict[int, torch.Tensor] = {}
         self._snapshot: _Snapshot | None = None
+        self._gate = _Gate()
         _alive.add(self)
 
     def __call__(self, *arguments: Any) -> Any:
         sources = [arguments[position] for position in self._positions]
+        given = [arguments[position] for position in self._inputs]
         snapshot = self._snapshot
-        if any(map(torch.Tensor.is_inference, sources)):
-            values = self._compute(sources)
-        elif snapshot is not None and snapshot.holds(sources):
-            values = snapshot.values
-        else:
-            values = self._renew(sources)
-        return self._compiled(*arguments, *values)
+        if not self._packed:
+            if snapshot is None or not snapshot.holds(sources):
+                return self._compiled(*given, *self._renewed(sources))
+            return self._compiled(*given, *snapshot.values)
+        with self._gate.call():
+            snapshot = self._snapshot
+            if snapshot is not None and snapshot.holds(sources):
+                return self._compiled(*given, *snapshot.values)
+        # The code reads the packed weights as constants, so this call ends before anyone may change them.
+        with self._gate.renewal():
+            return self._compiled(*given, *self._renewed(sources))
 
     def forget(self) -> None:
         """Drops what is kept; the next call computes it again."""
         self._snapshot = None
 
-    def _renew(self, sources: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def _renewed(self, sources: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        self._snapshot = None  # what is packed is overwritten now
+        if any(map(torch.Tensor.is_inference, sources)):
+            return self._compute(sources)  # nothing will tell whether they change
         # The versions are read first: an update while the work is done makes the snapshot stale, not wrong.
         versions, addresses = list(map(_version, sources)), list(map(_address, sources))
         with torch.inference_mode(False), torch.no_grad():
@@ -115,10 +190,24 @@ class KeptWeights:
         return values
 
     def _compute(self, sources: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The kept tensors. Packed ones go to the constants of the code, and husks stand for them."""
         # Kept tensors must outlive an inference-mode block, so they are no inference tensors.
         with torch.inference_mode(False), torch.no_grad():
-            values: tuple[torch.Tensor, ...] = self._prologue(*sources)
-        return values
+            values: list[torch.Tensor] = list(self._prologue(*sources))
+            for each in self._packed:
+                each.constant.data = each.pack(values[each.index].detach())
+            for index in {each.index for each in self._packed}:
+                if index not in self._husks:
+                    self._husks[index] = _husk(values[index])
+                values[index] = self._husks[index]
+        return tuple(values)
+
+
+def _husk(dense: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same metadata without memory."""
+    husk = torch.empty_strided(dense.shape, dense.stride(), dtype=dense.dtype, device=dense.device)
+    husk.untyped_storage().resize_(0)
+    return husk
 
 
 def refresh(compiled: object = None) -> None:

@@ -14,6 +14,7 @@ Layout = Literal["auto", "off", "channels_last", "contiguous"]
 Weights = Literal["live", "cached"]
 Profit = Literal["model", "always"]
 Verify = Literal["off", "structure", "numerics"]
+Memory = Literal["reuse", "keep", "system"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Options:
             strides, no new guards), or ``"numerics"`` (also values, on made-up inputs). What fails is
             rolled back and reported as failed.
         keep_repro: keep what each application replaced, for `Report.save_repro`; numerics keeps it too.
+        memory: what becomes of CPU memory that is freed between calls, for the whole process: ``"reuse"``
+            (glibc keeps blocks of up to 32 MiB, as it does by itself once one was freed), ``"keep"`` (it
+            keeps all, so that the process stays at its peak and training faults no pages in), or
+            ``"system"``, which changes nothing.
         limit: apply at most this many rewrites, for bisection.
         inductor: configuration patches for inductor, handed on unchanged.
 
@@ -47,6 +52,7 @@ class Options:
     profit: Profit = "model"
     verify: Verify = "off"
     keep_repro: bool = False
+    memory: Memory = "reuse"
     limit: int | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
@@ -94,6 +100,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "weights": get_args(Weights),
     "profit": get_args(Profit),
     "verify": get_args(Verify),
+    "memory": get_args(Memory),
 }
 
 

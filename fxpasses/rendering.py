@@ -87,7 +87,10 @@ def notes(report: Report) -> list[str]:
     """What there is to say beside the tables: that nothing was done, what is kept between calls."""
     lines = [] if report.applied else [_idle(report)]
     if report.kept_tensors:
-        lines.append(f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB")
+        packed = f", packed for {report.packed_tensors} convolutions" if report.packed_tensors else ""
+        lines.append(
+            f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB{packed}"
+        )
     return lines
 
 

@@ -78,6 +78,7 @@ class Report:
         layout: the layout plan, or None where no layout pass ran.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
         kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, in number and in bytes.
+        packed_tensors: how many convolutions read weights that are kept in oneDNN's own format.
         graphs: pictures of the graph before and after, nested graphs included; empty for a graph of more
             than `fxpasses.picture.LARGEST` nodes.
         applications: what each rewrite replaced, where that was kept (`keep_repro`, `verify="numerics"`);
@@ -93,6 +94,7 @@ class Report:
     dry_run: bool = False
     kept_tensors: int = 0
     kept_bytes: int = 0
+    packed_tensors: int = 0
     graphs: tuple[GraphPicture, ...] = field(default=(), repr=False)
     applications: tuple[Application, ...] = field(default=(), repr=False, compare=False)
 
@@ -124,6 +126,7 @@ class Report:
             dry_run=any(part.dry_run for part in parts),
             kept_tensors=sum(part.kept_tensors for part in parts),
             kept_bytes=sum(part.kept_bytes for part in parts),
+            packed_tensors=sum(part.packed_tensors for part in parts),
             graphs=_numbered(parts),
             applications=tuple(each for part in parts for each in part.applications),
         )
@@ -142,6 +145,7 @@ class Report:
             "dry_run": self.dry_run,
             "kept_tensors": self.kept_tensors,
             "kept_bytes": self.kept_bytes,
+            "packed_tensors": self.packed_tensors,
             "graphs": [each.to_dict() for each in self.graphs],
         }
         return json.dumps(data, indent=2)

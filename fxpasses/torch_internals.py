@@ -8,6 +8,7 @@ this module, and so `import fxpasses`, loads neither. Known to hold for torch 2.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import re
 import shutil
@@ -396,7 +397,8 @@ def joint_graph_pass(
 
     Args:
         run: the pass.
-        key: what its result depends on besides the graph; part of inductor's cache keys.
+        key: what its result depends on besides the graph; part of inductor's cache keys. None keeps the
+            caches away.
         others: what the slot held: None, a pass, or a sequence of passes.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -411,8 +413,8 @@ def joint_graph_pass(
 
         def uuid(self) -> object | None:
             # A pass without a key of its own keeps the caches away, here as in stock inductor.
-            keys = [each.uuid() if isinstance(each, CustomGraphPass) else None for each in held]
-            return None if None in keys else (key(), tuple(keys))
+            keys = [key(), *(each.uuid() if isinstance(each, CustomGraphPass) else None for each in held)]
+            return None if None in keys else tuple(keys)
 
     return JointGraphPass()
 
@@ -444,3 +446,102 @@ def trace_symbolically(model: torch.nn.Module, inputs: Sequence[Any]) -> torch.f
 
     traced = make_fx(model, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
     return traced(*inputs)
+
+
+def without_fake_tensors() -> contextlib.AbstractContextManager[Any]:
+    """A block in which tensors are real, inside a compilation whose tensors are fake."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(disable_proxy_modes_tracing())
+    stack.enter_context(_disable_current_modes())
+    return stack
+
+
+def onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs convolution weights of this type on this CPU."""
+    if not (torch._C._has_mkldnn and torch.backends.mkldnn.enabled):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
+
+
+def pack_convolution_weight(
+    arguments: Sequence[Any], input_size: tuple[int, ...]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function from a convolution's dense weight to the same in oneDNN's format.
+
+    Args:
+        arguments: those of `aten.convolution`, not transposed.
+        input_size: the sizes of its input; the format is the best for them.
+    """
+    _, _, _, stride, padding, dilation, _, _, groups = arguments
+    given = (list(padding), list(stride), list(dilation), groups, list(input_size))
+
+    def pack(weight: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, torch.ops.mkldnn._reorder_convolution_weight(weight, *given))
+
+    return pack
+
+
+def packed_convolution(arguments: Sequence[Any], packed: torch.fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
+    """The operator of `aten.convolution` over a packed weight, and its arguments, without an epilogue."""
+    image, _, bias, stride, padding, dilation, _, _, groups = arguments
+    operator = torch.ops.mkldnn._convolution_pointwise.default
+    return operator, (image, packed, bias, padding, stride, dilation, groups, "none", [], "")
+
+
+class RealConstantsAllowed:
+    """Lets fake modes meet real tensors until the end of a block, as inductor does where it freezes."""
+
+    def __init__(self) -> None:
+        self._modes: list[tuple[FakeTensorMode, bool]] = []
+
+    def allow(self, value: object) -> None:
+        """Admits real constants to the fake mode of a value."""
+        mode = getattr(value, "fake_mode", None)
+        if mode is not None:
+            self._modes.append((mode, mode.allow_non_fake_inputs))
+            mode.allow_non_fake_inputs = True
+
+    def __enter__(self) -> RealConstantsAllowed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._modes:
+            mode, before = self._modes.pop()
+            mode.allow_non_fake_inputs = before
+
+
+_SAME_MEMORY = """
+#include <cstdint>
+#include <cstring>
+extern "C" int same_memory(
+    const char* const* blocks, const std::int64_t* sizes, std::int64_t count, const char* expected) {
+  for (std::int64_t i = 0; i < count; expected += sizes[i], ++i)
+    if (std::memcmp(blocks[i], expected, sizes[i]) != 0) return 0;
+  return 1;
+}
+"""
+
+
+@functools.cache
+def same_memory_function() -> Callable[..., int] | None:
+    """A C function that compares blocks of memory with what they held; None where it cannot be compiled.
+
+    Its arguments: addresses and sizes in bytes of the blocks, how many, and what they held, end to end.
+    """
+    from torch._inductor.codecache import CppCodeCache
+
+    try:
+        library = CppCodeCache.load(_SAME_MEMORY)
+        function = library.same_memory
+    except Exception:  # a missing compiler is no error here: the caller has a slower way
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    function.restype = ctypes.c_int
+    return cast("Callable[..., int]", function)

@@ -31,13 +31,16 @@ class ParameterWork:
     """A graph split in two.
 
     Attributes:
-        main: the rest of the graph; its placeholders are those of the whole, then one per kept tensor.
+        main: the rest of the graph; its placeholders are those of the whole that it reads, then one per kept
+            tensor.
+        inputs: positions of the placeholders of the whole that `main` has.
         prologue: from the tensors at `sources` to the kept tensors.
         sources: positions of the placeholders that the prologue reads.
         examples: the metadata of the kept tensors.
     """
 
     main: GraphModule
+    inputs: tuple[int, ...]
     prologue: GraphModule
     sources: tuple[int, ...]
     examples: tuple[torch.Tensor, ...]
@@ -73,7 +76,9 @@ def split_parameter_work(context: GraphContext, *, channels_last: bool) -> Param
         )
     prologue, read = _prologue(context, kept, placeholders)
     _replace_by_inputs(context, kept, stable, placeholders[-1])
-    return ParameterWork(context.module, prologue, read, tuple(_metadata(each) for each in kept))
+    examples = tuple(_metadata(each) for each in kept)
+    inputs = _drop_unread(context, placeholders)
+    return ParameterWork(context.module, inputs, prologue, read, examples)
 
 
 def _stable_nodes(context: GraphContext, sources: set[Node]) -> dict[Node, None]:
@@ -105,8 +110,6 @@ def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> None:
         for weight in node.all_input_nodes:
             found = tensor(weight)
             if weight not in stable or found is None or found.ndim != 4:
-                continue
-            if found.is_contiguous(memory_format=torch.channels_last):
                 continue
             if weight not in copies:
                 copies[weight] = _channels_last_copy(context, weight, found)
@@ -183,6 +186,21 @@ def _replace_by_inputs(
             graph.erase_node(node)
     graph.lint()
     context.module.recompile()
+
+
+def _drop_unread(context: GraphContext, placeholders: list[Node]) -> tuple[int, ...]:
+    """Erases tensor inputs that nothing reads, each of which costs every call; returns what is left.
+
+    Sizes stay: they tell what the symbols in the metadata stand for.
+    """
+    left = []
+    for position, placeholder in enumerate(placeholders):
+        if placeholder.users or tensor(placeholder) is None or not is_module_tensor(placeholder):
+            left.append(position)
+        else:
+            context.graph.erase_node(placeholder)
+    context.module.recompile()
+    return tuple(left)
 
 
 def _metadata(node: Node) -> torch.Tensor:
