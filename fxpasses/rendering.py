@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from fxpasses.passes.layout.plan import DECISIONS
+from fxpasses.picture import LARGEST, STAGES
 from fxpasses.report import Remark, Report
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+
+    from fxpasses.passes.layout.plan import CutEdge, LayoutPlan
 
 WIDTH = 110
 """Columns of text that does not go to a terminal."""
@@ -62,7 +66,7 @@ def place(remark: Remark) -> str:
 
 def _short(location: str) -> str:
     """The end of a source location: the file, the folder that it is in, and the line."""
-    return "/".join(PurePath(location).parts[-2:])
+    return "/".join(PurePath(location).parts[-2:]) if location else ""
 
 
 def headline(report: Report) -> str:
@@ -90,6 +94,49 @@ def notes(report: Report) -> list[str]:
     return lines
 
 
+DEAREST = 3
+"""How many cut edges the text has."""
+
+
+def layout_line(plan: LayoutPlan) -> str:
+    """The layout plan in one line: what it costs, what it changes, and whether it was carried out."""
+    parts = [
+        f"layout: predicted {milliseconds(plan.seconds)}",
+        f"all contiguous {milliseconds(plan.contiguous_seconds)}, "
+        f"all channels_last {milliseconds(plan.channels_last_seconds)} ({plan.source})",
+        f"{plan.converted} of {len(plan.labels)} tensors converted, {copies(plan)}",
+    ]
+    if plan.decision != "applied":
+        parts.append(DECISIONS[plan.decision])
+    return "; ".join(parts)
+
+
+def copies(plan: LayoutPlan) -> str:
+    """How many copies were inserted, or would be."""
+    count = plan.copies or len(plan.cut_edges)
+    noun = "copy" if count == 1 else "copies"
+    if plan.copies or not plan.cut_edges:
+        return f"{count} {noun} inserted"
+    return f"{count} {noun} foreseen"
+
+
+def dearest(plan: LayoutPlan) -> list[CutEdge]:
+    """The cut edges, the dearest first."""
+    return sorted(plan.cut_edges, key=lambda each: -each.seconds)
+
+
+def milliseconds(seconds: float) -> str:
+    """A duration of a graph, in ms."""
+    return f"{seconds * 1e3:.3f} ms"
+
+
+def _layout_lines(plan: LayoutPlan) -> list[str]:
+    edges = [replace(each, location=_short(each.location)) for each in dearest(plan)[:DEAREST]]
+    lines = [layout_line(plan), *(f"  cut: {each}" for each in edges)]
+    more = len(plan.cut_edges) - DEAREST
+    return [*lines, f"  and {more} more"] if more > 0 else lines
+
+
 def _idle(report: Report) -> str:
     """Why no rule fired, in a report where none did."""
     if not report.nodes_before:
@@ -114,6 +161,8 @@ def summary(report: Report) -> RenderableType:
         parts += [Text(), _applied_table(report)]
     if report.declined:
         parts += [Text(), _reason_table(report)]
+    if report.layout is not None:
+        parts += [Text(), *map(Text, _layout_lines(report.layout))]
     return Group(*parts)
 
 
@@ -205,7 +254,8 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.jinja").render(
-        headline=headline(report),
+        title=headline(report).partition(": ")[0],
+        headline=headline(report).partition(": ")[2],
         notes=notes(report),
         applied=report.applied,
         seconds=report.seconds,
@@ -214,5 +264,13 @@ def render_html(report: Report) -> str:
         site=site,
         statuses=sorted({each.status for each in report.remarks}),
         rules=sorted({each.rule for each in report.remarks}),
+        layout=report.layout,
+        decisions=DECISIONS,
+        copies=copies,
+        dearest=dearest,
+        graphs=report.graphs,
+        stages=STAGES,
+        nodes=max(report.nodes_before, report.nodes_after),
+        largest=LARGEST,
         data=json.loads(report.to_json()),
     )

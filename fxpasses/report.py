@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from fxpasses.picture import GraphPicture
+
 if TYPE_CHECKING:
+    from fxpasses.passes.layout.plan import LayoutPlan
     from fxpasses.rewrite.application import Application
 
 Status = Literal["applied", "declined", "failed"]
@@ -76,6 +79,8 @@ class Report:
         dry_run: whether nothing was compiled (`fxpasses.explain`).
         kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, in number and in bytes.
         packed_tensors: how many convolutions read weights that are kept in oneDNN's own format.
+        graphs: pictures of the graph before and after, nested graphs included; empty for a graph of more
+            than `fxpasses.picture.LARGEST` nodes.
         applications: what each rewrite replaced, where that was kept (`keep_repro`, `verify="numerics"`);
             those that were rolled back are among them. Not part of the JSON form.
     """
@@ -85,11 +90,12 @@ class Report:
     nodes_before: int = 0
     nodes_after: int = 0
     level: str = ""
-    layout: Any = None
+    layout: LayoutPlan | None = None
     dry_run: bool = False
     kept_tensors: int = 0
     kept_bytes: int = 0
     packed_tensors: int = 0
+    graphs: tuple[GraphPicture, ...] = field(default=(), repr=False)
     applications: tuple[Application, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -121,6 +127,7 @@ class Report:
             kept_tensors=sum(part.kept_tensors for part in parts),
             kept_bytes=sum(part.kept_bytes for part in parts),
             packed_tensors=sum(part.packed_tensors for part in parts),
+            graphs=_numbered(parts),
             applications=tuple(each for part in parts for each in part.applications),
         )
 
@@ -134,11 +141,12 @@ class Report:
             "nodes_before": self.nodes_before,
             "nodes_after": self.nodes_after,
             "level": self.level,
-            "layout": self.layout.to_dict() if hasattr(self.layout, "to_dict") else self.layout,
+            "layout": self.layout.to_dict() if self.layout is not None else None,
             "dry_run": self.dry_run,
             "kept_tensors": self.kept_tensors,
             "kept_bytes": self.kept_bytes,
             "packed_tensors": self.packed_tensors,
+            "graphs": [each.to_dict() for each in self.graphs],
         }
         return json.dumps(data, indent=2)
 
@@ -155,8 +163,9 @@ class Report:
                 raise ValueError(f"this fxpasses reads version {SCHEMA}")
             data.pop("applied")
             remarks = tuple(Remark(**each) for each in data.pop("remarks"))
-            return Report(remarks=remarks, **data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            graphs = tuple(GraphPicture.from_dict(each) for each in data.pop("graphs"))
+            return Report(remarks=remarks, graphs=graphs, layout=_plan(data.pop("layout")), **data)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
 
     def __str__(self) -> str:
@@ -179,6 +188,22 @@ class Report:
         from fxpasses.rewrite.repro import save_repro
 
         return save_repro(self, Path(directory))
+
+
+def _numbered(parts: Iterable[Report]) -> tuple[GraphPicture, ...]:
+    """The pictures of all parts; each compilation gets a number of its own."""
+    graphs: list[GraphPicture] = []
+    first = 0
+    for part in parts:
+        graphs += [replace(each, compilation=first + each.compilation) for each in part.graphs]
+        first += 1 + max((each.compilation for each in part.graphs), default=-1)
+    return tuple(graphs)
+
+
+def _plan(data: Mapping[str, Any] | None) -> LayoutPlan | None:
+    from fxpasses.passes.layout.plan import LayoutPlan
+
+    return LayoutPlan.from_dict(data) if data is not None else None
 
 
 _STAGES = {"structure": 1, "hazards": 2, "check": 3, "profit": 4, "rewrite": 5, "verify": 6, "applied": 7}

@@ -440,6 +440,14 @@ def inductor_caches_are_on(patches: Mapping[str, Any]) -> bool:
     )
 
 
+def trace_symbolically(model: torch.nn.Module, inputs: Sequence[Any]) -> torch.fx.GraphModule:
+    """The model before dispatch, with symbolic sizes; its parameters stay what they are."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    traced = make_fx(model, tracing_mode="symbolic", pre_dispatch=True, _allow_non_fake_inputs=True)
+    return traced(*inputs)
+
+
 def without_fake_tensors() -> contextlib.AbstractContextManager[Any]:
     """A block in which tensors are real, inside a compilation whose tensors are fake."""
     from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing

@@ -21,9 +21,12 @@ def location_of(node: Node) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _location(trace: str) -> str:
-    frames = [(found["file"], found["line"]) for found in _FRAME.finditer(trace)]
-    outside = [frame for frame in frames if not frame[0].startswith(_INTERNAL)]
-    return ":".join(outside[-1]) if outside else ""
+    start = len(trace)
+    while (start := trace.rfind('File "', 0, start)) >= 0:
+        found = _FRAME.match(trace, start)
+        if found is not None and not found["file"].startswith(_INTERNAL):
+            return f"{found['file']}:{found['line']}"
+    return ""
 
 
 def module_of(node: Node) -> str:
@@ -32,7 +35,12 @@ def module_of(node: Node) -> str:
     if not stack:
         return str(node.target) if node.op == "call_module" else ""
     innermost = list(stack.values())[-1]
-    path = innermost[0] if isinstance(innermost, tuple) else str(innermost)
+    return _module_path(innermost[0] if isinstance(innermost, tuple) else str(innermost))
+
+
+@functools.lru_cache(maxsize=4096)
+def _module_path(path: str) -> str:
+    """``"layer1.0.conv1"`` from ``"L['self']._modules['layer1']..."``."""
     cleaned = re.sub(r"^L\['[^']*'\]\.?", "", path)
     cleaned = re.sub(r"(?:_modules|_parameters|_buffers)\['([^']*)'\]", r"\1", cleaned)
     return re.sub(r"\['?([^'\]]*)'?\]", r".\1", cleaned).replace("_modules.", "").strip(".")

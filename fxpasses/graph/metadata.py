@@ -97,7 +97,7 @@ class FakeEvaluator:
             self._describe(result, spec)
             return result
         with self._mode:
-            result = function(*args, **kwargs)
+            result = _run(function, args, kwargs, operands)
         if key is not None and isinstance(result, FakeTensor) and not _is_view_of(result, operands):
             with contextlib.suppress(TypeError):
                 self._known[key] = _Spec.of(result)
@@ -152,6 +152,26 @@ class FakeEvaluator:
                 device=plain.device,
                 requires_grad=plain.requires_grad,
             )
+
+
+def _run(
+    function: Callable[..., Any], args: Any, kwargs: dict[str, Any], operands: Sequence[torch.Tensor]
+) -> Any:
+    """Calls the function, which may write to a result that was made from its description.
+
+    Such a result is a leaf that requires grad, as the computed one is not, and autograd refuses to write to
+    leaves. What is written to is returned, so that its metadata is right without autograd too.
+    """
+    try:
+        return function(*args, **kwargs)
+    except RuntimeError:
+        if not any(each.is_leaf and each.requires_grad for each in operands):
+            raise
+        with torch.no_grad():
+            result = function(*args, **kwargs)
+        if not any(result is each for each in operands):
+            raise
+        return result
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,7 +246,25 @@ class DeclarativeRule(Rule[PatternMatch]):
             each.aliasing for each in self.variants(match.context.level) if each.pattern is match.pattern
         )
         hazard = first_hazard(match, match.place, match.operands, match.found.operands, aliasing)
+        if hazard is None:
+            hazard = self._promotion(match)
         return hazard if hazard is not None else _answer(self.check, match, "check")
+
+    def _promotion(self, match: PatternMatch) -> Decline | None:
+        """Operands of several floating dtypes, if no example has such: operators differ in promoting them.
+
+        `matmul(x, w) + b` takes a bias of another dtype, and `addmm(b, x, w)` does not.
+        """
+        found = [
+            tensor_of(each) for each in match.found.operands.values() if not isinstance(each, (int, float))
+        ]
+        dtypes = _floating_dtypes(found)
+        if len(dtypes) < 2 or any(len(_floating_dtypes(each.values())) > 1 for each in self.examples):
+            return None
+        names = ", ".join(sorted(str(each).removeprefix("torch.") for each in dtypes))
+        return Decline(
+            "mixed-dtypes", "the operands are {}, and no example mixes dtypes", match.result, (names,)
+        )
 
     def profitability(self, match: PatternMatch) -> Decline | None:
         """The rule's own opinion."""
@@ -271,6 +289,10 @@ class DeclarativeRule(Rule[PatternMatch]):
         ]
         operands = {node.name: build.operand(match[node.name]) for node in graph.find_nodes(op="placeholder")}
         return write(build, graph, operands, numbers)
+
+
+def _floating_dtypes(given: Iterable[object]) -> set[torch.dtype]:
+    return {each.dtype for each in given if isinstance(each, torch.Tensor) and each.is_floating_point()}
 
 
 def rewrite(

@@ -27,6 +27,7 @@ from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import value
 from fxpasses.graph.modes import initial_modes_of_nested
 from fxpasses.options import Options
+from fxpasses.portrait import finished, take_pictures
 from fxpasses.report import Remark, Report, Status
 from fxpasses.rewrite.application import Application, extract
 from fxpasses.rewrite.builder import Builder
@@ -73,6 +74,7 @@ class Driver:
         contexts = list(_with_nested(context))
         before = sum(len(each.graph.nodes) for each in contexts)
         level = context.level.value
+        pictures = take_pictures(contexts, "before")
         for each in self.passes:
             start = time.perf_counter()
             for graph in contexts:
@@ -90,6 +92,7 @@ class Driver:
             level=level,
             applications=tuple(self._applications),
             layout=self._layout,
+            graphs=finished(pictures, contexts, self._remarks, self._layout),
         )
 
     def _run_pass(self, current: Pass, context: GraphContext) -> None:

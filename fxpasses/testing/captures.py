@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fxpasses.errors import FxpassesError, unknown_name
 from fxpasses.options import Options
 from fxpasses.report import Report
+from fxpasses.torch_internals import trace_symbolically
 
 LEVELS = ("torch", "symbolic_trace", "pre_dispatch", "export", "aten")
 """The front ends: torch.compile, `torch.fx.symbolic_trace`, `make_fx(pre_dispatch=True)`, `torch.export`, and
@@ -38,8 +39,16 @@ class Rewritten:
     graph_module: GraphModule | None = None
 
 
-def capture(level: str, model: nn.Module, inputs: Sequence[Any]) -> GraphModule | ExportedProgram:
+def capture(
+    level: str, model: nn.Module, inputs: Sequence[Any], *, dynamic: bool | None = None
+) -> GraphModule | ExportedProgram:
     """The model as a graph of a level whose graphs a caller can hold.
+
+    Args:
+        level: one of `LEVELS`, but ``"torch"``.
+        model: a module.
+        inputs: the arguments of one call.
+        dynamic: whether sizes are symbols, where the graph has sizes at all.
 
     Raises:
         FxpassesError: there is no such level.
@@ -48,11 +57,23 @@ def capture(level: str, model: nn.Module, inputs: Sequence[Any]) -> GraphModule 
         return torch.fx.symbolic_trace(model)
     if level == "pre_dispatch":
         with enable_python_dispatcher():
-            return make_fx(model, pre_dispatch=True)(*inputs)
+            return (
+                trace_symbolically(model, inputs) if dynamic else make_fx(model, pre_dispatch=True)(*inputs)
+            )
     if level in ("export", "aten"):
-        program = torch.export.export(model, tuple(inputs))
+        program = torch.export.export(model, tuple(inputs), dynamic_shapes=_all_dynamic(inputs, dynamic))
         return program if level == "export" else program.run_decompositions()
     raise FxpassesError(unknown_name("capture level", level, LEVELS))
+
+
+def _all_dynamic(inputs: Sequence[Any], dynamic: bool | None) -> tuple[Any, ...] | None:
+    """Every size a symbol, unless the model says otherwise."""
+    if not dynamic:
+        return None
+    return tuple(
+        dict.fromkeys(range(each.dim()), torch.export.Dim.AUTO) if isinstance(each, torch.Tensor) else None
+        for each in inputs
+    )
 
 
 def rewrite_at(
@@ -70,7 +91,7 @@ def rewrite_at(
         model: a module in the mode that is to be tested.
         inputs: the arguments of one call.
         options: fields of `fxpasses.Options`, or `Options`.
-        dynamic: for torch.compile, whether sizes are symbolic.
+        dynamic: whether sizes are symbols; None leaves it to torch.compile.
 
     Raises:
         FxpassesError: there is no such level, or the options are wrong.
@@ -78,7 +99,7 @@ def rewrite_at(
     from fxpasses.api import optimize
 
     if level != "torch":
-        result = optimize(capture(level, model, inputs), inputs, options)
+        result = optimize(capture(level, model, inputs, dynamic=dynamic), inputs, options)
         program = result.exported_program
         return Rewritten(
             program.module() if program else result.graph_module, result.report, result.graph_module

@@ -10,7 +10,7 @@ from the pattern itself; other rules bring a hypothesis strategy of specimens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,18 +39,25 @@ class Specimen:
         model: in the mode that is to be tested, in float64 unless the dtype is the subject.
         inputs: the arguments of one call.
         count: how often the rule must be applied; None where that depends on the level.
-        code: the reason code of at least one site that must be declined; None where none need be.
+        code: the reason code of at least one site that must be declined, or that of each level that gives
+            one; None where none need be.
         levels: where the expectation holds; elsewhere only the values are compared.
         grads: whether gradients are compared too; False where autograd refuses the model.
+        dynamic: whether the graph is captured with symbolic sizes.
     """
 
     label: str
     model: nn.Module
     inputs: tuple[torch.Tensor, ...]
     count: int | None = None
-    code: str | None = None
+    code: str | Mapping[str, str] | None = None
     levels: tuple[str, ...] = LEVELS
     grads: bool = True
+    dynamic: bool = False
+
+    def code_at(self, level: str) -> str | None:
+        """The reason code that is expected at a level."""
+        return self.code.get(level) if isinstance(self.code, Mapping) else self.code
 
 
 ERROR_FACTOR = 4.0
@@ -65,7 +72,7 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
         rule: the name of a registered rule.
         specimen: the model.
         level: one of `LEVELS`.
-        dynamic: for torch.compile, whether sizes are symbolic.
+        dynamic: whether sizes are symbolic; None for what the specimen says.
 
     Raises:
         AssertionError: something differs.
@@ -73,7 +80,9 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
     eager, ours, grads = copy.deepcopy(specimen.model), copy.deepcopy(specimen.model), specimen.grads
     with torch.set_grad_enabled(grads):
         options = {"passes": rule, "profit": "always"}
-        found = rewrite_at(level, ours, _fresh(specimen.inputs), options, dynamic=dynamic)
+        # Never left to Dynamo, which would make a size symbolic because of the specimen before.
+        symbolic = specimen.dynamic if dynamic is None else dynamic
+        found = rewrite_at(level, ours, _fresh(specimen.inputs), options, dynamic=symbolic)
         # make_fx runs the model while it traces, which may have updated statistics.
         ours.load_state_dict(copy.deepcopy(specimen.model.state_dict()))
         answers = _answers(found.call, ours, specimen.inputs, grads)
@@ -91,9 +100,8 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
             f"{where}: {applied} applications, {specimen.count} expected\n{remarks}"
         )
         codes = {each.code for each in found.report.remarks}
-        assert specimen.code is None or specimen.code in codes, (
-            f"{where}: no site declined with {specimen.code!r}\n{remarks}"
-        )
+        code = specimen.code_at(level)
+        assert code is None or code in codes, f"{where}: no site declined with {code!r}\n{remarks}"
     return found.report
 
 

@@ -7,7 +7,7 @@ what efficient_conv_bn_eval is for, and what looks like it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,19 +49,51 @@ def around(draw: st.DrawFn, rule: DeclarativeRule) -> Specimen:
     before, after, seed = draw(steps), draw(steps), draw(st.integers(0, 2**16))
     graph = _pattern_graph(rule, example)
     inside = [node for node in graph.nodes if node.op.startswith("call") and not _is_returned(node)]
-    kinds = ["plain", "plain", "float32", *(["extra-user", "written"] if inside else [])]
-    kind = draw(st.sampled_from(kinds))
+    kinds = ["plain", "plain", "symbolic", "float32", "mixed-dtypes"]
+    kind = draw(st.sampled_from([*kinds, *(["extra-user", "written"] if inside else [])]))
     levels: tuple[str, ...] = LEVELS
+    code: str | Mapping[str, str] | None = None
     if kind == "extra-user":
         _return_too(graph, draw(st.sampled_from(inside)))
+        code = "multiple-users"
     elif kind == "written":
-        node = draw(st.sampled_from(inside))
-        levels = WRITES_SURVIVE if _write_after(graph, node) else ()
-    _surround(graph, before, after)
+        code = _write_after(graph, draw(st.sampled_from(inside)))
+        levels = WRITES_SURVIVE if code else ()
     inputs = _random_inputs(example, seed, torch.float32 if kind == "float32" else torch.float64)
-    code = {"extra-user": "multiple-users", "written": "mutation"}.get(kind)
-    count = 1 if code is None else 0
-    return Specimen(kind, GraphModule(nn.Module(), graph), inputs, count, code, levels, kind != "written")
+    if kind == "mixed-dtypes":
+        if _with_mixed_dtypes(draw, graph, inputs):
+            code = "mixed-dtypes"
+        else:
+            kind, graph = "plain", _pattern_graph(rule, example)
+    _surround(graph, before, after)
+    model, symbolic = GraphModule(nn.Module(), graph), kind == "symbolic"
+    return Specimen(
+        kind, model, inputs, int(code is None), code, levels, grads=kind != "written", dynamic=symbolic
+    )
+
+
+def _with_mixed_dtypes(draw: st.DrawFn, graph: torch.fx.Graph, inputs: Sequence[torch.Tensor]) -> bool:
+    """Casts one operand of several to float32, and the results; whether eager takes it so.
+
+    The results are cast because a float64 result of float32 operands has float32's rounding errors.
+    """
+    placeholders = graph.find_nodes(op="placeholder")
+    floating = [node for node, each in zip(placeholders, inputs, strict=True) if each.is_floating_point()]
+    if len(floating) < 2:
+        return False
+    operand = draw(st.sampled_from(floating))
+    with graph.inserting_before(min(operand.users)):
+        cast = graph.call_method("to", (operand, torch.float32))
+    operand.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+    output = graph.find_nodes(op="output")[0]
+    with graph.inserting_before(output):
+        results = [graph.call_method("to", (each, torch.float32)) for each in _returned(output)]
+    output.args = (tuple(results),)
+    try:
+        torch.fx.Interpreter(GraphModule(nn.Module(), graph)).run(*inputs)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _pattern_graph(rule: DeclarativeRule, example: dict[str, Any]) -> torch.fx.Graph:
@@ -76,9 +108,13 @@ def _surround(graph: torch.fx.Graph, before: list[int], after: list[int]) -> Non
             through = _chain(graph, node, before)
         node.replace_all_uses_with(through, delete_user_cb=lambda user, readers=readers: user in readers)
     output = graph.find_nodes(op="output")[0]
-    returned = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
     with graph.inserting_before(output):
-        output.args = (tuple(_chain(graph, each, after) for each in returned),)
+        output.args = (tuple(_chain(graph, each, after) for each in _returned(output)),)
+
+
+def _returned(output: Node) -> Sequence[Any]:
+    results = output.args[0]
+    return results if isinstance(results, (tuple, list)) else (results,)
 
 
 def _chain(graph: torch.fx.Graph, node: Any, steps: list[int]) -> Node:
@@ -96,21 +132,29 @@ def _is_returned(node: Node) -> bool:
 def _return_too(graph: torch.fx.Graph, node: Node) -> None:
     """Makes an inner value one of the results."""
     output = graph.find_nodes(op="output")[0]
-    returned = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
-    output.args = ((*returned, node),)
+    output.args = ((*_returned(output), node),)
 
 
-def _write_after(graph: torch.fx.Graph, node: Node) -> bool:
-    """Writes to a copy of an operand of the pattern after an inner node, if the operand is read before it."""
+def _write_after(graph: torch.fx.Graph, node: Node) -> Mapping[str, str]:
+    """Writes to a copy of an operand of the pattern after an inner node, if the operand is read before it.
+
+    Returns:
+        The reason code of each level; empty where nothing is written.
+    """
     operand = next((each for each in node.all_input_nodes if each.op == "placeholder"), None)
     if operand is None:
-        return False
+        return {}
     with graph.inserting_before(min(user for user in operand.users)):
         copied = graph.call_method("clone", (operand,))
     operand.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
+    readers = list(copied.users)
     with graph.inserting_after(node):
-        graph.call_method("add_", (copied, 0.5))
-    return True
+        written = graph.call_method("add_", (copied, 0.5))
+    codes = dict.fromkeys(WRITES_SURVIVE, "mutation")
+    if any(written < each for each in readers):
+        # Who traces operators gives the tensor another name after the write.
+        codes.update(dict.fromkeys(("pre_dispatch", "export"), "other-operand"))
+    return codes
 
 
 def _random_inputs(example: dict[str, Any], seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -135,7 +179,9 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class _ConvBn(nn.Module):
     """A convolution and a batch norm, bent in one way or not at all."""
 
-    def __init__(self, producer: nn.Module, norm: nn.Module, kind: str) -> None:
+    factor: torch.Tensor
+
+    def __init__(self, producer: nn.Module, norm: Any, kind: str) -> None:
         super().__init__()
         self.producer, self.norm, self.kind = producer, norm, kind
 
@@ -145,47 +191,127 @@ class _ConvBn(nn.Module):
         produced = self.producer(x)
         if self.kind == "written":
             x.add_(0.5)
+        elif self.kind == "spatial-broadcast":
+            produced = produced * self.factor
+        elif self.kind == "cast":
+            produced = produced.to(torch.float64)
+        elif self.kind == "written-result":
+            produced.mul_(2.0)
         result = torch.tanh(self.norm(produced))
         return (result, produced.sin()) if self.kind == "extra-user" else result
+
+
+class _Overwritten(_ConvBn):
+    """What the convolution reads and what the norm reads are both written to after the convolution.
+
+    So there is no place at which all operands have the values that eager reads.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, norm = torch.tanh(x), self.norm
+        mean = norm.running_mean + torch.zeros_like(x.detach()).sum()
+        produced = self.producer(x)
+        x.add_(0.5)
+        mean.add_(0.25)
+        given = (mean, norm.running_var, norm.weight, norm.bias)
+        return torch.tanh(nn.functional.batch_norm(produced, *given, eps=norm.eps))
+
+
+class _Free(nn.Module):
+    """A grouped transposed convolution whose weight is an input, so that its channels may be symbols."""
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        mean: torch.Tensor,
+        var: torch.Tensor,
+        gamma: torch.Tensor,
+        beta: torch.Tensor,
+    ) -> torch.Tensor:
+        produced = nn.functional.conv_transpose2d(torch.tanh(x), weight, groups=2)
+        return torch.tanh(nn.functional.batch_norm(produced, mean, var, gamma, beta))
 
 
 @st.composite
 def conv_bn(draw: st.DrawFn) -> Specimen:
     """Convolutions and linear layers of every kind before a batch norm, and near misses."""
-    kind = draw(st.sampled_from(("plain", "plain", "plain", *_CONV_BN_CODES)))
-    dimensions = draw(st.integers(0, 3))
-    seed = draw(st.integers(0, 2**16))
+    kind = draw(st.sampled_from(("plain", "plain", "plain", "symbolic", "bfloat16", *_NEAR_MISSES)))
+    dimensions, seed = draw(st.integers(0, 3)), draw(st.integers(0, 2**16))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
+        if kind == "symbolic-channels":
+            return _free_conv_bn(draw)
         if dimensions == 0 or kind == "other-axis":
             producer, norm, shape = _linear_bn(draw, kind == "other-axis")
         else:
             producer, norm, shape = _convolution_bn(draw, dimensions)
         if kind == "no-statistics":
             norm = type(norm)(norm.num_features, track_running_stats=False)
-        model = _randomised(_ConvBn(producer, norm, kind))
+        bent = _Overwritten if kind == "overwritten" else _ConvBn
+        model = _randomised(bent(producer, norm, kind))
         norm.train(kind == "training-mode")
-        dtype = torch.bfloat16 if kind == "bfloat16" else torch.float64
-        inputs = (torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_(),)
-    code = _CONV_BN_CODES.get(kind)
-    # After a write, the rewrite may stand where the convolution stands.
-    count = None if kind == "written" else int(code is None)
-    # Core ATen has other operators for batch statistics and for a linear layer on three axes.
-    levels = LEVELS[:-1] if kind in ("training-mode", "no-statistics", "other-axis") else LEVELS
+        dtype = _bent_dtype(model, kind)
+        x = torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_()
+        if kind == "spatial-broadcast":
+            # Along the last axis, or along the batch: also where that has as many entries as channels.
+            last = producer(torch.zeros(shape, dtype=dtype)).shape
+            factor = torch.randn((last[0], 1) if len(last) == 2 else last[-1:], dtype=dtype)
+            model.register_buffer("factor", factor)
+    code = _NEAR_MISSES.get(kind)
+    count = None if kind in _PERHAPS_REWRITTEN else int(code is None)
+    levels = WRITES_SURVIVE if kind == "overwritten" else LEVELS
     # Autograd refuses to differentiate through what was written over, running statistics included.
-    grads = kind not in ("written", "training-mode")
-    return Specimen(kind, model.to(dtype), inputs, count, code, levels, grads)
+    grads = kind not in ("written", "overwritten", "training-mode")
+    return Specimen(kind, model, (x,), count, code, levels, grads, dynamic=kind == "symbolic")
 
 
-_CONV_BN_CODES = {
+_CORE_ATEN_HAS_OTHERS = {each: "training-mode" for each in LEVELS if each != "aten"}
+"""Of batch statistics; no site is looked at there."""
+
+_NEAR_MISSES: dict[str, str | Mapping[str, str] | None] = {
     "extra-user": "multiple-users",
     "written": None,
-    "training-mode": "training-mode",
-    "no-statistics": "training-mode",
-    "other-axis": "channel-axis",
-    "bfloat16": None,
+    "written-result": {
+        **dict.fromkeys(("torch", "symbolic_trace"), "multiple-users"),
+        **dict.fromkeys(("pre_dispatch", "export", "aten"), "no-producer"),
+    },
+    "overwritten": "mutation",
+    "training-mode": _CORE_ATEN_HAS_OTHERS,
+    "no-statistics": _CORE_ATEN_HAS_OTHERS,
+    "other-axis": {**dict.fromkeys(LEVELS, "channel-axis"), "aten": "no-producer"},
+    "spatial-broadcast": "no-producer",
+    "cast": "no-producer",
+    "symbolic-channels": "symbolic-channels",
 }
-"""The bent kinds, and the codes with which they must be declined; None where none is."""
+"""The bent kinds, and the codes with which they must be declined, at each level if levels differ."""
+
+_PERHAPS_REWRITTEN = ("written",)
+"""Kinds that a rewrite in the convolution's place gets right; only their values are compared."""
+
+
+def _bent_dtype(model: nn.Module, kind: str) -> torch.dtype:
+    """Gives the model another dtype, or its convolution alone; the dtype of its input."""
+    if kind == "bfloat16":
+        model.to(torch.bfloat16)
+        return torch.bfloat16
+    if kind == "cast":
+        model.get_submodule("producer").to(torch.float32)
+        return torch.float32
+    return torch.float64
+
+
+def _free_conv_bn(draw: st.DrawFn) -> Specimen:
+    inputs, outputs = 2 * draw(st.integers(2, 4)), 2 * draw(st.integers(5, 7))
+    shapes = ((3, inputs, 5, 7), (inputs, outputs // 2, 3, 3), (outputs,), (outputs,), (outputs,), (outputs,))
+    made = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    made[3] = made[3].abs() + 0.5
+    for each in (*made[:2], *made[4:]):
+        each.requires_grad_()
+    kind = "symbolic-channels"
+    # What `torch.fx.symbolic_trace` records has no sizes, so they are those of the inputs.
+    levels = tuple(each for each in LEVELS if each != "symbolic_trace")
+    return Specimen(kind, _Free(), tuple(made), 0, kind, levels, dynamic=True)
 
 
 def _linear_bn(draw: st.DrawFn, other_axis: bool) -> tuple[nn.Module, Any, Sequence[int]]:

@@ -217,6 +217,21 @@ def test_what_is_almost_the_pattern_is_declined_with_the_reason(code, made, othe
     declined_everywhere(found, made, other, *shapes)
 
 
+def test_operands_of_several_dtypes_are_declined_unless_an_example_has_them():
+    """A sum promotes a float32 bias, and addmm refuses it."""
+
+    def other(x, w, b):
+        return x @ w + b.to(torch.float32)
+
+    declined_everywhere("mixed-dtypes", AFFINE, other, (8, 8), (8,))
+    program = torch.fx.symbolic_trace(lambda x, w, b: x @ w + b)
+    inputs = (torch.randn(3, 8), torch.randn(8, 8), torch.randn(8).double())
+    trusting = rule(lambda x, w, b: x @ w + b, lambda x, w, b: torch.addmm(b, x.to(b), w.to(b)), *inputs)
+    with registered(trusting):
+        report = fxpasses.optimize(program, inputs, {"passes": trusting.name}).report
+    assert report.applied == {trusting.name: 1}
+
+
 def test_a_result_that_is_read_elsewhere_is_declined():
     declined_everywhere("multiple-users", NEGATION, lambda x: (y := x.neg()).neg().exp() + y)
 

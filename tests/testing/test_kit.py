@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from fxpasses.testing import (
     fuzz,
     matrix,
     registered,
+    strategies,
 )
+from fxpasses.testing.captures import capture
 from tests.helpers import RULE, image, pair
 from tests.rewrite.planted import SoftmaxRule, by_hand
 from tests.rewrite.test_declarative import AFFINE, NEGATION, RMS, SCALED, rms
@@ -45,7 +48,33 @@ def test_declarative_rules_are_fuzzed_by_one_line(made):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_conv_bn_is_fuzzed(level):
-    assert fuzz(RULE, examples=10, levels=[level]) >= 8
+    examples = 10 if level == "aten" else 30
+    assert fuzz(RULE, examples=examples, levels=[level]) >= examples * 4 // 5
+
+
+def test_every_near_miss_of_conv_bn_is_drawn():
+    seen = set()
+    specimens = strategies.conv_bn().map(lambda each: seen.add(each.label) or each)
+    fuzz(RULE, specimens, examples=200, levels=["symbolic_trace"])
+    assert seen == {"plain", "symbolic", "bfloat16", *strategies._NEAR_MISSES}
+
+
+def test_every_near_miss_of_a_declarative_rule_is_drawn():
+    seen = set()
+    specimens = strategies.around(RMS).map(lambda each: seen.add(each.label) or each)
+    fuzz(RMS, specimens, examples=80, levels=["symbolic_trace"])
+    assert seen == {"plain", "symbolic", "float32", "mixed-dtypes", "extra-user", "written"}
+
+
+def test_fuzzing_finds_a_rule_that_ignores_promotion():
+    class Careless(DeclarativeRule):
+        def _promotion(self, match):
+            return None
+
+    example = tuple(AFFINE.examples[0].values())
+    made = Careless("tested", AFFINE.pattern, AFFINE.replacement, example, check=AFFINE.check)
+    with pytest.raises((AssertionError, RuntimeError), match=r"mixed-dtypes|same dtype"):
+        fuzz(made, examples=80, levels=["symbolic_trace"])
 
 
 @pytest.mark.full
@@ -94,6 +123,24 @@ def test_a_specimen_s_expectations_are_held():
 def test_symbolic_sizes_are_rewritten_too():
     model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     check_specimen(RULE, Specimen("pair", model, (image(),), count=1), "torch", dynamic=True)
+
+
+@pytest.mark.parametrize("level", ["pre_dispatch", "export", "aten"])
+def test_sizes_are_symbols_where_they_shall_be(level):
+    model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    for dynamic in (False, True):
+        graph = capture(level, model, (image(),), dynamic=dynamic).graph
+        sizes = [size for node in graph.find_nodes(op="placeholder") for size in node.meta["val"].shape]
+        assert any(isinstance(size, torch.SymInt) for size in sizes) == dynamic
+
+
+def test_a_specimen_may_expect_another_code_at_each_level():
+    model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    specimen = Specimen("pair", model, (image(),), 0, {"export": "training-mode"}, grads=False)
+    check_specimen(RULE, specimen, "export")
+    check_specimen(RULE, specimen, "aten")
+    with pytest.raises(AssertionError, match="no site declined with 'mutation'"):
+        check_specimen(RULE, replace(specimen, code={"export": "mutation"}), "export")
 
 
 def test_assert_declines_wants_the_code():

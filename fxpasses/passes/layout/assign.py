@@ -198,6 +198,7 @@ def _edge(
         wanted_by=tuple(map(_reader_name, wanting)),
         kept_by=tuple(map(_reader_name, keeping)),
         location=location_of(held.node),
+        node=held.node.name,
     )
 
 

@@ -17,6 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from fxpasses.passes.layout.assign import Goal, device_of
 from fxpasses.passes.layout.names import canonical
 from fxpasses.passes.layout.passes import NAME, plan_and_carry_out
 from fxpasses.passes.layout.plan import LayoutPlan
+from fxpasses.picture import GraphPicture
+from fxpasses.portrait import take_pictures
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite.graph_pass import Outcome
 from fxpasses.torch_internals import (
@@ -63,6 +66,7 @@ class JointLayout:
     graph_key: str
     _patches: Mapping[str, Any] = field(default_factory=dict)
     _outcomes: list[Outcome] = field(default_factory=list)
+    _graphs: list[GraphPicture] = field(default_factory=list)
 
     def patches(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Inductor's settings with this pass among them."""
@@ -76,17 +80,29 @@ class JointLayout:
         if self._outcomes:
             remarks = tuple(each for outcome in self._outcomes for each in outcome.remarks)
             plan = next((each.layout for each in self._outcomes if each.layout is not None), None)
-            self._keep(remarks, plan)
+            graphs = tuple(self._graphs)
+            self._keep(remarks, plan, graphs)
         else:
-            remarks, plan = self._kept()
-        return replace(report, remarks=(*report.remarks, *remarks), layout=plan or report.layout)
+            remarks, plan, graphs = self._kept()
+        return replace(
+            report,
+            remarks=(*report.remarks, *remarks),
+            layout=plan or report.layout,
+            graphs=(*report.graphs, *graphs),
+        )
 
     def _run(self, graph: Graph) -> None:
         assert graph.owning_module is not None
         context = GraphContext(graph.owning_module, Modes(grad=False), executor="fused")
-        self._outcomes.append(
-            plan_and_carry_out(context, self.goal, self.profile, _names_in(graph, self.inputs))
-        )
+        before = take_pictures([context], "joint-before")
+        outcome = plan_and_carry_out(context, self.goal, self.profile, _names_in(graph, self.inputs))
+        self._outcomes.append(outcome)
+        self._graphs += before
+        for each in take_pictures([context], "joint-after", inf) if before and outcome.changed else ():
+            written = dict.fromkeys(each.names - before[0].names, "written")
+            plan = outcome.layout
+            marked = each.marked(written)
+            self._graphs.append(marked.with_copies_of(plan, before[0]) if plan else marked)
 
     @functools.cached_property
     def _key(self) -> str:
@@ -101,23 +117,30 @@ class JointLayout:
         name = _digest(self._key, self.graph_key, str(sorted(self._patches)))
         return Path(inductor_cache_folder()) / "fxpasses" / f"{name}.json"
 
-    def _keep(self, remarks: Sequence[Remark], plan: LayoutPlan | None) -> None:
+    def _keep(
+        self, remarks: Sequence[Remark], plan: LayoutPlan | None, graphs: Sequence[GraphPicture]
+    ) -> None:
         if not inductor_caches_are_on(self._patches):
             return
-        data = {"remarks": [asdict(each) for each in remarks], "plan": plan.to_dict() if plan else None}
+        data = {
+            "remarks": [asdict(each) for each in remarks],
+            "plan": plan.to_dict() if plan else None,
+            "graphs": [each.to_dict() for each in graphs],
+        }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(data), encoding="utf-8")
         partial.replace(self._path)
 
-    def _kept(self) -> tuple[tuple[Remark, ...], LayoutPlan | None]:
+    def _kept(self) -> tuple[tuple[Remark, ...], LayoutPlan | None, tuple[GraphPicture, ...]]:
         try:
             data = json.loads(self._path.read_text(encoding="utf-8"))
             remarks = tuple(Remark(**each) for each in data["remarks"])
-            return remarks, LayoutPlan.from_dict(data["plan"]) if data["plan"] else None
-        except (OSError, ValueError, KeyError, TypeError):
+            graphs = tuple(GraphPicture.from_dict(each) for each in data["graphs"])
+            return remarks, LayoutPlan.from_dict(data["plan"]) if data["plan"] else None, graphs
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
             message = "the graph came from inductor's cache, and the record of its layout plan is gone"
-            return (Remark(NAME, "declined", "no-record", message, node="", stage="check"),), None
+            return (Remark(NAME, "declined", "no-record", message, node="", stage="check"),), None, ()
 
 
 def joint_layout(graph_module: GraphModule, inputs: Sequence[Any], options: Options) -> JointLayout | None:
@@ -157,7 +180,11 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
     profile = device_profile.find(device_profile.device_name(device_of(context)))
     names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
     outcome = plan_and_carry_out(context, options.layout, profile, names, dry_run=True)
-    return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=outcome.layout)
+    plan = outcome.layout
+    wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
+    drawn = take_pictures([context], "planned", inf) if wanted else ()
+    graphs = (*report.graphs, *(each.planned(plan) for each in drawn if plan is not None))
+    return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=plan, graphs=graphs)
 
 
 def _names_in(graph: Graph, inputs: Sequence[tuple[str, str]]) -> dict[str, str]:

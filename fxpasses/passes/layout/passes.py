@@ -71,7 +71,8 @@ def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:
     try:
         carried = materialise(context, assignment)
     except NotMaterialisedError as error:
-        return Outcome((remark("failed", "rewrite-error", str(error), context),), layout=plan)
+        failed = remark("failed", "rewrite-error", str(error), context)
+        return Outcome((failed,), layout=replace(plan, decision="failed"))
     plan = replace(plan, copies=carried.copies, repairs=carried.repairs)
     return Outcome((applied(plan, context.path),), changed=True, layout=plan)
 

@@ -10,6 +10,7 @@ from fxpasses.passes.layout.labels import Label
 
 DECISIONS = {
     "applied": "carried out",
+    "failed": "not carried out: the graph could not be changed so, and is as it was",
     "no-gain": "nothing to do: no tensor gains by another layout",
     "no-profile": (
         "not carried out: this device has not been measured, and a roofline does not justify a change; "
@@ -32,6 +33,7 @@ class CutEdge:
         wanted_by: the nodes that read the copy, with their operators.
         kept_by: the nodes that read it as it is made.
         location: the user's source line, where known.
+        node: the tensor's name in the graph; `tensor` is the user's, where that is another.
     """
 
     tensor: str
@@ -42,6 +44,12 @@ class CutEdge:
     wanted_by: tuple[str, ...]
     kept_by: tuple[str, ...]
     location: str = ""
+    node: str = ""
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The names of the nodes that read the copy."""
+        return tuple(each.partition(" ")[0] for each in self.wanted_by)
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.size))

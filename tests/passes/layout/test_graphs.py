@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 
@@ -324,3 +325,16 @@ def test_a_plan_survives_the_report_as_json():
 
     plan = json.loads(report.to_json())["layout"]
     assert fxpasses.LayoutPlan.from_dict(plan) == report.layout
+
+
+def test_blocks_that_repeat_and_write_in_place_are_planned():
+    """A result's metadata may be made from that of an equal call, and be written to all the same."""
+    block = (nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    blocks = [copy.deepcopy(each) for _ in range(4) for each in block]
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), *blocks).eval()
+    report = fxpasses.explain(
+        model, torch.randn(2, 4, 8, 8), options={"layout": "channels_last", "inner": "eager"}
+    )
+    assert report.layout is not None
+    assert report.layout.decision == "applied"
+    assert [each for each in report.remarks if each.status == "failed"] == []
