@@ -20,6 +20,7 @@ Measured (torch 2.13, CPU): resnet50, everything trainable, 4.79 -> 2.28 GiB sav
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,9 @@ class ConvBnCost:
         weight_bytes: size of the weight, in bytes.
         fused: whether a compiler will fuse the batch norm with its neighbours.
         weights_cached: whether folded weights are kept between calls.
+        kernels: how many operators over the result are folded.
+        keeps_input: whether eager keeps the result for the backward pass whoever trains, as a batch norm's
+            operator does and a multiplication does not.
     """
 
     recording: bool
@@ -57,19 +61,36 @@ class ConvBnCost:
     weight_bytes: int
     fused: bool
     weights_cached: bool
+    kernels: int = 1
+    keeps_input: bool = True
 
     @staticmethod
     def of(context: GraphContext, producer: Producer, norm: BatchNorm) -> ConvBnCost:
         """Reads the cost of a site off its metadata."""
+        return ConvBnCost.of_fold(context, producer, norm.nodes[0], (norm.gamma,))
+
+    @staticmethod
+    def of_fold(
+        context: GraphContext,
+        producer: Producer,
+        last: Node,
+        factors: Sequence[Operand | None],
+        *,
+        kernels: int = 1,
+        keeps_input: bool = True,
+    ) -> ConvBnCost:
+        """The cost of folding operators that multiply by `factors`, the last of which is `last`."""
         return ConvBnCost(
-            recording=context.modes(norm.nodes[0]).grad,
+            recording=context.modes(last).grad,
             weight_trains=context.requires_grad(producer.weight),
-            gamma_trains=context.requires_grad(norm.gamma),
+            gamma_trains=any(map(context.requires_grad, factors)),
             input_trains=context.requires_grad(producer.input),
-            result_bytes=_bytes(producer.nodes[-1]),
-            weight_bytes=_bytes(producer.weight),
+            result_bytes=bytes_of(producer.nodes[-1]),
+            weight_bytes=bytes_of(producer.weight),
             fused=context.executor == "fused",
             weights_cached=context.weights_cached,
+            kernels=kernels,
+            keeps_input=keeps_input,
         )
 
 
@@ -80,7 +101,8 @@ def conv_bn_profit(cost: ConvBnCost, site: Node) -> Decline | None:
 
 
 def _training_profit(cost: ConvBnCost, site: Node) -> Decline | None:
-    if cost.weight_trains and (cost.gamma_trains or not cost.fused):
+    keeps = cost.gamma_trains or (cost.keeps_input and not cost.fused)
+    if cost.weight_trains and keeps:
         return None
     if cost.gamma_trains:
         message = (
@@ -88,18 +110,23 @@ def _training_profit(cost: ConvBnCost, site: Node) -> Decline | None:
             "of a weight of {} bytes, as many FLOPs as the forward pass"
         )
         return Decline("adds-weight-gradient", message, site, (cost.result_bytes, cost.weight_bytes))
+    passes = 2 if cost.weight_trains else 1
+    moved = 2 * passes * cost.weight_bytes
+    # A kernel of its own reads and writes the result, and its backward pass the gradient.
+    if not cost.fused and 4 * cost.kernels * cost.result_bytes >= moved + _LAUNCH_BYTES:
+        return None
     message = (
-        "gamma takes no gradient, so the convolution's result ({} bytes) is not kept for the backward pass "
-        "anyway, and folding would move {} bytes of weights at every step"
+        "nothing that scales it takes a gradient, so the convolution's result ({} bytes) is not kept for the "
+        "backward pass anyway, and folding would move {} bytes of weights at every step"
     )
-    return Decline("nothing-saved", message, site, (cost.result_bytes, 2 * cost.weight_bytes))
+    return Decline("nothing-saved", message, site, (cost.result_bytes, moved))
 
 
 def _inference_profit(cost: ConvBnCost, site: Node) -> Decline | None:
     if cost.weights_cached:
         return None
     moved = 2 * cost.weight_bytes + _LAUNCH_BYTES
-    saved = 0 if cost.fused else 2 * cost.result_bytes
+    saved = 0 if cost.fused else 2 * cost.kernels * cost.result_bytes
     if saved >= moved:
         return None
     message = (
@@ -110,7 +137,8 @@ def _inference_profit(cost: ConvBnCost, site: Node) -> Decline | None:
     return Decline("live-weights", message, site, (saved, reason, moved))
 
 
-def _bytes(operand: Operand) -> int:
+def bytes_of(operand: Operand) -> int:
+    """The size of a tensor, in bytes, with symbolic sizes as they were traced."""
     found = tensor_of(operand)
     if not isinstance(found, torch.Tensor):
         return 0
