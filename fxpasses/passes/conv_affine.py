@@ -48,7 +48,7 @@ from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import difference
 from fxpasses.graph.moves import Move, read_move
 from fxpasses.graph.operands import ModuleTensor, Operand, tensor_of
-from fxpasses.graph.views import BatchNorm, Producer, is_batch_norm, read_batch_norm, read_producer
+from fxpasses.graph.views import BatchNorm, Producer, is_batch_norm, read_producer
 from fxpasses.passes.emit import fused_producer, repeated_move
 from fxpasses.passes.folding import (
     Terms,
@@ -58,6 +58,7 @@ from fxpasses.passes.folding import (
     folded_operands,
     known_groups,
     known_values,
+    norm_at,
     output_channels,
     place_of_fold,
 )
@@ -239,22 +240,11 @@ def _steps_at(node: Node) -> list[Step]:
     if is_affine(node):
         steps = affine_steps(node)
         return [] if isinstance(steps, Decline) else [each for each in steps if _keeps_shape(each)]
-    norm = _norm_at(node)
+    norm = norm_at(node)
     if norm is not None:
         return [norm]
     move = read_move(node)
     return [] if move is None else [move]
-
-
-def _norm_at(node: Node) -> BatchNorm | None:
-    """A batch norm with running statistics whose result is `node`, or whose operator is."""
-    first = node.args[0] if getattr(node.target, "__name__", "") == "getitem" and node.args else node
-    if not isinstance(first, Node) or not is_batch_norm(first):
-        return None
-    norm = read_batch_norm(first)
-    if isinstance(norm, Decline) or norm.training or norm.running_mean is None or norm.running_var is None:
-        return None
-    return norm
 
 
 def _keeps_shape(step: Affine) -> bool:

@@ -17,11 +17,25 @@ from torch.fx import Node
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import difference
 from fxpasses.graph.operands import Operand, tensor_of
-from fxpasses.graph.views import BatchNorm, Convolution, Linear, Producer
+from fxpasses.graph.views import BatchNorm, Convolution, Linear, Producer, is_batch_norm, read_batch_norm
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.hazards import MODE_CODES
 from fxpasses.torch_internals import is_batched
+
+# Reading ---------------------------------------------------------------------------------------------------
+
+
+def norm_at(node: Node) -> BatchNorm | None:
+    """A batch norm with running statistics whose result is `node`, or whose operator is."""
+    first = node.args[0] if getattr(node.target, "__name__", "") == "getitem" and node.args else node
+    if not isinstance(first, Node) or not is_batch_norm(first):
+        return None
+    norm = read_batch_norm(first)
+    if isinstance(norm, Decline) or norm.training or norm.running_mean is None or norm.running_var is None:
+        return None
+    return norm
+
 
 # Legality --------------------------------------------------------------------------------------------------
 
@@ -261,6 +275,14 @@ def _per_channel(shift: Node | float, producer: Producer, terms: Terms) -> Node:
     if isinstance(found.shape[0], int) and found.shape[0] == 1 and isinstance(channels, int):
         return build.expand(shift, [channels])
     return shift
+
+
+def weight_axes(producer: Producer) -> list[int]:
+    """The axes of a direct producer's weight: that of the output channels, then the others."""
+    weight = tensor_of(producer.weight)
+    assert weight is not None
+    first = producer.weight_axis if isinstance(producer, Linear) else 0
+    return [first, *(axis for axis in range(weight.ndim) if axis != first)]
 
 
 def output_channels(producer: Producer) -> int | torch.SymInt | None:

@@ -137,6 +137,65 @@ def _inference_profit(cost: ConvBnCost, site: Node) -> Decline | None:
     return Decline("live-weights", message, site, (saved, reason, moved))
 
 
+def input_norm_profit(cost: ConvBnCost, norm_bytes: int, site: Node) -> Decline | None:
+    """Whether folding a batch norm into the layer after it pays.
+
+    Args:
+        cost: of the layer; `gamma_trains` is about the norm before it.
+        norm_bytes: what the norm writes.
+        site: the layer.
+    """
+    trains = cost.recording and (cost.weight_trains or cost.gamma_trains or cost.input_trains)
+    if trains and cost.gamma_trains and not cost.weight_trains:
+        message = "only the batch norm trains: folding adds the gradient of a weight of {} bytes"
+        return Decline("adds-weight-gradient", message, site, (cost.weight_bytes,))
+    if cost.weights_cached and not trains:
+        return None
+    moved = 2 * cost.weight_bytes * (2 if trains else 1) + _LAUNCH_BYTES
+    saved = 0 if cost.fused else 2 * norm_bytes * (2 if trains else 1)
+    if saved >= moved:
+        return None
+    code = "nothing-saved" if trains else "live-weights"
+    message = "folding saves {} bytes of traffic and costs {}, at every call"
+    return Decline(code, message, site, (saved, moved))
+
+
+def merge_profit(
+    context: GraphContext,
+    site: Node,
+    *,
+    host_trains: bool,
+    others_train: bool,
+    result_bytes: int,
+    weight_bytes: int,
+) -> Decline | None:
+    """Whether one convolution instead of two branches saves more traffic than summing their weights costs.
+
+    Args:
+        context: the graph.
+        site: the node that joins the branches.
+        host_trains: whether the weight of the convolution that stays requires grad.
+        others_train: whether a parameter of the other branch does.
+        result_bytes: what the other branch writes and the sum reads.
+        weight_bytes: the size of the weights that are summed.
+    """
+    recording = context.modes(site).grad
+    if recording and others_train and not host_trains:
+        message = (
+            "only the smaller branch trains: merging saves {} bytes of traffic and adds the gradient of the "
+            "larger one's weight, of {} bytes"
+        )
+        return Decline("adds-weight-gradient", message, site, (result_bytes, weight_bytes))
+    if context.weights_cached:
+        return None
+    passes = 2 if recording and host_trains else 1
+    moved = 2 * passes * weight_bytes + (0 if context.executor == "fused" else _LAUNCH_BYTES)
+    if passes * result_bytes >= moved:
+        return None
+    message = "merging saves {} bytes of traffic and moves {} bytes of weights at every step"
+    return Decline("small-result", message, site, (passes * result_bytes, moved))
+
+
 def bytes_of(operand: Operand) -> int:
     """The size of a tensor, in bytes, with symbolic sizes as they were traced."""
     found = tensor_of(operand)

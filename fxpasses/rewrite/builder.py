@@ -137,6 +137,14 @@ class Builder:
         kwargs = {"dtype": dtype, "device": device}
         return self.call(aten.full.default if self._functional else torch.full, (list(shape), value), kwargs)
 
+    def eye(self, size: int, dtype: torch.dtype, *, like: Node) -> Node:
+        """The unit matrix, on the device of `like`."""
+        found = tensor_of(like)
+        device = None if found is None else found.device
+        return self.call(
+            aten.eye.default if self._functional else torch.eye, (size,), {"dtype": dtype, "device": device}
+        )
+
     def sum(self, given: Node, axes: Sequence[int]) -> Node:
         """`given` summed over axes."""
         if not self._functional:

@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES, SAMPLED, fresh, image, outputs_and_gradients, randomised, require_equal
+from helpers import SAMPLED, check_rule, image, randomised
 from torch import nn
 
 import fxpasses
-from fxpasses.report import Report
 
 RULE = "conv_affine"
 
 
-def check(
-    capture: str,
-    model: nn.Module,
-    inputs: tuple[Any, ...],
-    outcome: int | str,
-    *,
-    rule: str = RULE,
-    grads: bool = True,
-    **options: Any,
-) -> Report:
-    """Captures, rewrites with `profit="always"`, and compares outputs and gradients with eager.
-
-    The outcome is a number of applications, or the code of a declined site where there is none.
-    """
-    chosen = {"profit": "always", **options}
-    ours = copy.deepcopy(model)
-    with torch.set_grad_enabled(grads):
-        if capture == "compile":
-            torch.compiler.reset()
-            fxpasses.reset()
-            call = torch.compile(ours, backend="fxpasses", options={"inner": "eager", **chosen})
-            call(*fresh(inputs))
-            report = Report.merge(fxpasses.reports())
-        else:
-            program = CAPTURES[capture](ours, tuple(fresh(inputs)))
-            result = fxpasses.optimize(program, tuple(inputs), chosen)
-            call = result.exported_program.module() if result.exported_program else result.graph_module
-            report = result.report
-            result.graph_module.graph.lint()
-        found = outputs_and_gradients(call, list(ours.parameters()), inputs, grads)
-        expected = outputs_and_gradients(model, list(model.parameters()), inputs, grads)
-    remarks = "\n".join(map(str, report.remarks)) or "(no site)"
-    assert not [each for each in report.remarks if each.status == "failed"], remarks
-    if isinstance(outcome, int):
-        assert report.applied.get(rule, 0) == outcome, remarks
-    else:
-        assert not report.applied.get(rule, 0), remarks
-        assert outcome in {each.code for each in report.declined if each.rule == rule}, remarks
-    require_equal(found, expected)
-    return report
+def check(capture: str, model: nn.Module, inputs: tuple[Any, ...], outcome: int | str, **how: Any) -> Any:
+    """`check_rule` for this rule, unless another one is named."""
+    return check_rule(capture, model, inputs, outcome, **{"rule": RULE, **how})
 
 
 class Spelled(nn.Module):
