@@ -14,6 +14,10 @@ gamma frozen        fused: nothing is saved          decline; eager keeps A byte
 only gamma trains   adds the gradient of a weight    decline: as many FLOPs as the forward pass
 =================== ================================ =============================================
 
+A multiplication by a frozen scale (FrozenBatchNorm) keeps nothing in eager either, unlike the batch norm's
+operator; there only the traffic of its kernels counts, 2·A each and 2·A for the gradient. Merging parallel
+convolutions saves what the smaller one writes and the sum reads, whoever runs the graph.
+
 Measured (torch 2.13, CPU): resnet50, everything trainable, 4.79 -> 2.28 GiB saved; gamma frozen 2.19 ->
 2.28 GiB; inference with live weights 0.87x of stock inductor.
 """
