@@ -65,6 +65,8 @@ CASES: dict[str, tuple[Callable[[Any, torch.Tensor], Any], int | str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_batch_norm_before_a_layer(capture: str, case: str) -> None:
     spell, outcome = CASES[case]
+    if capture == "aten" and case == "another axis":
+        outcome = 0  # decomposed, the linear layer reads a view of the norm's result
     check_rule(capture, spelled(spell), (image(*X),), outcome, rule=RULE)
 
 

@@ -83,7 +83,9 @@ FOLDED: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     "transposed by groups": lambda m, x: m.grouped(m.conv(x)) * m.column + m.column,
     "transposed by groups, one number": lambda m, x: m.grouped(m.conv(x)) * m.one + m.one,
     "unbatched": lambda m, x: m.conv(x[0]) * m.column,
-    "linear": lambda m, x: F.linear(x.mean(1)[..., :3], m.linear.weight, m.linear.bias) * m.m + m.t,
+    "linear": lambda m, x: (
+        F.linear(x.mean(1)[..., :3].contiguous(), m.linear.weight, m.linear.bias) * m.m + m.t
+    ),
     "product": lambda m, x: (x.mean((1, 2))[:, :3] @ m.linear.weight.t()) * m.m,
     "after a batch norm": lambda m, x: m.bn(m.conv(x)) * c(m.m) + c(m.t),
     "before a batch norm": lambda m, x: m.bn(m.conv(x) * c(m.m) + c(m.t)),
@@ -91,7 +93,8 @@ FOLDED: dict[str, Callable[[Any, torch.Tensor], Any]] = {
 
 
 DECOMPOSED = {"unbatched", "linear"}
-"""Below dispatch these have a view between the product and the chain."""
+"""Below dispatch these have a view between the product and the chain. (A linear layer on a strided input of
+three dimensions becomes a `bmm` there, which has no weight of its own to fold into.)"""
 
 
 @pytest.mark.parametrize("capture", SAMPLED)
@@ -245,10 +248,14 @@ def test_it_is_switched_off_by_name() -> None:
 # affine_across_views
 
 ACROSS: dict[str, tuple[Callable[[Any, torch.Tensor], Any], int]] = {
-    "linear - transpose - batch norm": (lambda m, x: m.bn1d(m.linear(x.mean(1)[..., :3]).transpose(1, 2)), 1),
+    "linear - transpose - batch norm": (
+        lambda m, x: m.bn1d(m.linear(x.mean(1)[..., :3].contiguous()).transpose(1, 2)),
+        1,
+    ),
     "linear - permute - scale - permute": (
         lambda m, x: (
-            (m.linear(x.mean(1)[..., :3]).permute(0, 2, 1) * m.column[..., 0]).permute(0, 2, 1) + m.t
+            (m.linear(x.mean(1)[..., :3].contiguous()).permute(0, 2, 1) * m.column[..., 0]).permute(0, 2, 1)
+            + m.t
         ),
         2,
     ),
@@ -291,6 +298,8 @@ def test_an_affine_step_is_moved_across_what_carries_channels_along(capture: str
         assert sum(report.applied.values()) == 1, report
         return
     rule = "affine_across_views"
+    if capture == "aten" and "training mode" in case:
+        count = 1  # decomposed, dropout with a probability of zero is a copy
     model = spelled(spell)
     if count == 0:
         report = check(capture, model, (image(),), 0, rule=rule, grads=True)
