@@ -239,3 +239,48 @@ def require_equal(found: list[torch.Tensor | None], expected: list[torch.Tensor 
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
     exact = [b.double() for _, b in pairs]
     assert_close_to_eager("result", [a for a, _ in pairs], [b for _, b in pairs], exact)
+
+
+# Rules in general ----------------------------------------------------------------------------------
+
+
+def check_rule(
+    capture: str,
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    outcome: int | str,
+    *,
+    rule: str,
+    grads: bool = True,
+    **options: Any,
+) -> Report:
+    """Captures, rewrites with `profit="always"`, and compares outputs and gradients with eager.
+
+    The outcome is a number of applications of the rule, or the code of a declined site where there is none.
+    """
+    chosen = {"profit": "always", **options}
+    ours = copy.deepcopy(model)
+    with torch.set_grad_enabled(grads):
+        if capture == "compile":
+            torch.compiler.reset()
+            fxpasses.reset()
+            call = torch.compile(ours, backend="fxpasses", options={"inner": "eager", **chosen})
+            call(*fresh(inputs))
+            report = Report.merge(fxpasses.reports())
+        else:
+            program = CAPTURES[capture](ours, tuple(fresh(inputs)))
+            result = fxpasses.optimize(program, tuple(inputs), chosen)
+            call = result.exported_program.module() if result.exported_program else result.graph_module
+            report = result.report
+            result.graph_module.graph.lint()
+        found = outputs_and_gradients(call, list(ours.parameters()), inputs, grads)
+        expected = outputs_and_gradients(model, list(model.parameters()), inputs, grads)
+    remarks = "\n".join(map(str, report.remarks)) or "(no site)"
+    assert not [each for each in report.remarks if each.status == "failed"], remarks
+    if isinstance(outcome, int):
+        assert report.applied.get(rule, 0) == outcome, remarks
+    else:
+        assert not report.applied.get(rule, 0), remarks
+        assert outcome in {each.code for each in report.declined if each.rule == rule}, remarks
+    require_equal(found, expected)
+    return report

@@ -222,6 +222,11 @@ _PRODUCTS: frozenset[Any] = frozenset(
 _ADDITIONS: frozenset[Any] = frozenset({torch.add, operator.add, aten.add.Tensor, "add", "__add__"})
 
 
+def is_linear(node: Node) -> bool:
+    """Whether the node's operator is a matrix product, possibly a linear one."""
+    return node.target in _LINEARS or node.target in _ADDMMS or node.target in _PRODUCTS
+
+
 def read_linear(node: Node) -> Linear | Decline | None:
     """Reads a linear operator that ends in `node`, however it is spelled."""
     if node.op not in ("call_function", "call_method"):

@@ -35,23 +35,23 @@ import torch
 from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
-from fxpasses.graph.modes import difference
-from fxpasses.graph.operands import Operand, tensor_of
-from fxpasses.graph.views import (
-    BatchNorm,
-    Convolution,
-    Linear,
-    Producer,
-    is_batch_norm,
-    read_batch_norm,
-    read_producer,
-)
+from fxpasses.graph.operands import Operand
+from fxpasses.graph.views import BatchNorm, Producer, is_batch_norm, read_batch_norm, read_producer
 from fxpasses.passes.emit import fused_producer
+from fxpasses.passes.folding import (
+    along_channels,
+    compute_dtype,
+    describe,
+    dtype_of,
+    known_groups,
+    known_values,
+    norm_scale,
+    place_of_fold,
+)
 from fxpasses.passes.profit import ConvBnCost, conv_bn_profit
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.rule import Match, Rule
-from fxpasses.torch_internals import is_batched
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class ConvBnMatch(Match):
     @functools.cached_property
     def place(self) -> Node | Decline:
         """The node before which the fused convolution may stand, or why there is none."""
-        return _place(self)
+        norm = self.norm
+        return place_of_fold(self.context, self.producer, norm.nodes[0], self.norm_operands, (norm.eps,))
 
     @property
     def producer_operands(self) -> tuple[Operand | None, ...]:
@@ -105,7 +106,7 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
                 "no-producer",
                 "{} reads {}, which is no convolution or linear operator",
                 node,
-                (node.name, _describe(source)),
+                (node.name, describe(source)),
             )
         if isinstance(producer, Decline):
             return producer
@@ -138,14 +139,14 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
         producer, norm = match.producer, match.norm
         given = build.operand(producer.input)
         weight = build.operand(producer.weight)
-        dtype = _compute_dtype(match)
-        scale = _scale(norm, build, dtype)
-        fused_weight = build.mul(build.cast(weight, dtype), _along_channels(scale, producer, build))
-        fused_weight = build.cast(fused_weight, _dtype_of(producer.weight))
-        fused_bias = build.cast(_shift(producer, norm, scale, build, dtype), _dtype_of(producer.weight))
+        dtype = compute_dtype((producer.weight, producer.bias, *match.norm_operands))
+        scale = norm_scale(norm, build, dtype)
+        fused_weight = build.mul(build.cast(weight, dtype), along_channels(scale, producer, build))
+        fused_weight = build.cast(fused_weight, dtype_of(producer.weight))
+        fused_bias = build.cast(_shift(producer, norm, scale, build, dtype), dtype_of(producer.weight))
         build.recompute_in_backward()
         result = fused_producer(producer, build, given, fused_weight, fused_bias)
-        return build.cast(result, _dtype_of(match.result))
+        return build.cast(result, dtype_of(match.result))
 
 
 # Legality --------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def _sole_user(match: ConvBnMatch) -> Decline | None:
                 "multiple-users",
                 "the result of {} is also used by {}",
                 others[0],
-                (node.name, _describe(others[0])),
+                (node.name, describe(others[0])),
             )
         reader = node
     result = match.producer.nodes[-1]
@@ -171,18 +172,8 @@ def _sole_user(match: ConvBnMatch) -> Decline | None:
 
 
 def _known_values(match: ConvBnMatch) -> Decline | None:
-    """Every tensor has metadata, of a real floating dtype, and none hides a batch dimension."""
-    for operand in (*match.producer_operands, *match.norm_operands, match.result, match.producer.nodes[-1]):
-        found = tensor_of(operand)
-        if operand is None:
-            continue
-        if found is None:
-            return Decline("no-metadata", "{} has no metadata", match.result, (_describe(operand),))
-        if not found.is_floating_point():
-            return Decline("dtype", "{} is of {}", match.result, (_describe(operand), found.dtype))
-        if is_batched(found):
-            return Decline("functorch", "vmap hides a dimension of {}", match.result, (_describe(operand),))
-    return None
+    operands = (*match.producer_operands, *match.norm_operands, match.result, match.producer.nodes[-1])
+    return known_values(operands, match.result)
 
 
 def _same_channel_axis(match: ConvBnMatch) -> Decline | None:
@@ -196,21 +187,14 @@ def _same_channel_axis(match: ConvBnMatch) -> Decline | None:
 
 
 def _known_groups(match: ConvBnMatch) -> Decline | None:
-    """Laying s out by group takes numbers; a symbolic size would have to be guarded on."""
-    producer, weight = match.producer, tensor_of(match.producer.weight)
-    if isinstance(producer, Linear) or not producer.transposed or producer.groups == 1 or weight is None:
-        return None
-    if all(isinstance(size, int) for size in weight.shape[:2]):
-        return None
-    message = "{} is transposed and grouped, and its weight has a symbolic number of channels"
-    return Decline("symbolic-channels", message, producer.nodes[-1], (producer.nodes[-1].name,))
+    return known_groups(match.producer)
 
 
 def _constant_statistics(match: ConvBnMatch) -> Decline | None:
     """A batch norm gives its statistics no gradient; the rewritten one would."""
     for operand in (match.norm.running_mean, match.norm.running_var):
         if match.context.requires_grad(operand):
-            return Decline("statistics-require-grad", "{} requires grad", match.result, (_describe(operand),))
+            return Decline("statistics-require-grad", "{} requires grad", match.result, (describe(operand),))
     return None
 
 
@@ -218,81 +202,7 @@ def _has_place(match: ConvBnMatch) -> Decline | None:
     return match.place if isinstance(match.place, Decline) else None
 
 
-def _place(match: ConvBnMatch) -> Node | Decline:
-    """Where the fused convolution may stand: at the batch norm if it can, else at the convolution."""
-    context, norm = match.context, match.norm.nodes[0]
-    first, source = match.producer.nodes[0], match.producer.nodes[-1]
-    apart = difference(context.modes(first), context.modes(norm))
-    if apart not in (None, "autocast") or difference(context.modes(first), context.modes(source)):
-        message = "{} and {} stand under another {} mode"
-        return Decline(_MODE_CODES[apart or "autocast"], message, source, (source.name, norm.name, apart))
-    written = context.written_between(match.producer_operands, first, norm)
-    if apart is None and written is None:
-        return norm
-    # Earlier means at the producer's last node: a bias that is added in a node of its own is read there.
-    late = [
-        each
-        for each in (*match.norm_operands, match.norm.eps)
-        if isinstance(each, Node) and each.op != "get_attr" and not each < source
-    ]
-    early = context.written_between((match.producer.input, match.producer.weight), first, source)
-    rewritten = context.written_between(match.norm_operands, source, norm)
-    if not late and early is None and rewritten is None:
-        return source
-    if apart is not None:
-        message = "{} and {} stand under another autocast state, and the norm's parameters come only later"
-        return Decline("autocast", message, source, (source.name, norm.name))
-    message = "{} may write to something that {} reads, before {} runs"
-    return Decline("mutation", message, written, (_describe(written), source.name, norm.name))
-
-
-_MODE_CODES = {
-    "grad": "grad-mode",
-    "functorch": "functorch",
-    "other": "region",
-    "stream": "stream",
-    "autocast": "autocast",
-}
-
-
-def _describe(operand: object) -> str:
-    """A node by name and operator, a module's tensor by path."""
-    if not isinstance(operand, Node):
-        return getattr(operand, "path", str(operand))
-    name = (
-        operand.target
-        if isinstance(operand.target, str)
-        else getattr(operand.target, "__name__", operand.target)
-    )
-    return f"{operand.name} ({operand.op if operand.op in ('placeholder', 'get_attr', 'output') else name})"
-
-
 # Rewrite ---------------------------------------------------------------------------------------------------
-
-
-def _dtype_of(operand: Operand) -> torch.dtype:
-    found = tensor_of(operand)
-    assert found is not None, "legality asks for metadata"
-    return found.dtype
-
-
-def _compute_dtype(match: ConvBnMatch) -> torch.dtype:
-    """float32, or wider where an operand is."""
-    dtype = torch.float32
-    for operand in (match.producer.weight, match.producer.bias, *match.norm_operands):
-        if operand is not None:
-            dtype = torch.promote_types(dtype, _dtype_of(operand))
-    return dtype
-
-
-def _scale(norm: BatchNorm, build: Builder, dtype: torch.dtype) -> Node:
-    """S = gamma / sqrt(var + eps), of shape [C_out]."""
-    assert norm.running_var is not None
-    variance = build.cast(build.operand(norm.running_var), dtype)
-    inverse = build.rsqrt(build.add(variance, norm.eps))
-    if norm.gamma is None:
-        return inverse
-    return build.mul(inverse, build.cast(build.operand(norm.gamma), dtype))
 
 
 def _shift(producer: Producer, norm: BatchNorm, scale: Node, build: Builder, dtype: torch.dtype) -> Node:
@@ -305,26 +215,3 @@ def _shift(producer: Producer, norm: BatchNorm, scale: Node, build: Builder, dty
         centred = build.sub(build.cast(build.operand(producer.bias), dtype), mean)
     shift = build.mul(centred, scale)
     return shift if norm.beta is None else build.add(shift, build.cast(build.operand(norm.beta), dtype))
-
-
-def _along_channels(scale: Node, producer: Producer, build: Builder) -> Node:
-    """S shaped to multiply the weight along its output channels."""
-    weight = tensor_of(producer.weight)
-    assert weight is not None
-    if isinstance(producer, Linear):
-        return scale if producer.weight_axis == 1 else build.reshape(scale, [-1, 1])
-    kernel = [1] * (weight.ndim - 2)
-    if not producer.transposed:
-        return build.reshape(scale, [-1, 1, *kernel])
-    if producer.groups == 1:
-        return build.reshape(scale, [1, -1, *kernel])
-    return _along_grouped_channels(scale, producer, build, weight)
-
-
-def _along_grouped_channels(scale: Node, producer: Convolution, build: Builder, weight: torch.Tensor) -> Node:
-    """S as [C_in, C_out/g, 1, ...]: each group's channels, for every input channel of that group."""
-    groups, per_group = producer.groups, int(weight.shape[1])
-    inputs = int(weight.shape[0])
-    by_group = build.reshape(scale, [groups, 1, per_group])
-    repeated = build.repeat(by_group, [1, inputs // groups, 1])
-    return build.reshape(repeated, [inputs, per_group, *[1] * (weight.ndim - 2)])

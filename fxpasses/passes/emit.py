@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from fxpasses.graph.moves import Move
 from fxpasses.graph.operands import tensor_of
 from fxpasses.graph.schema import with_arguments
 from fxpasses.graph.views import Convolution, Linear, Producer
@@ -23,7 +24,7 @@ _CONVOLUTIONS: dict[tuple[bool, int], Callable[..., Any]] = {
 }
 
 
-def fused_producer(producer: Producer, build: Builder, given: Node, weight: Node, bias: Node) -> Node:
+def fused_producer(producer: Producer, build: Builder, given: Node, weight: Node, bias: Node | None) -> Node:
     """The producer's operator on another weight and bias.
 
     Args:
@@ -31,23 +32,23 @@ def fused_producer(producer: Producer, build: Builder, given: Node, weight: Node
         build: where to write.
         given: its input.
         weight: a weight of the same shape as its own.
-        bias: one number per output channel, [C_out].
+        bias: one number per output channel, [C_out], or None.
     """
     last = producer.nodes[-1]
     if isinstance(producer, Linear):
         if producer.weight_axis == 1:
-            return build.addmm(bias, given, weight)
+            return build.mm(given, weight) if bias is None else build.addmm(bias, given, weight)
         if last.op == "call_module":
             return build.linear(given, weight, bias)
     elif last.op == "call_module":
         return _functional_convolution(producer, build, given, weight, bias)
-    args, kwargs = with_arguments(last, {"weight": weight, "bias": bias})
+    args, kwargs = with_arguments(last, {"input": given, "weight": weight, "bias": bias})
     assert callable(last.target)
     return build.call(last.target, args, kwargs)
 
 
 def _functional_convolution(
-    producer: Convolution, build: Builder, given: Node, weight: Node, bias: Node
+    producer: Convolution, build: Builder, given: Node, weight: Node, bias: Node | None
 ) -> Node:
     found = tensor_of(producer.weight)
     assert found is not None
@@ -56,3 +57,12 @@ def _functional_convolution(
     if producer.transposed:
         spacing["output_padding"] = producer.output_padding
     return build.call(function, (given, weight, bias), {**spacing, "groups": producer.groups})
+
+
+def repeated_move(move: Move, build: Builder, given: Node) -> Node:
+    """The move's operator on another tensor."""
+    node = move.node
+    args = (given, *node.args[1:])
+    target = node.target
+    assert node.op == "call_method" or callable(target), "a module that moves channels is an identity"
+    return build.call(target, args, node.kwargs)

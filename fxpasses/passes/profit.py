@@ -14,12 +14,17 @@ gamma frozen        fused: nothing is saved          decline; eager keeps A byte
 only gamma trains   adds the gradient of a weight    decline: as many FLOPs as the forward pass
 =================== ================================ =============================================
 
+A multiplication by a frozen scale (FrozenBatchNorm) keeps nothing in eager either, unlike the batch norm's
+operator; there only the traffic of its kernels counts, 2·A each and 2·A for the gradient. Merging parallel
+convolutions saves what the smaller one writes and the sum reads, whoever runs the graph.
+
 Measured (torch 2.13, CPU): resnet50, everything trainable, 4.79 -> 2.28 GiB saved; gamma frozen 2.19 ->
 2.28 GiB; inference with live weights 0.87x of stock inductor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +52,9 @@ class ConvBnCost:
         weight_bytes: size of the weight, in bytes.
         fused: whether a compiler will fuse the batch norm with its neighbours.
         weights_cached: whether folded weights are kept between calls.
+        kernels: how many operators over the result are folded.
+        keeps_input: whether eager keeps the result for the backward pass whoever trains, as a batch norm's
+            operator does and a multiplication does not.
     """
 
     recording: bool
@@ -57,19 +65,36 @@ class ConvBnCost:
     weight_bytes: int
     fused: bool
     weights_cached: bool
+    kernels: int = 1
+    keeps_input: bool = True
 
     @staticmethod
     def of(context: GraphContext, producer: Producer, norm: BatchNorm) -> ConvBnCost:
         """Reads the cost of a site off its metadata."""
+        return ConvBnCost.of_fold(context, producer, norm.nodes[0], (norm.gamma,))
+
+    @staticmethod
+    def of_fold(
+        context: GraphContext,
+        producer: Producer,
+        last: Node,
+        factors: Sequence[Operand | None],
+        *,
+        kernels: int = 1,
+        keeps_input: bool = True,
+    ) -> ConvBnCost:
+        """The cost of folding operators that multiply by `factors`, the last of which is `last`."""
         return ConvBnCost(
-            recording=context.modes(norm.nodes[0]).grad,
+            recording=context.modes(last).grad,
             weight_trains=context.requires_grad(producer.weight),
-            gamma_trains=context.requires_grad(norm.gamma),
+            gamma_trains=any(map(context.requires_grad, factors)),
             input_trains=context.requires_grad(producer.input),
-            result_bytes=_bytes(producer.nodes[-1]),
-            weight_bytes=_bytes(producer.weight),
+            result_bytes=bytes_of(producer.nodes[-1]),
+            weight_bytes=bytes_of(producer.weight),
             fused=context.executor == "fused",
             weights_cached=context.weights_cached,
+            kernels=kernels,
+            keeps_input=keeps_input,
         )
 
 
@@ -80,7 +105,8 @@ def conv_bn_profit(cost: ConvBnCost, site: Node) -> Decline | None:
 
 
 def _training_profit(cost: ConvBnCost, site: Node) -> Decline | None:
-    if cost.weight_trains and (cost.gamma_trains or not cost.fused):
+    keeps = cost.gamma_trains or (cost.keeps_input and not cost.fused)
+    if cost.weight_trains and keeps:
         return None
     if cost.gamma_trains:
         message = (
@@ -88,18 +114,23 @@ def _training_profit(cost: ConvBnCost, site: Node) -> Decline | None:
             "of a weight of {} bytes, as many FLOPs as the forward pass"
         )
         return Decline("adds-weight-gradient", message, site, (cost.result_bytes, cost.weight_bytes))
+    passes = 2 if cost.weight_trains else 1
+    moved = 2 * passes * cost.weight_bytes
+    # A kernel of its own reads and writes the result, and its backward pass the gradient.
+    if not cost.fused and 4 * cost.kernels * cost.result_bytes >= moved + _LAUNCH_BYTES:
+        return None
     message = (
-        "gamma takes no gradient, so the convolution's result ({} bytes) is not kept for the backward pass "
-        "anyway, and folding would move {} bytes of weights at every step"
+        "nothing that scales it takes a gradient, so the convolution's result ({} bytes) is not kept for the "
+        "backward pass anyway, and folding would move {} bytes of weights at every step"
     )
-    return Decline("nothing-saved", message, site, (cost.result_bytes, 2 * cost.weight_bytes))
+    return Decline("nothing-saved", message, site, (cost.result_bytes, moved))
 
 
 def _inference_profit(cost: ConvBnCost, site: Node) -> Decline | None:
     if cost.weights_cached:
         return None
     moved = 2 * cost.weight_bytes + _LAUNCH_BYTES
-    saved = 0 if cost.fused else 2 * cost.result_bytes
+    saved = 0 if cost.fused else 2 * cost.kernels * cost.result_bytes
     if saved >= moved:
         return None
     message = (
@@ -110,7 +141,67 @@ def _inference_profit(cost: ConvBnCost, site: Node) -> Decline | None:
     return Decline("live-weights", message, site, (saved, reason, moved))
 
 
-def _bytes(operand: Operand) -> int:
+def input_norm_profit(cost: ConvBnCost, norm_bytes: int, site: Node) -> Decline | None:
+    """Whether folding a batch norm into the layer after it pays.
+
+    Args:
+        cost: of the layer; `gamma_trains` is about the norm before it.
+        norm_bytes: what the norm writes.
+        site: the layer.
+    """
+    trains = cost.recording and (cost.weight_trains or cost.gamma_trains or cost.input_trains)
+    if trains and cost.gamma_trains and not cost.weight_trains:
+        message = "only the batch norm trains: folding adds the gradient of a weight of {} bytes"
+        return Decline("adds-weight-gradient", message, site, (cost.weight_bytes,))
+    if cost.weights_cached and not trains:
+        return None
+    moved = 2 * cost.weight_bytes * (2 if trains else 1) + _LAUNCH_BYTES
+    saved = 0 if cost.fused else 2 * norm_bytes * (2 if trains else 1)
+    if saved >= moved:
+        return None
+    code = "nothing-saved" if trains else "live-weights"
+    message = "folding saves {} bytes of traffic and costs {}, at every call"
+    return Decline(code, message, site, (saved, moved))
+
+
+def merge_profit(
+    context: GraphContext,
+    site: Node,
+    *,
+    host_trains: bool,
+    others_train: bool,
+    result_bytes: int,
+    weight_bytes: int,
+) -> Decline | None:
+    """Whether one convolution instead of two branches saves more traffic than summing their weights costs.
+
+    Args:
+        context: the graph.
+        site: the node that joins the branches.
+        host_trains: whether the weight of the convolution that stays requires grad.
+        others_train: whether a parameter of the other branch does.
+        result_bytes: what the other branch writes and the sum reads.
+        weight_bytes: the size of the weights that are summed.
+    """
+    recording = context.modes(site).grad
+    if recording and others_train and not host_trains:
+        message = (
+            "only the smaller branch trains: merging saves {} bytes of traffic and adds the gradient of the "
+            "larger one's weight, of {} bytes"
+        )
+        return Decline("adds-weight-gradient", message, site, (result_bytes, weight_bytes))
+    if context.weights_cached:
+        return None
+    passes = 2 if recording and host_trains else 1
+    moved = 2 * passes * weight_bytes + (0 if context.executor == "fused" else _LAUNCH_BYTES)
+    if passes * result_bytes >= moved:
+        return None
+    message = "merging saves {} bytes of traffic and moves {} bytes of weights at every step"
+    return Decline("small-result", message, site, (passes * result_bytes, moved))
+
+
+def bytes_of(operand: Operand) -> int:
+    """The size of a tensor, in bytes, with symbolic sizes as they were traced."""
     found = tensor_of(operand)
     if not isinstance(found, torch.Tensor):
         return 0

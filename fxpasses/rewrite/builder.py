@@ -98,19 +98,68 @@ class Builder:
 
     # Arithmetic, in the dialect of the graph.
 
+    def _binary(self, name: str, first: Node, second: Node | float) -> Node:
+        if not self._functional:
+            return self.call(getattr(torch, name), (first, second))
+        is_tensor = isinstance(second, Node) and tensor_of(second) is not None
+        return self.call(getattr(getattr(aten, name), "Tensor" if is_tensor else "Scalar"), (first, second))
+
     def add(self, first: Node, second: Node | float) -> Node:
         """First + second, elementwise."""
-        is_tensor = isinstance(second, Node) and tensor_of(second) is not None
-        overload = aten.add.Tensor if is_tensor else aten.add.Scalar
-        return self.call(overload if self._functional else torch.add, (first, second))
+        return self._binary("add", first, second)
 
-    def sub(self, first: Node, second: Node) -> Node:
+    def sub(self, first: Node, second: Node | float) -> Node:
         """First - second, elementwise."""
-        return self.call(aten.sub.Tensor if self._functional else torch.sub, (first, second))
+        return self._binary("sub", first, second)
 
-    def mul(self, first: Node, second: Node) -> Node:
+    def mul(self, first: Node, second: Node | float) -> Node:
         """First · second, elementwise."""
-        return self.call(aten.mul.Tensor if self._functional else torch.mul, (first, second))
+        return self._binary("mul", first, second)
+
+    def div(self, first: Node, second: Node | float) -> Node:
+        """First / second, elementwise."""
+        return self._binary("div", first, second)
+
+    def reciprocal(self, given: Node) -> Node:
+        """1 / given, elementwise."""
+        return self.call(aten.reciprocal.default if self._functional else torch.reciprocal, (given,))
+
+    def expand(self, given: Node, shape: Sequence[int]) -> Node:
+        """`given` read again along its axes of size 1."""
+        if not self._functional:
+            return self.call("expand", (given, *shape))
+        return self.call(aten.expand.default, (given, list(shape)))
+
+    def full(self, shape: Sequence[int], value: float, dtype: torch.dtype, *, like: Node) -> Node:
+        """A tensor of one value, on the device of `like`."""
+        found = tensor_of(like)
+        device = None if found is None else found.device
+        kwargs = {"dtype": dtype, "device": device}
+        return self.call(aten.full.default if self._functional else torch.full, (list(shape), value), kwargs)
+
+    def eye(self, size: int, dtype: torch.dtype, *, like: Node) -> Node:
+        """The unit matrix, on the device of `like`."""
+        found = tensor_of(like)
+        device = None if found is None else found.device
+        return self.call(
+            aten.eye.default if self._functional else torch.eye, (size,), {"dtype": dtype, "device": device}
+        )
+
+    def sum(self, given: Node, axes: Sequence[int]) -> Node:
+        """`given` summed over axes."""
+        if not self._functional:
+            return self.call(torch.sum, (given, list(axes)))
+        return self.call(aten.sum.dim_IntList, (given, list(axes)))
+
+    def pad(self, given: Node, amounts: Sequence[int]) -> Node:
+        """`given` with zeros around it; two amounts per axis, the last axis first."""
+        if not self._functional:
+            return self.call(torch.nn.functional.pad, (given, list(amounts)))
+        return self.call(aten.constant_pad_nd.default, (given, list(amounts), 0.0))
+
+    def cat(self, given: Sequence[Node], axis: int) -> Node:
+        """Tensors one after the other along an axis."""
+        return self.call(aten.cat.default if self._functional else torch.cat, (list(given), axis))
 
     def neg(self, given: Node) -> Node:
         """-given."""
@@ -143,7 +192,7 @@ class Builder:
             return self.call(aten._to_copy.default, (given,), {"dtype": dtype})
         return self.call(aten.to.dtype, (given, dtype))
 
-    def linear(self, given: Node, weight: Node, bias: Node) -> Node:
+    def linear(self, given: Node, weight: Node, bias: Node | None) -> Node:
         """Given · weightᵀ + bias, for a weight of [C_out, C_in]."""
         return self.call(
             aten.linear.default if self._functional else torch.nn.functional.linear, (given, weight, bias)
@@ -152,3 +201,7 @@ class Builder:
     def addmm(self, bias: Node, given: Node, weight: Node) -> Node:
         """Bias + given · weight, for a weight of [C_in, C_out]."""
         return self.call(aten.addmm.default if self._functional else torch.addmm, (bias, given, weight))
+
+    def mm(self, given: Node, weight: Node) -> Node:
+        """Given · weight, for a weight of [C_in, C_out]."""
+        return self.call(aten.mm.default if self._functional else torch.mm, (given, weight))
