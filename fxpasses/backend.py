@@ -7,9 +7,10 @@ the options say otherwise. `mode=` and inductor's own settings reach inductor as
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +23,14 @@ from fxpasses.graph.modes import Modes
 from fxpasses.kept_weights import KeptWeights
 from fxpasses.memory import arrange_memory
 from fxpasses.options import Options
-from fxpasses.packed_weights import WeightPacking
-from fxpasses.passes.layout.inductor import joint_layout
+from fxpasses.passes.activation_masks import JointMasks, joint_masks
+from fxpasses.passes.layout.inductor import graph_key_of, joint_layout
+from fxpasses.passes.packed_weights import WeightPacking
 from fxpasses.passes.parameter_work import ParameterWork, split_parameter_work
 from fxpasses.pipeline import keeps_weights, run_passes
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite.decline import Decline
+from fxpasses.rewrite.registry import REGISTRY
 from fxpasses.torch_internals import compile_with_inductor, inductor_mode_options, lookup_backend
 
 _Patches = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -57,20 +60,38 @@ def backend(
     """
     chosen = Options.of(options)
     _inner(chosen, mode, None)  # a mode or setting that does not exist is refused before any work
-    arrange_memory(chosen.memory)
+    if any(each.device.type == "cpu" for each in example_inputs if isinstance(each, torch.Tensor)):
+        arrange_memory(chosen.memory, training=torch.is_grad_enabled())
     rewritten, report = run_passes(gm, example_inputs, chosen, executor=executor_of(chosen))
     layout = joint_layout(rewritten, example_inputs, chosen)
-    patches = layout.patches if layout is not None else None
+    masks = _joint_masks(rewritten, example_inputs, chosen)
+    patches = _in_turn(each.patches for each in (masks, layout) if each is not None)
     if chosen.weights == "cached":
         compiled, report = _compile_with_kept_weights(
             rewritten, example_inputs, chosen, mode, patches, report
         )
     else:
         compiled = _inner(chosen, mode, patches)(rewritten, example_inputs)
-    report = layout.completed(report) if layout is not None else report
+    for each in (masks, layout):
+        report = each.completed(report) if each is not None else report
     # Counted last: a graph that the inner backend refused was not optimised.
     counters.record(report)
     return compiled
+
+
+def _joint_masks(
+    rewritten: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options
+) -> JointMasks | None:
+    selected = [each.name for each in REGISTRY.pipeline(options)]
+    return joint_masks(rewritten, options, lambda: graph_key_of(rewritten, example_inputs), selected)
+
+
+def _in_turn(steps: Iterable[_Patches]) -> _Patches | None:
+    """Adds the settings of each in turn; None where there is nobody."""
+    order = tuple(steps)
+    if not order:
+        return None
+    return lambda given: functools.reduce(lambda patches, step: step(patches), order, dict(given))
 
 
 def _compile_with_kept_weights(

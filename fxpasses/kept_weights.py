@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from fxpasses.packed_weights import PackedWeight
+from fxpasses.passes.packed_weights import PackedWeight
 from fxpasses.passes.parameter_work import ParameterWork
 from fxpasses.torch_internals import same_memory_function
 

@@ -27,12 +27,16 @@ _M_MMAP_MAX = -4
 _NEVER = 2**31 - 1
 
 
-def arrange_memory(choice: Memory) -> bool:
+def arrange_memory(choice: Memory, *, training: bool = False) -> bool:
     """Has freed memory of CPU tensors used again, as chosen, for the whole process.
 
+    A training step frees what it saved for the backward pass in one go, far more than glibc keeps by
+    itself: mobilenetv2_100, batch 8, faulted in 80,000 pages a step and took 206 ms instead of 127.
+
     Args:
-        choice: ``"reuse"``, ``"keep"`` (only more than ``"reuse"`` is ever added), or ``"system"`` to leave
-            everything as it is.
+        choice: ``"reuse"``, ``"keep"`` (only more than ``"reuse"`` is ever added), ``"auto"``, or
+            ``"system"`` to leave everything as it is.
+        training: whether gradients are on; decides for ``"auto"``.
 
     Returns:
         Whether it took effect; never where the C library is not glibc.
@@ -40,7 +44,8 @@ def arrange_memory(choice: Memory) -> bool:
     if choice == "system" or not _is_glibc():
         return False
     _reuse()
-    return _keep() if choice == "keep" else True
+    keeps = choice == "keep" or (choice == "auto" and training)
+    return _keep() if keeps else True
 
 
 @functools.cache

@@ -14,7 +14,7 @@ Layout = Literal["auto", "off", "channels_last", "contiguous"]
 Weights = Literal["live", "cached"]
 Profit = Literal["model", "always"]
 Verify = Literal["off", "structure", "numerics"]
-Memory = Literal["reuse", "keep", "system"]
+Memory = Literal["auto", "reuse", "keep", "system"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Options:
         keep_repro: keep what each application replaced, for `Report.save_repro`; numerics keeps it too.
         memory: what becomes of CPU memory that is freed between calls, for the whole process: ``"reuse"``
             (glibc keeps blocks of up to 32 MiB, as it does by itself once one was freed), ``"keep"`` (it
-            keeps all, so that the process stays at its peak and training faults no pages in), or
-            ``"system"``, which changes nothing.
+            keeps all, so that the process stays at its peak and training faults no pages in),
+            ``"system"``, which changes nothing, or ``"auto"``: keep in training, reuse in inference.
         limit: apply at most this many rewrites, for bisection.
         inductor: configuration patches for inductor, handed on unchanged.
 
@@ -52,7 +52,7 @@ class Options:
     profit: Profit = "model"
     verify: Verify = "off"
     keep_repro: bool = False
-    memory: Memory = "reuse"
+    memory: Memory = "auto"
     limit: int | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
 

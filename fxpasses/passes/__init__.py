@@ -5,6 +5,7 @@ from __future__ import annotations
 
 def register_all() -> None:
     """Registers the passes that fxpasses ships; called once, when the registry is first asked for."""
+    from fxpasses.passes.activation_masks import ACTIVATION_MASKS
     from fxpasses.passes.bn_before_conv import BnBeforeConv
     from fxpasses.passes.conv_affine import AffineAcrossViews, ConvAffine
     from fxpasses.passes.conv_bn import EfficientConvBnEval
@@ -21,6 +22,6 @@ def register_all() -> None:
         ParallelConvConcat(),
         BnBeforeConv(),
     )
-    for each in (*family, LAYOUT):
+    for each in (*family, ACTIVATION_MASKS, LAYOUT):
         if each.name not in names:
             REGISTRY.register(each)

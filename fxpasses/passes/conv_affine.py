@@ -151,6 +151,9 @@ class ConvAffine(Rule[ChainMatch]):
         return found
 
     def _chain(self, node: Node, context: GraphContext) -> ChainMatch | Decline | None:
+        written = tensor(node)
+        if written is not None and written.ndim < 2:
+            return None  # no batch of channels: arithmetic on parameters, such as that of a fold
         if read_producer(node) is not None:
             return None
         found = _descend(node, _LONGEST)

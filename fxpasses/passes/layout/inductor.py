@@ -11,14 +11,10 @@ option and the device profile; the plan is kept beside the cached artifact and r
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,11 +32,10 @@ from fxpasses.passes.layout.plan import LayoutPlan
 from fxpasses.picture import GraphPicture
 from fxpasses.portrait import take_pictures
 from fxpasses.report import Remark, Report
+from fxpasses.rewrite import sidecar
 from fxpasses.rewrite.graph_pass import Outcome
 from fxpasses.torch_internals import (
     JOINT_SLOT,
-    inductor_cache_folder,
-    inductor_caches_are_on,
     inductor_setting,
     joint_graph_pass,
 )
@@ -108,33 +103,27 @@ class JointLayout:
     def _key(self) -> str:
         """What the plan depends on besides the graph."""
         profile = json.dumps(asdict(self.profile), sort_keys=True) if self.profile else ""
-        return _digest(_sources(), self.goal, profile)
+        return sidecar.digest(sidecar.sources(), self.goal, profile)
 
     # The plan beside the artifact.
 
     @property
-    def _path(self) -> Path:
-        name = _digest(self._key, self.graph_key, str(sorted(self._patches)))
-        return Path(inductor_cache_folder()) / "fxpasses" / f"{name}.json"
+    def _name(self) -> str:
+        return sidecar.digest(self._key, self.graph_key, str(sorted(self._patches)))
 
     def _keep(
         self, remarks: Sequence[Remark], plan: LayoutPlan | None, graphs: Sequence[GraphPicture]
     ) -> None:
-        if not inductor_caches_are_on(self._patches):
-            return
         data = {
             "remarks": [asdict(each) for each in remarks],
             "plan": plan.to_dict() if plan else None,
             "graphs": [each.to_dict() for each in graphs],
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(data), encoding="utf-8")
-        partial.replace(self._path)
+        sidecar.save(self._name, data, self._patches)
 
     def _kept(self) -> tuple[tuple[Remark, ...], LayoutPlan | None, tuple[GraphPicture, ...]]:
         try:
-            data = json.loads(self._path.read_text(encoding="utf-8"))
+            data = sidecar.load(self._name)
             remarks = tuple(Remark(**each) for each in data["remarks"])
             graphs = tuple(GraphPicture.from_dict(each) for each in data["graphs"])
             return remarks, LayoutPlan.from_dict(data["plan"]) if data["plan"] else None, graphs
@@ -164,7 +153,7 @@ def joint_layout(graph_module: GraphModule, inputs: Sequence[Any], options: Opti
     named = tuple(
         (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
     )
-    return JointLayout(options.layout, profile, named, _graph_key(graph_module, inputs))
+    return JointLayout(options.layout, profile, named, graph_key_of(graph_module, inputs))
 
 
 def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
@@ -207,7 +196,7 @@ def _selected(options: Options) -> bool:
     return NAME not in options.disable and (options.passes is None or NAME in options.passes)
 
 
-def _graph_key(graph_module: GraphModule, inputs: Sequence[Any]) -> str:
+def graph_key_of(graph_module: GraphModule, inputs: Sequence[Any]) -> str:
     """What two compilations of the same graph have in common, in whichever process."""
     signature = [
         (tuple(map(str, each.shape)), tuple(map(str, each.stride())), str(each.dtype), each.requires_grad)
@@ -215,16 +204,4 @@ def _graph_key(graph_module: GraphModule, inputs: Sequence[Any]) -> str:
         else str(type(each))
         for each in inputs
     ]
-    return _digest(graph_module.code, str(signature), str(torch.is_grad_enabled()), torch.__version__)
-
-
-@functools.cache
-def _sources() -> str:
-    """A digest of the package's sources, so that a change of any makes the caches stale."""
-    package = Path(str(resources.files("fxpasses")))
-    texts = [path.read_bytes() for path in sorted(package.rglob("*.py"))]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return sidecar.digest(graph_module.code, str(signature), str(torch.is_grad_enabled()), torch.__version__)

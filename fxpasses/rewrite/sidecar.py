@@ -1,0 +1,56 @@
+"""What a pass inside inductor did, kept beside inductor's cached artifact.
+
+On a hit in inductor's caches no pass runs. What the passes did when the artifact was made is read from a
+file beside it, so that counters and reports are those of the first compilation.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fxpasses.torch_internals import inductor_cache_folder, inductor_caches_are_on
+
+
+def save(name: str, data: object, patches: Mapping[str, Any]) -> None:
+    """Keeps `data` (JSON) under a name, where inductor keeps its artifacts under these settings."""
+    if not inductor_caches_are_on(patches):
+        return
+    path = _path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(data), encoding="utf-8")
+    partial.replace(path)
+
+
+def load(name: str) -> Any:
+    """What was kept under a name.
+
+    Raises:
+        OSError: nothing was, or it is gone.
+        ValueError: the file is damaged.
+    """
+    return json.loads(_path(name).read_text(encoding="utf-8"))
+
+
+def _path(name: str) -> Path:
+    return Path(inductor_cache_folder()) / "fxpasses" / f"{name}.json"
+
+
+@functools.cache
+def sources() -> str:
+    """A digest of the package's sources, so that a change of any makes the caches stale."""
+    package = Path(str(resources.files("fxpasses")))
+    texts = [path.read_bytes() for path in sorted(package.rglob("*.py"))]
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()
+
+
+def digest(*parts: str) -> str:
+    """A name for everything that `parts` say."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
