@@ -61,12 +61,14 @@ def replace_section(readme: str, section: str) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether `load_report` shall read this file: so unless it says that it is of another kind."""
+    """Whether `load_report` shall read this file: so unless it says that it is of another benchmark."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return True
-    return not (isinstance(content, dict) and "schema" in content and content.get("kind") != KIND)
+    if not isinstance(content, dict) or "benchmark" in content:
+        return not isinstance(content, dict)
+    return "schema" not in content or content.get("kind") == KIND
 
 
 def _file_section(path: Path, report: Report, results: Path) -> str:

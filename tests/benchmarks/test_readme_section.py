@@ -67,10 +67,10 @@ def test_a_changed_result_makes_the_section_out_of_date(project):
     assert run(project, "--check") == 1
 
 
-def test_files_of_other_benchmarks_are_left_out(project):
+@pytest.mark.parametrize("other", [{"schema": 3, "kind": "layout profile"}, {"benchmark": "tensor_layout"}])
+def test_files_of_other_benchmarks_are_left_out(project, other):
     run(project, "--write")
-    profile = {"schema": 3, "kind": "layout profile"}
-    (project / "benchmarks" / "results" / "profile.json").write_text(json.dumps(profile))
+    (project / "benchmarks" / "results" / "other.json").write_text(json.dumps(other))
     assert run(project, "--check") == 0
 
 

@@ -100,3 +100,16 @@ def test_updating_a_parameter_between_forward_and_backward_is_refused_as_in_eage
         model[0].weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+def test_no_layout_copy_of_a_weight_is_kept_unless_the_user_wants_them():
+    model = blocks().float()
+    x = X.float()
+
+    def kept_with(**options: object) -> int:
+        compiled = torch.compile(copy.deepcopy(model), backend="fxpasses", options=options)
+        return saved_bytes([compiled(x)], [*model.parameters(), *model.buffers(), x])
+
+    plain = kept_with()
+    assert plain == kept_with(inductor={"layout_optimization": False})
+    assert kept_with(inductor={"layout_optimization": True}) > plain
