@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import torch
@@ -49,7 +50,10 @@ def main(inner: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     print(json.dumps({kind: trained(kind, inner) for kind in ("ddp", "fsdp")}), flush=True)
-    dist.destroy_process_group()
+    dist.barrier()
+    # Gloo's threads may still run when the interpreter's teardown destroys them, which aborts the process
+    # now and then after everything was done.
+    os._exit(0)
 
 
 if __name__ == "__main__":
