@@ -10,7 +10,6 @@ several times and the median is printed with its spread, per rewrite and in all.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.fx import Graph, GraphModule, Node
 
-from benchmarks.environment import environment_block
+from benchmarks.environment import save_sizes
 from fxpasses.options import Options
 from fxpasses.pipeline import run_passes
 from fxpasses.torch_internals import FakeTensorMode
@@ -114,8 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         table.add_row(*cells, f"{row['passes_median_seconds']:.3f}", f"{row['microseconds_per_node']:.1f}")
     Console().print(table)
     if arguments.json:
-        content = {"schema": 1, "environment": environment_block("cpu"), "sizes": rows}
-        arguments.json.write_text(json.dumps(content, indent=2))
+        save_sizes(arguments.json, rows)
     return 0
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # its stubs are no test requirement
@@ -193,3 +194,9 @@ def _revision() -> str | None:
         return None
     modified = _first_line("git", "-C", here, "status", "--porcelain", "--untracked-files=no")
     return f"{commit}+modified" if modified else commit
+
+
+def save_sizes(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Writes the figures of a benchmark over graphs of several sizes, and what machine they are of."""
+    content = {"schema": 1, "environment": environment_block("cpu"), "sizes": rows}
+    path.write_text(json.dumps(content, indent=2))

@@ -11,7 +11,6 @@ remark for every refusal. Samples are taken in turns; a ratio above 1 means that
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.fx import Graph, GraphModule, Node
 
-from benchmarks.environment import environment_block
+from benchmarks.environment import save_sizes
 from benchmarks.torch_internals import pattern_matcher_pass
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
@@ -160,8 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         table.add_row(f"{row['nodes']:,}", f"{row['matches']:,}", *times, spread)
     Console().print(table)
     if arguments.json:
-        content = {"schema": 1, "environment": environment_block("cpu"), "sizes": rows}
-        arguments.json.write_text(json.dumps(content, indent=2))
+        save_sizes(arguments.json, rows)
     return 0
 
 

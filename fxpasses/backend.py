@@ -60,7 +60,7 @@ def backend(
     """
     chosen = Options.of(options)
     _inner(chosen, mode, None)  # a mode or setting that does not exist is refused before any work
-    if any(each.device.type == "cpu" for each in example_inputs if isinstance(each, torch.Tensor)):
+    if "cpu" in _devices(example_inputs):
         arrange_memory(chosen.memory, training=torch.is_grad_enabled())
     rewritten, report = run_passes(gm, example_inputs, chosen, executor=executor_of(chosen))
     layout = joint_layout(rewritten, example_inputs, chosen)
@@ -82,6 +82,11 @@ def backend(
     return compiled
 
 
+def _devices(inputs: Sequence[Any]) -> set[str]:
+    """The types of the devices on which the inputs are."""
+    return {each.device.type for each in inputs if isinstance(each, torch.Tensor)}
+
+
 def _joint_masks(
     rewritten: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options
 ) -> JointMasks | None:
@@ -91,7 +96,7 @@ def _joint_masks(
 
 def _folds_while_training(report: Report, inputs: Sequence[Any], options: Options) -> bool:
     """Whether weights are folded on the fly, on a CPU, where inductor's layout optimisation is in the way."""
-    on_cpu = all(each.device.type == "cpu" for each in inputs if isinstance(each, torch.Tensor))
+    on_cpu = _devices(inputs) <= {"cpu"}
     folded = any(rule in report.applied for rule in _FOLDING)
     return torch.is_grad_enabled() and on_cpu and folded and options.layout == "auto"
 
@@ -128,7 +133,7 @@ def _compile_with_kept_weights(
     """Compiles the graph less what depends on parameters alone, and says why not where it cannot."""
     work: ParameterWork | Decline
     # On a CPU inductor lays convolutions out channels-last, their weights at every call.
-    on_cpu = all(each.device.type == "cpu" for each in example_inputs if isinstance(each, torch.Tensor))
+    on_cpu = _devices(example_inputs) <= {"cpu"}
     packs = on_cpu and options.inner == "inductor" and patches is None
     if keeps_weights(options):
         context = GraphContext(module=rewritten, initial_modes=Modes(grad=False))

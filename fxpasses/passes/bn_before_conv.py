@@ -28,7 +28,6 @@ from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.geometry import Geometry
-from fxpasses.graph.modes import difference
 from fxpasses.graph.modules import PRODUCERS, is_instance
 from fxpasses.graph.operands import Operand, tensor_of
 from fxpasses.graph.views import (
@@ -44,16 +43,17 @@ from fxpasses.passes.emit import fused_producer
 from fxpasses.passes.folding import (
     Terms,
     compute_dtype,
+    constant_statistics,
     describe,
     dtype_of,
     known_values,
     norm_at,
+    same_state,
     weight_axes,
 )
 from fxpasses.passes.profit import ConvBnCost, bytes_of, input_norm_profit
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
-from fxpasses.rewrite.hazards import MODE_CODES
 from fxpasses.rewrite.rule import Match, Rule
 
 
@@ -191,24 +191,11 @@ def _no_border(match: BnConvMatch) -> Decline | None:
 
 
 def _constant_statistics(match: BnConvMatch) -> Decline | None:
-    for operand in (match.norm.running_mean, match.norm.running_var):
-        if match.context.requires_grad(operand):
-            return Decline("statistics-require-grad", "{} requires grad", match.result, (describe(operand),))
-    return None
+    return constant_statistics(match.context, (match.norm,), match.result)
 
 
 def _same_state(match: BnConvMatch) -> Decline | None:
-    context, first, last = match.context, match.nodes[0], match.result
-    for node in match.nodes[:-1]:
-        apart = difference(context.modes(node), context.modes(last))
-        if apart is not None:
-            message = "{} and {} stand under another {} mode"
-            return Decline(MODE_CODES[apart], message, node, (node.name, last.name, apart))
-    written = context.written_between(match.operands, first, last)
-    if written is None:
-        return None
-    message = "{} may write to something that {} reads, before {} runs"
-    return Decline("mutation", message, written, (describe(written), first.name, last.name))
+    return same_state(match.context, match.nodes, match.result, match.operands)
 
 
 # Rewrite ---------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ from fxpasses.passes.emit import fused_producer, repeated_move
 from fxpasses.passes.folding import (
     Terms,
     compute_dtype,
+    constant_statistics,
     describe,
     dtype_of,
     folded_operands,
@@ -342,14 +343,8 @@ def _same_modes(match: ChainMatch) -> Decline | None:
 
 
 def _constant_statistics(match: ChainMatch) -> Decline | None:
-    for step in match.steps:
-        if isinstance(step, BatchNorm):
-            for operand in (step.running_mean, step.running_var):
-                if match.context.requires_grad(operand):
-                    return Decline(
-                        "statistics-require-grad", "{} requires grad", match.result, (describe(operand),)
-                    )
-    return None
+    norms = [each for each in match.steps if isinstance(each, BatchNorm)]
+    return constant_statistics(match.context, norms, match.result)
 
 
 def _divisors(match: ChainMatch) -> Decline | None:

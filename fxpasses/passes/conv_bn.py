@@ -41,6 +41,7 @@ from fxpasses.passes.emit import fused_producer
 from fxpasses.passes.folding import (
     along_channels,
     compute_dtype,
+    constant_statistics,
     describe,
     dtype_of,
     known_groups,
@@ -191,11 +192,7 @@ def _known_groups(match: ConvBnMatch) -> Decline | None:
 
 
 def _constant_statistics(match: ConvBnMatch) -> Decline | None:
-    """A batch norm gives its statistics no gradient; the rewritten one would."""
-    for operand in (match.norm.running_mean, match.norm.running_var):
-        if match.context.requires_grad(operand):
-            return Decline("statistics-require-grad", "{} requires grad", match.result, (describe(operand),))
-    return None
+    return constant_statistics(match.context, (match.norm,), match.result)
 
 
 def _has_place(match: ConvBnMatch) -> Decline | None:

@@ -66,6 +66,39 @@ def known_groups(producer: Producer) -> Decline | None:
     return Decline("symbolic-channels", message, producer.nodes[-1], (producer.nodes[-1].name,))
 
 
+def constant_statistics(context: GraphContext, norms: Iterable[BatchNorm], result: Node) -> Decline | None:
+    """A batch norm gives its statistics no gradient; the rewritten one would."""
+    for norm in norms:
+        for operand in (norm.running_mean, norm.running_var):
+            if context.requires_grad(operand):
+                return Decline("statistics-require-grad", "{} requires grad", result, (describe(operand),))
+    return None
+
+
+def same_state(
+    context: GraphContext, nodes: Sequence[Node], last: Node, operands: Iterable[Operand | None]
+) -> Decline | None:
+    """One mode for all nodes, and no write to an operand between the first and the last.
+
+    Args:
+        context: the graph.
+        nodes: what is replaced, in program order.
+        last: the last of them, where the replacement stands.
+        operands: the tensors that they read.
+    """
+    first = nodes[0]
+    for node in nodes[:-1]:
+        apart = difference(context.modes(node), context.modes(last))
+        if apart is not None:
+            message = "{} and {} stand under another {} mode"
+            return Decline(MODE_CODES[apart], message, node, (node.name, last.name, apart))
+    written = context.written_between(operands, first, last)
+    if written is None:
+        return None
+    message = "{} may write to something that {} reads, before {} runs"
+    return Decline("mutation", message, written, (describe(written), first.name, last.name))
+
+
 def place_of_fold(
     context: GraphContext,
     producer: Producer,

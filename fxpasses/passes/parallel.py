@@ -38,15 +38,22 @@ from fxpasses.graph.canonical import operator_of
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.geometry import Geometry
 from fxpasses.graph.metadata import tensor
-from fxpasses.graph.modes import difference
 from fxpasses.graph.operands import Operand, tensor_of
 from fxpasses.graph.views import BatchNorm, Convolution, read_producer
 from fxpasses.passes.emit import fused_producer
-from fxpasses.passes.folding import Terms, compute_dtype, describe, dtype_of, known_values, norm_at
+from fxpasses.passes.folding import (
+    Terms,
+    compute_dtype,
+    constant_statistics,
+    describe,
+    dtype_of,
+    known_values,
+    norm_at,
+    same_state,
+)
 from fxpasses.passes.profit import bytes_of, merge_profit
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
-from fxpasses.rewrite.hazards import MODE_CODES
 from fxpasses.rewrite.rule import Match, Rule
 
 _IN_PLACE: tuple[object, ...] = (operator.iadd, "add_", torch.ops.aten.add_.Tensor)
@@ -293,17 +300,15 @@ def _same_shapes(match: ParallelMatch) -> Decline | None:
 
 
 def _constant_statistics(match: ParallelMatch) -> Decline | None:
-    for branch in match.others:
-        if isinstance(branch, BatchNorm):
-            for operand in (branch.running_mean, branch.running_var):
-                if match.context.requires_grad(operand):
-                    return Decline(
-                        "statistics-require-grad", "{} requires grad", match.result, (describe(operand),)
-                    )
-            if branch.channel_axis != match.host.channel_axis:
-                message = "{} has its output channels on axis {}, and the batch norm normalises axis {}"
-                details = (match.host.nodes[-1].name, match.host.channel_axis, branch.channel_axis)
-                return Decline("channel-axis", message, match.result, details)
+    norms = [each for each in match.others if isinstance(each, BatchNorm)]
+    for branch in norms:
+        found = constant_statistics(match.context, (branch,), match.result)
+        if found is not None:
+            return found
+        if branch.channel_axis != match.host.channel_axis:
+            message = "{} has its output channels on axis {}, and the batch norm normalises axis {}"
+            details = (match.host.nodes[-1].name, match.host.channel_axis, branch.channel_axis)
+            return Decline("channel-axis", message, match.result, details)
     return None
 
 
@@ -355,17 +360,7 @@ def _same_geometry(match: ParallelMatch) -> Decline | None:
 
 def _same_state(match: ParallelMatch) -> Decline | None:
     """One state for all, and no write between the first branch and the join."""
-    context, first, last = match.context, match.nodes[0], match.result
-    for node in match.nodes[:-1]:
-        apart = difference(context.modes(node), context.modes(last))
-        if apart is not None:
-            message = "{} and {} stand under another {} mode"
-            return Decline(MODE_CODES[apart], message, node, (node.name, last.name, apart))
-    written = context.written_between(match.operands, first, last)
-    if written is None:
-        return None
-    message = "{} may write to something that {} reads, before {} runs"
-    return Decline("mutation", message, written, (describe(written), first.name, last.name))
+    return same_state(match.context, match.nodes, match.result, match.operands)
 
 
 # Rewrite ---------------------------------------------------------------------------------------------------
