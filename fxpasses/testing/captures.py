@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fxpasses.errors import FxpassesError, unknown_name
 from fxpasses.options import Options
 from fxpasses.report import Report
-from fxpasses.torch_internals import trace_symbolically
+from fxpasses.torch_internals import run_default_decompositions, trace_symbolically
 
 LEVELS = ("torch", "symbolic_trace", "pre_dispatch", "export", "aten")
 """The front ends: torch.compile, `torch.fx.symbolic_trace`, `make_fx(pre_dispatch=True)`, `torch.export`, and
@@ -62,7 +62,7 @@ def capture(
             )
     if level in ("export", "aten"):
         program = torch.export.export(model, tuple(inputs), dynamic_shapes=_all_dynamic(inputs, dynamic))
-        return program if level == "export" else program.run_decompositions()
+        return program if level == "export" else run_default_decompositions(program)
     raise FxpassesError(unknown_name("capture level", level, LEVELS))
 
 
@@ -119,6 +119,12 @@ def _compiled(model: nn.Module, inputs: Sequence[Any], options: Options, dynamic
         return rewritten.forward
 
     traced = torch.compile(fresh_call(), backend=backend, dynamic=dynamic)
-    # Without a call nothing is traced; the model's own state must not change by it.
-    traced(copy.deepcopy(model), tuple(copy.deepcopy(list(inputs))))
+    # Without a call nothing is traced; the model's own state must not change by it. Another model, such as
+    # a copy, would be compiled for another time.
+    state = [*model.parameters(), *model.buffers()]
+    before = [each.detach().clone() for each in state]
+    traced(model, tuple(copy.deepcopy(list(inputs))))
+    with torch.no_grad():
+        for each, kept in zip(state, before, strict=True):
+            each.copy_(kept)
     return Rewritten(lambda *given: traced(model, given), Report.merge(reports))

@@ -23,7 +23,8 @@ from fxpasses.testing import (
     registered,
     strategies,
 )
-from fxpasses.testing.captures import capture
+from fxpasses.testing.captures import capture, rewrite_at
+from fxpasses.torch_internals import run_default_decompositions
 from tests.helpers import RULE, image, pair
 from tests.rewrite.planted import SoftmaxRule, by_hand
 from tests.rewrite.test_declarative import AFFINE, NEGATION, RMS, SCALED, rms
@@ -132,6 +133,33 @@ def test_sizes_are_symbols_where_they_shall_be(level):
         graph = capture(level, model, (image(),), dynamic=dynamic).graph
         sizes = [size for node in graph.find_nodes(op="placeholder") for size in node.meta["val"].shape]
         assert any(isinstance(size, torch.SymInt) for size in sizes) == dynamic
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_aten_level_is_what_run_decompositions_makes(dynamic):
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Upsample(scale_factor=2), nn.Hardswish())
+    model = nn.Sequential(*layers, nn.Flatten(2), nn.Linear(144, 6), nn.RMSNorm(6), nn.Softmax(1)).eval()
+    exported = capture("export", model, (image(dtype=torch.float32),), dynamic=dynamic)
+    found, expected = run_default_decompositions(exported), exported.run_decompositions()
+    written, wanted = (
+        [(node.op, node.target, str(node.meta.get("val"))) for node in each.graph.nodes]
+        for each in (found, expected)
+    )
+    assert written == wanted
+    assert (found.graph_signature, found.range_constraints) == (
+        expected.graph_signature,
+        expected.range_constraints,
+    )
+    assert torch.ops.aten.linear.default not in {node.target for node in found.graph.nodes}
+
+
+def test_a_capture_leaves_the_model_s_state_as_it_was():
+    model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    rewritten = rewrite_at("torch", model, (image(),))
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+    rewritten.call(image())
+    assert model[1].num_batches_tracked == 1
 
 
 def test_a_specimen_may_expect_another_code_at_each_level():
