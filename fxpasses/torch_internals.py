@@ -552,7 +552,7 @@ def _export_decompositions() -> tuple[dict[Any, Any], dict[Any, Any]]:
     """What `run_decompositions()` would work out anew at every call: implicit decompositions, and others."""
     from torch.export.exported_program import _split_decomp_table_to_cia_and_python_decomp
 
-    table = dict(torch.export.default_decompositions().items())
+    table: dict[Any, Any] = {**torch.export.default_decompositions()}
     implicit, others = _split_decomp_table_to_cia_and_python_decomp(dict(table))
     return {op: (op in table, decompose) for op, decompose in implicit.items()}, others
 
@@ -568,9 +568,9 @@ def run_default_decompositions(program: torch.export.ExportedProgram) -> torch.e
 
         implicit, others = _export_decompositions()
     except ImportError:
-        return program.run_decompositions()
+        return program.run_decompositions()  # type: ignore[no-any-return]  # decorated without types
     named = {node.target for node in program.graph.nodes}
-    return _decompose_exported_program(
+    return _decompose_exported_program(  # type: ignore[no-any-return]  # written without types
         program,
         cia_to_decomp={op: each for op, (known, each) in implicit.items() if op in named or not known},
         python_decomp_table=others,

@@ -54,11 +54,6 @@ class Geometry:
         """How many elements the kernel has for each pair of channels."""
         return math.prod(self.kernel)
 
-    @property
-    def is_unpadded(self) -> bool:
-        """Whether it reads inside its input only."""
-        return self.symmetric and not any(self.padding)
-
     def offsets_of(self, smaller: Geometry) -> tuple[int, ...] | None:
         """Where a smaller kernel lies inside this one, so that both read the same places; None if nowhere."""
         found = []
@@ -75,8 +70,23 @@ class Geometry:
         return tuple(found)
 
 
+def reads_inside(convolution: Convolution) -> bool:
+    """Whether a direct convolution reads inside its input only, whatever its kernel's size may be."""
+    padding = convolution.padding
+    if convolution.transposed or padding == "valid":
+        return not convolution.transposed
+    if isinstance(padding, str):
+        found = Geometry.of(convolution)
+        return found is not None and found.symmetric and not any(found.padding)
+    return all(isinstance(each, int) and each == 0 for each in _listed(padding))
+
+
+def _listed(given: object) -> list[object]:
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
 def _numbers(given: object, rank: int) -> tuple[int, ...] | None:
-    each = list(given) if isinstance(given, (list, tuple)) else [given]
+    each = _listed(given)
     numbers = [number for number in each if isinstance(number, int)]
     if len(numbers) != len(each):
         return None

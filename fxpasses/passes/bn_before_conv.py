@@ -27,7 +27,7 @@ import torch
 from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
-from fxpasses.graph.geometry import Geometry
+from fxpasses.graph.geometry import reads_inside
 from fxpasses.graph.modules import PRODUCERS, is_instance
 from fxpasses.graph.operands import Operand, tensor_of
 from fxpasses.graph.views import (
@@ -179,8 +179,8 @@ def _no_border(match: BnConvMatch) -> Decline | None:
     layer = match.producer
     if isinstance(layer, Linear):
         return None
-    geometry, weight = Geometry.of(layer), tensor_of(layer.weight)
-    if geometry is None or not geometry.is_unpadded:
+    weight = tensor_of(layer.weight)
+    if not reads_inside(layer):
         message = "{} pads with zeros, which the batch norm does not shift"
         return Decline("border", message, match.result, (match.result.name,))
     assert weight is not None

@@ -18,9 +18,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from fxpasses.errors import FxpassesError
 from fxpasses.report import Report
-from fxpasses.rewrite.declarative import DeclarativeRule
 from fxpasses.rewrite.registry import REGISTRY, AnyRule
 from fxpasses.testing.captures import LEVELS, rewrite_at
 from fxpasses.testing.comparison import assert_close_to_eager
@@ -38,7 +36,7 @@ class Specimen:
         label: what kind of model it is: ``"plain"``, ``"extra-user"``, ...
         model: in the mode that is to be tested, in float64 unless the dtype is the subject.
         inputs: the arguments of one call.
-        count: how often the rule must be applied; None where that depends on the level.
+        count: how often the rule must be applied, or how often at each level; None where both are right.
         code: the reason code of at least one site that must be declined, or that of each level that gives
             one; None where none need be.
         levels: where the expectation holds; elsewhere only the values are compared.
@@ -49,11 +47,15 @@ class Specimen:
     label: str
     model: nn.Module
     inputs: tuple[torch.Tensor, ...]
-    count: int | None = None
+    count: int | Mapping[str, int] | None = None
     code: str | Mapping[str, str] | None = None
     levels: tuple[str, ...] = LEVELS
     grads: bool = True
     dynamic: bool = False
+
+    def count_at(self, level: str) -> int | None:
+        """The number of applications that is expected at a level."""
+        return self.count.get(level) if isinstance(self.count, Mapping) else self.count
 
     def code_at(self, level: str) -> str | None:
         """The reason code that is expected at a level."""
@@ -96,8 +98,9 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
     assert not failed, f"{where}: {remarks}"
     if level in specimen.levels:
         applied = found.report.applied.get(rule, 0)
-        assert specimen.count is None or applied == specimen.count, (
-            f"{where}: {applied} applications, {specimen.count} expected\n{remarks}"
+        count = specimen.count_at(level)
+        assert count is None or applied == count, (
+            f"{where}: {applied} applications, {count} expected\n{remarks}"
         )
         codes = {each.code for each in found.report.remarks}
         code = specimen.code_at(level)
@@ -117,8 +120,8 @@ def fuzz(
 
     Args:
         rule: a rule, or the name of a registered one.
-        specimens: where models come from; `fxpasses.testing.strategies` has those of declarative rules and
-            of efficient_conv_bn_eval, which may be left out.
+        specimens: where models come from; to be left out for declarative rules and for those that come with
+            the package, since `fxpasses.testing.strategies` has theirs.
         examples: number of models at each level.
         levels: the levels, of `LEVELS`.
         seed: another seed gives other models; the same gives the same.
@@ -129,9 +132,11 @@ def fuzz(
     """
     import hypothesis
 
+    from fxpasses.testing import strategies
+
     known = isinstance(rule, str) or rule.name in REGISTRY.names()
     name = rule if isinstance(rule, str) else rule.name
-    strategy = specimens if specimens is not None else _own_strategy(rule)
+    strategy = specimens if specimens is not None else strategies.of(rule)
     checked = 0
 
     def run_level(level: str) -> None:
@@ -158,20 +163,6 @@ def fuzz(
     return checked
 
 
-def _own_strategy(rule: AnyRule | str) -> SearchStrategy[Specimen]:
-    from fxpasses.testing import strategies
-
-    if isinstance(rule, DeclarativeRule):
-        return strategies.around(rule)
-    name = rule if isinstance(rule, str) else rule.name
-    if name == "efficient_conv_bn_eval":
-        return strategies.conv_bn()
-    raise FxpassesError(
-        f"fuzz does not know how to build models for {name!r}: give `specimens`, a hypothesis strategy of "
-        "fxpasses.testing.Specimen."
-    )
-
-
 def _fresh(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [each.detach().clone().requires_grad_(each.requires_grad) for each in inputs]
 
@@ -195,7 +186,8 @@ def _answers(
         if not grads or any(each.dtype != torch.float64 for each in outputs):
             return results
         targets = [each for each in outputs if each.requires_grad]
-        weights = [torch.randn_like(each) for each in targets]
+        # Not `randn_like`, which draws in the order of the memory: strides may differ from eager's.
+        weights = [torch.randn(each.shape, dtype=each.dtype) for each in targets]
     leaves = [each for each in (*model.parameters(), *arguments) if each.requires_grad]
     found = torch.autograd.grad(targets, leaves, weights, allow_unused=True) if targets and leaves else ()
     pairs = zip(leaves, found, strict=False)
