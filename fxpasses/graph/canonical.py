@@ -90,10 +90,15 @@ def read_call(node: Node) -> Call | Decline:
         return _read_module(node)
     name = operator_of(node)
     if name == "aten::sub" and node.args and not _is_tensor(node.args[0]):
-        # 1 - x is written as an operator of its own by every tracer but symbolic_trace.
-        return Call("aten::rsub", {"self": node.args[1], "other": node.args[0], "alpha": 1})
+        # 1 - x is written as an operator of its own by every tracer but symbolic_trace. Core ATen has
+        # rsub(x, 1, alpha=2) as sub(1, x, alpha=2).
+        given = {**dict(zip(("self", "other", "alpha"), node.args, strict=False)), **node.kwargs}
+        return Call(
+            "aten::rsub",
+            {"self": given["other"], "other": given["self"], "alpha": given.get("alpha", 1)},
+        )
     args = node.args
-    if name in COMMUTATIVE and len(args) == 2 and not _is_tensor(args[0]):
+    if name in COMMUTATIVE and len(args) == 2 and not _is_tensor(args[0]) and not node.kwargs:
         args = (args[1], args[0])
     arguments = _arguments(node, args)
     if arguments is None:

@@ -71,6 +71,7 @@ FOLDED: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     "add with alpha": lambda m, x: torch.add(c(m.t), m.conv(x), alpha=-2),
     "reversed sub": lambda m, x: (c(m.t) - m.conv(x)) * c(m.m),
     "rsub": lambda m, x: torch.rsub(m.conv(x), c(m.t), alpha=2),
+    "rsub from a number": lambda m, x: torch.rsub(m.conv(x), 1.5, alpha=2),
     "numbers": lambda m, x: 1 - (2.5 * m.conv(x) + 3) / 4,
     "number without a bias": lambda m, x: m.plain(x) + 1.5,
     "one number as a tensor": lambda m, x: m.plain(x) * m.one + m.one,
@@ -102,6 +103,24 @@ three dimensions becomes a `bmm` there, which has no weight of its own to fold i
 def test_chains_are_folded_whole(capture: str, spelling: str) -> None:
     rule = "affine_across_views" if capture == "aten" and spelling in DECOMPOSED else RULE
     check(capture, spelled(FOLDED[spelling]), (image(),), 1, rule=rule)
+
+
+def test_core_aten_s_number_minus_a_multiple_keeps_its_factor() -> None:
+    check("aten", spelled(FOLDED["rsub from a number"]), (image(),), 1, rule=RULE)
+
+
+def test_a_number_plus_a_multiple_keeps_its_factor_though_no_schema_has_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh()).double()
+    program = torch.export.export(model, (image(),)).run_decompositions()
+    graph = program.graph_module.graph
+    (tanh,) = graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default)
+    tanh.target, tanh.args, tanh.kwargs = torch.ops.aten.add.Tensor, (1.0, *tanh.args), {"alpha": 2}
+    program.graph_module.recompile()
+    x = image()
+    result = fxpasses.optimize(program, (x,), {"passes": RULE, "profit": "always"})
+    assert result.report.applied == {RULE: 1}
+    found = result.exported_program.module()(x)
+    torch.testing.assert_close(found, 1.0 + 2 * model[0](x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("capture", SAMPLED)

@@ -85,6 +85,12 @@ def _misplaced(host: _Window) -> list[_Window]:
     return [each for each in alike if not host.holds(each) and not each.holds(host)]
 
 
+def _others(window: _Window) -> list[_Window]:
+    """The other windows with as many results."""
+    return [each for each in _HOSTS if each != window and each.results(_SIZE) == window.results(_SIZE)]
+
+
+_WITH_ANOTHER = [each for each in _HOSTS if _others(each)]
 _WITH_A_NEAR_MISS = [each for each in _HOSTS if _misplaced(each)]
 _KEEPING_PLACES = [
     each for each in _HOSTS if each.holds(_Window(1, 1, 0, 1)) and each.results(_SIZE) == _SIZE
@@ -295,7 +301,7 @@ def parallel_conv_concat(draw: st.DrawFn) -> Specimen:
     rank = draw(st.integers(1, 3))
     with seeded(draw):
         channels = 2 * draw(st.integers(1, 2))
-        hosts = _KEEPING_PLACES if kind == "with-input" else _HOSTS
+        hosts = {"with-input": _KEEPING_PLACES, "other-window": _WITH_ANOTHER}.get(kind, _HOSTS)
         windows = [draw(st.sampled_from(hosts)) for _ in range(rank)]
         groups = draw(st.lists(st.just(1), min_size=2, max_size=3))
         if kind == "grouped":
@@ -306,7 +312,7 @@ def parallel_conv_concat(draw: st.DrawFn) -> Specimen:
             for each in groups
         ]
         if kind == "other-window":
-            windows[0] = draw(st.sampled_from([each for each in _HOSTS if _differs(each, windows[0])]))
+            windows[0] = draw(st.sampled_from(_others(windows[0])))
             branches[-1] = _convolution(draw, windows, channels, 2)
         elif kind == "with-input":
             branches[draw(st.integers(0, 1))] = _Identity()
@@ -316,7 +322,3 @@ def parallel_conv_concat(draw: st.DrawFn) -> Specimen:
         x = torch.randn(draw(st.integers(2, 3)), channels, *[_SIZE] * rank, dtype=torch.float64)
         x = in_kind(kind, model, x[0] if kind == "unbatched" else x)
     return PARALLEL_CONV_CONCAT[kind].of(kind, model, x)
-
-
-def _differs(first: _Window, second: _Window) -> bool:
-    return first != second and first.results(_SIZE) == second.results(_SIZE)
