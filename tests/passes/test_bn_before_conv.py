@@ -12,6 +12,7 @@ from helpers import SAMPLED, check_rule, image, randomised
 from torch import nn
 
 import fxpasses
+from fxpasses.testing import Specimen, check_specimen
 
 RULE = "bn_before_conv"
 
@@ -68,6 +69,18 @@ def test_a_batch_norm_before_a_layer(capture: str, case: str) -> None:
     if capture == "aten" and case == "another axis":
         outcome = 0  # decomposed, the linear layer reads a view of the norm's result
     check_rule(capture, spelled(spell), (image(*X),), outcome, rule=RULE)
+
+
+@pytest.mark.parametrize(("groups", "count", "code"), [(1, 1, None), (2, 0, "symbolic-channels")])
+def test_a_kernel_of_symbolic_size_has_no_border_without_padding(
+    groups: int, count: int, code: str | None
+) -> None:
+    class Free(nn.Module):
+        def forward(self, x: torch.Tensor, weight: torch.Tensor, *statistics: torch.Tensor) -> torch.Tensor:
+            return F.conv2d(F.batch_norm(x, *statistics), weight, groups=groups)
+
+    given = (image(*X), image(6, 4 // groups, 3, 2), torch.randn(4).double(), torch.rand(4).double() + 0.5)
+    check_specimen(RULE, Specimen("free", Free(), given, count, code), "torch", dynamic=True)
 
 
 def test_what_is_written_to_in_between() -> None:

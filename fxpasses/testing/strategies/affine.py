@@ -147,10 +147,7 @@ def _producer(draw: st.DrawFn, kind: str) -> tuple[Any, Tensor]:
     if kind == "channel-axis":
         return _sequence(draw)
     if kind == "padding-mode":
-        dimensions, mode = (
-            draw(st.integers(1, 3)),
-            draw(st.sampled_from(("reflect", "replicate"))),
-        )
+        dimensions, mode = draw(st.integers(1, 3)), draw(st.sampled_from(("reflect", "replicate")))
         producer: Any = convolution(draw, dimensions, padding=1, padding_mode=mode)
     else:
         dimensions = draw(st.integers(int(kind == "unbatched"), 3))

@@ -111,7 +111,7 @@ def _convolution(
 
 # parallel_conv_merge ---------------------------------------------------------------------------------------
 
-_OPERATORS_SEE_A_WRITE = {**except_at("aten", None), **dict.fromkeys(NAMES_SURVIVE, "mutation")}
+_SEEN_AS_A_WRITE = dict.fromkeys(NAMES_SURVIVE, "mutation")
 """Who traces operators gives the input another name after a write, so no two branches read the same."""
 
 PARALLEL_CONV_MERGE: dict[str, Outcome] = {
@@ -134,7 +134,7 @@ PARALLEL_CONV_MERGE: dict[str, Outcome] = {
     "scaled": Outcome(),
     "difference": Outcome(),
     "twice": Outcome(),
-    "written": Outcome(code=_OPERATORS_SEE_A_WRITE, grads=False),
+    "written": Outcome(code=_SEEN_AS_A_WRITE, grads=False),
     # Below, a write is a new tensor.
     "into-input": Outcome(except_at("aten", 0, 1), except_at("aten", "mutation"), grads=False),
 }
@@ -199,9 +199,7 @@ def parallel_conv_merge(draw: st.DrawFn) -> Specimen:
     kind = draw(kinds_of(PARALLEL_CONV_MERGE))
     rank = draw(st.integers(1, 3))
     with seeded(draw):
-        channels = (1 if kind == "broadcast-identity" else 2) * draw(st.integers(1, 2))
-        if kind == "broadcast-identity":
-            channels = 1
+        channels = 1 if kind == "broadcast-identity" else 2 * draw(st.integers(1, 2))
         branches = _branches(draw, kind, rank, channels)
         if kind not in ("in-place", "into-input", "twice", "extra-user") and draw(st.booleans()):
             branches[:2] = branches[1::-1]
@@ -267,7 +265,7 @@ PARALLEL_CONV_CONCAT: dict[str, Outcome] = {
     "other-axis": Outcome(),
     "with-input": Outcome(),
     "activation": Outcome(),
-    "written": Outcome(code=_OPERATORS_SEE_A_WRITE, grads=False),
+    "written": Outcome(code=_SEEN_AS_A_WRITE, grads=False),
 }
 """The kinds of models, and what parallel_conv_concat must do with them at each level."""
 

@@ -1,0 +1,126 @@
+"""Random models around every rule that comes with the package, and around the tutorial's, at every level.
+
+The full run has 2,000 models for each rule and level, and draws every kind of them, near misses included. The
+default one is a small seeded one.
+"""
+
+from __future__ import annotations
+
+import doctest
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fxpasses.rewrite import declarative
+from fxpasses.testing import LEVELS, Specimen, check_specimen, fuzz, strategies
+from fxpasses.testing.strategies.parallel import _Window
+from tests.helpers import RULE
+
+SAMPLED = {"torch": 10, "symbolic_trace": 25, "pre_dispatch": 12, "export": 12, "aten": 10}
+"""Models at each level; how many depends on what a capture takes."""
+
+
+def tutorial_rules():
+    """The rules of the declarative rules' documentation, as it defines them."""
+    (tutorial,) = doctest.DocTestFinder(recurse=False).find(declarative, "tutorial")
+    doctest.DocTestRunner().run(tutorial, out=lambda _: None, clear_globs=False)
+    return {each: tutorial.globs[each] for each in ("DoubleNegation", "RmsNorm", "AddMM")}
+
+
+TUTORIAL = tutorial_rules()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("rule", strategies.FAMILIES)
+def test_a_rule_survives_random_models(rule, level):
+    assert fuzz(rule, examples=SAMPLED[level], levels=[level]) >= SAMPLED[level]
+
+
+@pytest.mark.parametrize("name", TUTORIAL)
+def test_the_tutorial_s_rules_survive_random_models(name):
+    assert fuzz(TUTORIAL[name], examples=4) >= 4 * len(LEVELS)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("rule", strategies.FAMILIES)
+def test_a_rule_survives_two_thousand_models(rule, level):
+    seen = Counter()
+    specimens = strategies.of(rule).map(lambda each: seen.update([each.label]) or each)
+    assert fuzz(rule, specimens, examples=2000, levels=[level], seed=1) >= 2000
+    assert seen.keys() == strategies.KINDS[rule].keys()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", TUTORIAL)
+def test_the_tutorial_s_rules_survive_two_thousand_models(name, level):
+    assert fuzz(TUTORIAL[name], examples=2000, levels=[level], seed=1) >= 2000
+
+
+@pytest.mark.parametrize("rule", strategies.FAMILIES)
+def test_every_rule_has_models_that_it_must_rewrite_and_near_misses_with_a_code(rule):
+    kinds = strategies.KINDS[rule]
+    assert kinds["plain"].count == 1
+    codes = {each.code for each in kinds.values() if isinstance(each.code, str)}
+    assert len(codes) >= 2 or rule == "parallel_conv_concat"
+    assert "multiple-users" in codes
+
+
+@pytest.mark.parametrize(
+    ("rule", "broken", "found"),
+    [
+        ("conv_affine", "_sole_readers", "extra-user|own-mean"),
+        ("parallel_conv_merge", "_holds_kernel", "misplaced|other-groups"),
+        ("parallel_conv_concat", "_same_geometry", "other-window|grouped"),
+        ("bn_before_conv", "_no_border", "padded|transposed"),
+    ],
+)
+def test_fuzzing_finds_a_rule_without_one_of_its_guards(rule, broken, found, monkeypatch):
+    module = {"parallel_conv_merge": "parallel", "parallel_conv_concat": "parallel"}.get(rule, rule)
+    monkeypatch.setattr(f"fxpasses.passes.{module}.{broken}", lambda match: None)
+    with pytest.raises(AssertionError, match=found):
+        fuzz(rule, examples=200, levels=["symbolic_trace"])
+
+
+def test_fuzzing_finds_a_factor_that_is_ignored(monkeypatch):
+    """As inductor's own matcher ignores the alpha of an addition."""
+    from fxpasses.graph import affine
+
+    made = affine.Affine
+
+    def careless(node, source, kind, operand, sign=1.0, factor=1.0):
+        return made(node, source, kind, operand, sign, 1.0 if factor > 0 else -1.0)
+
+    monkeypatch.setattr(affine, "Affine", careless)
+    with pytest.raises(AssertionError, match="off, relative"):
+        fuzz("conv_affine", examples=100, levels=["symbolic_trace"])
+
+
+def test_a_level_without_the_operator_says_so():
+    """Nearest upsampling of one dimension is an index in core ATen: no site, and nothing wrong."""
+    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.Upsample(scale_factor=2), nn.BatchNorm1d(3)).double().eval()
+    specimen = Specimen("nearest", model, (torch.randn(2, 2, 5).double(),), count=1)
+    check_specimen("affine_across_views", specimen, "export")
+    with pytest.raises(AssertionError, match=r"0 applications, 1 expected\n\(no site"):
+        check_specimen("affine_across_views", specimen, "aten")
+
+
+def test_windows_lie_inside_one_another_where_convolutions_agree():
+    """The oracle of parallel branches is itself held to eager: a kernel with zeros round it."""
+    host, small = _Window(3, 2, 1, 1), _Window(1, 2, 0, 2)
+    assert host.holds(small)
+    assert not host.holds(_Window(1, 2, 2, 1))
+    x, weight = torch.randn(1, 1, 5), torch.randn(1, 1, 1)
+    padded = F.pad(weight, (1, 1))
+    assert host.results(5) == small.results(5) == F.conv1d(x, weight, stride=2).shape[-1]
+    torch.testing.assert_close(
+        F.conv1d(x, padded, stride=2, padding=1), F.conv1d(x, weight, stride=2, dilation=2)
+    )
+
+
+def test_one_line_is_enough():
+    assert fuzz(RULE, examples=3, levels=["symbolic_trace"]) >= 3
