@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # its stubs are no test requirement
 import torch
 
+from fxpasses.device_profile import processor_name
 from fxpasses.errors import FxpassesError
 
 _LIBRARIES = (
@@ -99,7 +100,7 @@ def environment_block(device: str) -> dict[str, object]:
         UnavailableDeviceError: this machine has no such device.
     """
     checked = check_device(device)
-    processor = _processor()
+    processor = processor_name()
     block: dict[str, object] = {
         "device": processor if checked.type == "cpu" else torch.cuda.get_device_name(checked),
         "processor": processor,
@@ -139,25 +140,6 @@ def _cuda_block(device: torch.device) -> dict[str, object]:
         "compute_capability": f"{properties.major}.{properties.minor}",
         "device_memory_bytes": properties.total_memory,
     }
-
-
-def _processor() -> str:
-    """The processor's name with its generation, such as ``AMD EPYC, family 26 model 2``.
-
-    Virtual machines often hide the model's number behind a bare brand, hence family and model.
-    """
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {
-        key: re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
-        for key in ("model name", "cpu family", "model")
-    }
-    name, family, model = (match.group(1).strip() if match else "" for match in fields.values())
-    if not name:
-        return platform.processor() or platform.machine()
-    return f"{name}, family {family} model {model}" if family and model else name
 
 
 def _versions() -> dict[str, str]:
