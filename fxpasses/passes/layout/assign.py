@@ -139,6 +139,7 @@ def _describe(
             choices[labels[network.variables[node]]].implementation,
             seconds_at(choices[C].seconds, hints),
             seconds_at(choices[L].seconds, hints),
+            choices[C].is_measured,
         )
         for node, choices in network.convolutions.items()
     )

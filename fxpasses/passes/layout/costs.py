@@ -22,7 +22,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from fxpasses import device_profile
-from fxpasses.device_profile import DeviceProfile, Roofline
+from fxpasses.device_profile import DeviceProfile, Estimate, Roofline
 from fxpasses.graph.metadata import value
 from fxpasses.passes.layout.labels import C, L, Label
 from fxpasses.torch_internals import OpOverload, operator_name, size_expression, size_hint
@@ -40,6 +40,8 @@ _PEAKS = {
 }
 """Orders of magnitude of a small CPU and of a data-centre GPU, for devices that nobody has measured."""
 
+_ROOFLINE = "roofline"
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -49,6 +51,11 @@ class Choice:
 
     seconds: Seconds
     implementation: str
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a profile says so: the roofline names itself as the implementation."""
+        return _ROOFLINE not in self.implementation
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,11 @@ class CostModel:
             for label in (C, L)
         }
 
+    def knows(self, sizes: ConvolutionSizes, dtype: torch.dtype, directions: Sequence[str]) -> bool:
+        """Whether the profile has measurements of a convolution in all `directions`, under both labels."""
+        key = sizes.key()
+        return all(len(self._rows(each, key, dtype)) == 2 for each in directions)
+
     def _direction(self, sizes: ConvolutionSizes, dtype: torch.dtype, direction: str) -> dict[Label, Choice]:
         key = (direction, sizes.key(), dtype, *map(_exact, (*sizes.input, *sizes.weight)))
         if key not in self._known:
@@ -145,7 +157,7 @@ class CostModel:
         native = self._native(sizes, dtype)
         reorder = 2 * activations / peaks.bandwidth
         return {
-            label: Choice(seconds if label == native else seconds + reorder, "roofline") for label in (C, L)
+            label: Choice(seconds if label == native else seconds + reorder, _ROOFLINE) for label in (C, L)
         }
 
     def _native(self, sizes: ConvolutionSizes, dtype: torch.dtype) -> Label:
@@ -170,7 +182,7 @@ class CostModel:
             peaks = self._peaks(dtype)
             moved = sum(_bytes(each) for each in tensors)
             seconds = peaks.call_seconds + moved / peaks.bandwidth
-            floor = {label: Choice(seconds, "roofline") for label in (C, L)}
+            floor = {label: Choice(seconds, _ROOFLINE) for label in (C, L)}
             self._known[key] = self._measured_operator(node, dtype, floor) or floor
         return self._known[key]
 
@@ -201,15 +213,24 @@ class CostModel:
         self, operator: str, key: str, dtype: torch.dtype, floor: Mapping[Label, Choice]
     ) -> dict[Label, Choice] | None:
         """What the profile measured; None unless it knows both labels: one alone does not compare."""
-        if self.profile is None:
+        rows = self._rows(operator, key, dtype)
+        if len(rows) < 2:
             return None
+        return {
+            label: Choice(self._rescaled(row.seconds, floor[label].seconds), row.implementation)
+            for label, row in rows.items()
+        }
+
+    def _rows(self, operator: str, key: str, dtype: torch.dtype) -> dict[Label, Estimate]:
+        """The fastest implementation measured under each label, of those that can be brought about."""
+        if self.profile is None:
+            return {}
         allowed = self.implementations if operator.startswith("convolution.") else None
-        found: dict[Label, Choice] = {}
+        found: dict[Label, Estimate] = {}
         for label in (C, L):
             row = self.profile.seconds(operator, key, label, _name(dtype), implementations=allowed)
-            if row is None:
-                return None
-            found[label] = Choice(self._rescaled(row.seconds, floor[label].seconds), row.implementation)
+            if row is not None:
+                found[label] = row
         return found
 
     def _rescaled(self, measured: float, floor: Seconds) -> Seconds:

@@ -1,8 +1,9 @@
 """The pass `layout` over graphs that are run as they are: plan, then copies in the graph.
 
-With ``layout="auto"`` a plan is carried out only where the device has been measured: a roofline alone is
-good for a prediction, which is reported, but does not justify a change. Graphs for inductor are planned
-later, on its joint graph, where forward and backward are seen together (`inductor`).
+With ``layout="auto"`` a plan is carried out only where at least half of the graph's convolutions have been
+measured on the device: a roofline is good for a prediction, which is reported, but does not justify a change.
+Graphs for inductor are planned later, on its joint graph, where forward and backward are seen together
+(`inductor`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
+
+import torch
 
 from fxpasses import device_profile
 from fxpasses.device_profile import DeviceProfile
@@ -29,8 +32,15 @@ def run(context: GraphContext, options: Options) -> Outcome:
     """The pass, on a graph that is run as it is."""
     if options.layout == "off" or (context.executor == "fused" and options.inner == "inductor"):
         return Outcome()
-    profile = device_profile.find(device_profile.device_name(device_of(context)))
-    return plan_and_carry_out(context, options.layout, profile)
+    return plan_and_carry_out(context, options.layout, profile_for(device_of(context), options))
+
+
+def profile_for(device: torch.device, options: Options) -> DeviceProfile | None:
+    """What was measured on a device: in the file that the user names, else as `device_profile.find` says."""
+    name = device_profile.device_name(device)
+    if options.layout_profile is not None:
+        return device_profile.load(options.layout_profile, device=name)
+    return device_profile.find(name)
 
 
 def plan_and_carry_out(
@@ -61,9 +71,16 @@ def plan_and_carry_out(
         return Outcome(layout=replace(plan, decision="no-gain"))
     if goal == "auto" and profile is None:
         return Outcome(layout=replace(plan, decision="no-profile"))
+    if goal == "auto" and not enough(plan.measured, len(plan.convolutions)):
+        return Outcome(layout=replace(plan, decision="not-measured"))
     if dry_run:
         return Outcome((applied(plan, context.path),), layout=plan)
     return _carry_out(context, assignment)
+
+
+def enough(measured: int, convolutions: int) -> bool:
+    """Whether so many measured convolutions, of so many, justify a change."""
+    return 2 * measured >= convolutions
 
 
 def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:

@@ -16,6 +16,10 @@ DECISIONS = {
         "not carried out: this device has not been measured, and a roofline does not justify a change; "
         "measure it with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
     ),
+    "not-measured": (
+        "not carried out: fewer than half of the convolutions have been measured on this device; add to its "
+        "profile with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
+    ),
 }
 """What may come of a plan, in words."""
 
@@ -73,6 +77,7 @@ class ConvolutionPlan:
         label: what the plan gives it.
         implementation: what computes it there.
         contiguous, channels_last: predicted seconds under each label.
+        measured: whether a device profile says so, and not the roofline.
     """
 
     node: str
@@ -80,6 +85,7 @@ class ConvolutionPlan:
     implementation: str
     contiguous: float
     channels_last: float
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,11 @@ class LayoutPlan:
     def is_contiguous(self) -> bool:
         """Whether nothing is converted."""
         return self.converted == 0
+
+    @property
+    def measured(self) -> int:
+        """Of how many convolutions the costs were measured."""
+        return sum(each.measured for each in self.convolutions)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as what JSON knows."""

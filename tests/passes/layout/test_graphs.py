@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 import fxpasses
+from fxpasses.device_profile import DeviceProfile, Roofline
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.copying import copy_graph_module
 from fxpasses.graph.metadata import ensure_metadata
@@ -279,6 +280,19 @@ def test_a_device_that_nobody_measured_is_planned_and_left_as_it_is(monkeypatch,
     assert result.report.layout.seconds < result.report.layout.contiguous_seconds
     assert result.report.layout.decision == "no-profile"
     assert copies(result.graph_module) == 0
+
+
+def test_a_graph_of_which_too_little_was_measured_is_planned_and_left_as_it_is(monkeypatch):
+    peaks = Roofline("float32", 6e10, 5e10, 1e10, 5e-6)
+    monkeypatch.setattr(
+        "fxpasses.device_profile.find", lambda device: DeviceProfile("here", "2", rooflines=(peaks,))
+    )
+    model = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(3))).eval()
+    result = optimized(model, torch.randn(2, 64, 32, 32), "auto")
+    assert result.report.layout.seconds < result.report.layout.contiguous_seconds
+    assert result.report.layout.decision == "not-measured"
+    assert copies(result.graph_module) == 0
+    assert "fewer than half of the convolutions" in str(result.report.layout)
 
 
 def test_the_layout_pass_can_be_disabled():
