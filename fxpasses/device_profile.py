@@ -212,8 +212,14 @@ class DeviceProfile:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may share a cache folder: each writes a file of its own and moves it into place.
         partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"schema": SCHEMA_VERSION} | asdict(self), indent=1) + "\n", "utf-8")
+        partial.write_text(self._text(), "utf-8")
         partial.replace(target)
+
+    def _text(self) -> str:
+        """The profile as JSON, one measurement a line: there are thousands, and a diff should be short."""
+        head = json.dumps({"schema": SCHEMA_VERSION} | asdict(replace(self, measurements=())), indent=1)
+        rows = ",\n".join(json.dumps(asdict(each)) for each in self.measurements)
+        return head.removesuffix("[]\n}") + f"[\n{rows}\n]}}\n"
 
     @cached_property
     def digest(self) -> str:

@@ -5,6 +5,8 @@ gets each operand with the strides of the traced graph; outputs get those stride
 copy is needed is read off the strides that the operators really give (their fake kernels tell), not off the
 plan: where an operator does not follow its operands, its result is copied, and the graph stays right.
 A copy is made before its first reader and shared by all of them, unless its source is written to in between.
+Autograd gives the gradient of a copy the strides that the copy has. Where it will run over the graph, inputs
+that require grad are read through a view whose gradient has the strides of the input.
 Whatever goes wrong on the way, the graph is put back as it was.
 """
 
@@ -35,6 +37,8 @@ from fxpasses.passes.layout.network import Role
 from fxpasses.torch_internals import FakeTensor, size_expression
 
 aten = torch.ops.aten
+
+_COPIES = (torch.clone, aten.clone.default, aten.copy.default)
 
 _KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "partitioner_tag")
 
@@ -71,7 +75,7 @@ def materialise(context: GraphContext, assignment: Assignment) -> Carried:
         if isinstance(error, NotMaterialisedError):
             raise
         raise NotMaterialisedError(f"{type(error).__name__}: {error}") from error
-    return Carried(len(carrier.inserted), carrier.repairs)
+    return Carried(sum(node.target in _COPIES for node in carrier.inserted), carrier.repairs)
 
 
 @contextlib.contextmanager
@@ -100,6 +104,8 @@ class _Carrier:
     _renamed: list[tuple[Node, str]] = field(default_factory=list)
 
     def run(self) -> None:
+        if self.context.executor == "eager" and self.context.initial_modes.grad:
+            self._restore_gradients()
         for node in list(self.context.graph.nodes):
             role = self.assignment.network.roles.get(node)
             if node.op == "output":
@@ -118,6 +124,34 @@ class _Carrier:
             self.context.graph.erase_node(node)
         for old, name in self._renamed:
             old.name = name
+
+    def _restore_gradients(self) -> None:
+        """Has the inputs that require grad read through a view that restores the strides of the gradient."""
+        placeholders = list(self.context.graph.find_nodes(op="placeholder"))
+        for node, held in self.assignment.network.tensors.items():
+            if node.op not in ("placeholder", "get_attr") or not self.context.requires_grad(node):
+                continue
+            if not self.context.is_written(node):
+                before = (placeholders[-1] if node.op == "placeholder" else node).next
+                self._latest[node] = self._through_rows(node, held.original, before)
+
+    def _through_rows(self, source: Node, label: Label, before: Node) -> Node:
+        """The same tensor, seen as one row in between: a gradient of other strides cannot, and is copied."""
+        found = tensor(source)
+        assert found is not None
+        there, back = list(to_channels_last(found.dim())), [0, found.dim() - 1, *range(1, found.dim() - 1)]
+        if not (found if label == "contiguous" else found.permute(there)).is_contiguous():
+            return source
+        if label == "channels_last":
+            source = self._insert(aten.permute.default, (source, there), {}, before)
+        row = self._insert(aten.view.default, (source, [-1]), {}, before)
+        made = tensor(source)
+        assert made is not None
+        if all(isinstance(each, int) for each in made.shape):
+            same = self._insert(aten.view.default, (row, list(made.shape)), {}, before)
+        else:
+            same = self._insert(aten.view_as.default, (row, source), {}, before)
+        return same if label == "contiguous" else self._insert(aten.permute.default, (same, back), {}, before)
 
     def _label(self, node: Node) -> None:
         label = self.assignment.label(node)
@@ -140,6 +174,8 @@ class _Carrier:
 
     def _restore_outputs(self, node: Node) -> None:
         for operand in list(node.all_input_nodes):
+            if operand.op in ("placeholder", "get_attr"):
+                continue
             restored = self._restored(operand, node)
             before, after = self._strides_traced(operand), tensor(restored)
             if before is not None and after is not None and self._may_differ(operand, before, after):

@@ -169,6 +169,29 @@ def test_values_gradients_and_strides_are_those_of_eager(kind, capture, layout):
     assert [each.stride() for each in ours] == [each.stride() for each in theirs]
 
 
+@pytest.mark.parametrize("given", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("capture", ["pre_dispatch", "export", "aten"])
+@pytest.mark.parametrize("kind", [each for each in MODELS if each is not Video])
+def test_gradients_have_the_strides_of_what_they_belong_to(kind, capture, given):
+    """From autograd itself: what accumulates in `.grad` takes these strides anyway."""
+    model, x = model_and_input(kind)
+    format_ = torch.contiguous_format if given == "contiguous" else torch.channels_last
+    model, x = model.to(memory_format=format_), x.detach().to(memory_format=format_).requires_grad_()
+    other = "channels_last" if given == "contiguous" else "contiguous"
+    result = fxpasses.optimize(CAPTURES[capture](model, (x,)), (x,), {"layout": other})
+    assert result.report.applied["layout"] == 1
+    call = result.exported_program.module() if result.exported_program else result.graph_module
+    leaves = [x, *model.parameters()]
+
+    def strides(run):
+        total = sum(each.square().sum() for each in torch.utils._pytree.tree_leaves(run(x)))
+        return [each.stride() for each in torch.autograd.grad(total, leaves)]
+
+    assert strides(call) == [each.stride() for each in leaves]
+    if given == "contiguous":
+        assert strides(call) == strides(model)
+
+
 @pytest.mark.parametrize("executor", ["eager", "fused"])
 @pytest.mark.parametrize("capture", ["pre_dispatch", "symbolic_trace"])
 @pytest.mark.parametrize("kind", MODELS)
