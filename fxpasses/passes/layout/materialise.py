@@ -128,12 +128,14 @@ class _Carrier:
     def _restore_gradients(self) -> None:
         """Has the inputs that require grad read through a view that restores the strides of the gradient."""
         placeholders = list(self.context.graph.find_nodes(op="placeholder"))
-        for node, held in self.assignment.network.tensors.items():
-            if node.op not in ("placeholder", "get_attr") or not self.context.requires_grad(node):
+        for node in (*placeholders, *self.context.graph.find_nodes(op="get_attr")):
+            found = tensor(node)
+            if found is None or found.dim() not in (4, 5) or not self.context.requires_grad(node):
                 continue
             if not self.context.is_written(node):
                 before = (placeholders[-1] if node.op == "placeholder" else node).next
-                self._latest[node] = self._through_rows(node, held.original, before)
+                label: Label = "channels_last" if order_of(found) == "channels_last" else "contiguous"
+                self._latest[node] = self._through_rows(node, label, before)
 
     def _through_rows(self, source: Node, label: Label, before: Node) -> Node:
         """The same tensor, seen as one row in between: a gradient of other strides cannot, and is copied."""
@@ -189,8 +191,7 @@ class _Carrier:
         Those of a tensor without a label mean nothing on the way, and are not followed through the graph.
         """
         unfollowed = (
-            self.context.executor == "eager"
-            and bool(self.inserted)
+            bool(self.inserted)
             and operand.op.startswith("call")
             and before.dim() in (4, 5)
             and any(map(is_one, before.shape))
@@ -280,8 +281,13 @@ class _Carrier:
         return copy
 
     def _view_as_traced(self, source: Node, before: torch.Tensor, reader: Node) -> Node:
-        """The traced strides of dimensions of size 1, which mean nothing, for whoever compares them."""
-        if self.context.executor == "fused" or not all(isinstance(each, int) for each in before.stride()):
+        """The traced strides of dimensions of size 1, which mean nothing, for whoever compares them.
+
+        A compiler may lay a tensor out in another order than metadata says and the operators allow, under
+        which a view of given strides would be wrong; where no dimensions are left to be ordered it cannot.
+        """
+        is_static = all(isinstance(each, int) for each in (*before.shape, *before.stride()))
+        if not is_static or (self.context.executor == "fused" and order_of(before) != "both"):
             self._remember(source)
             set_value(source, before, like=source)
             return source

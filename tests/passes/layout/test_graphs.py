@@ -187,7 +187,9 @@ def test_gradients_have_the_strides_of_what_they_belong_to(kind, capture, given)
         total = sum(each.square().sum() for each in torch.utils._pytree.tree_leaves(run(x)))
         return [each.stride() for each in torch.autograd.grad(total, leaves)]
 
-    assert strides(call) == [each.stride() for each in leaves]
+    for stride, leaf in zip(strides(call), leaves, strict=True):
+        kept = [d for d, size in enumerate(leaf.shape) if size != 1]
+        assert [stride[d] for d in kept] == [leaf.stride(d) for d in kept]
     if given == "contiguous":
         assert strides(call) == strides(model)
 

@@ -219,7 +219,7 @@ def check(
         compile_: from the model to what is tested.
         exact: from the model to what has the right values, where that is not eager.
         is_plain: whether autograd runs over the graph. Eager gives some contiguous weights gradients that are
-            channels-last (`.grad` has the strides of the parameter in any case); we give them the parameter's.
+            channels-last (`.grad` has the parameter's strides in any case); we give them the parameter's.
     """
 
     def run(compile_: Callable[[nn.Module], Callable[..., Any]]) -> dict[str, Any]:
