@@ -97,7 +97,8 @@ class JointLayout:
         assert graph.owning_module is not None
         context = GraphContext(graph.owning_module, Modes(grad=False), executor="fused")
         before = take_pictures([context], "joint-before")
-        outcome = plan_and_carry_out(context, self.goal, self.profile, _names_in(graph, self.inputs))
+        names = _names_in(graph, self.inputs)
+        outcome = plan_and_carry_out(context, self.goal, self.profile, names, for_inductor=True)
         self._outcomes.append(outcome)
         self._graphs += before
         for each in take_pictures([context], "joint-after", inf) if before and outcome.changed else ():
@@ -190,7 +191,7 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
         return report
     profile = profile_for(device_of(context), options)
     names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
-    outcome = plan_and_carry_out(context, options.layout, profile, names, dry_run=True)
+    outcome = plan_and_carry_out(context, options.layout, profile, names, dry_run=True, for_inductor=True)
     plan = outcome.layout
     wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
     drawn = take_pictures([context], "planned", inf) if wanted else ()

@@ -22,6 +22,7 @@ from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
 from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
 from fxpasses.passes.layout.network import UnplannableError
 from fxpasses.passes.layout.plan import LayoutPlan
+from fxpasses.passes.layout.stock import stock_plan
 from fxpasses.report import Remark
 from fxpasses.rewrite.graph_pass import GraphPass, Outcome
 
@@ -50,6 +51,7 @@ def plan_and_carry_out(
     names: Mapping[str, str] | None = None,
     *,
     dry_run: bool = False,
+    for_inductor: bool = False,
 ) -> Outcome:
     """Plans the layouts of one graph, and carries the plan out where it pays.
 
@@ -59,6 +61,7 @@ def plan_and_carry_out(
         profile: what was measured on the device, or None.
         names: what the user calls the graph's inputs.
         dry_run: whether to leave the graph as it is, whatever pays.
+        for_inductor: whether the plan is to be compared with what inductor would do by itself.
     """
     try:
         assignment = assign(context, goal, profile, names)
@@ -73,6 +76,9 @@ def plan_and_carry_out(
         return Outcome(layout=replace(plan, decision="no-profile"))
     if goal == "auto" and not enough(plan.measured, len(plan.convolutions)):
         return Outcome(layout=replace(plan, decision="not-measured"))
+    if for_inductor:
+        plan = replace(plan, stock=stock_plan(context, assignment))
+        assignment = replace(assignment, plan=plan)
     if dry_run:
         return Outcome((applied(plan, context.path),), layout=plan)
     return _carry_out(context, assignment)

@@ -105,6 +105,19 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class StockPlan:
+    """What stock inductor's layout optimisation would do with the same graph.
+
+    Attributes:
+        channels_last: its one decision: whether convolutions run channels-last.
+        copies: how many inputs, weights and outputs it would copy for that at every call.
+    """
+
+    channels_last: bool
+    copies: int
+
+
+@dataclass(frozen=True)
 class LayoutPlan:
     """One label for each tensor, and what that is predicted to cost against the two uniform plans.
 
@@ -124,6 +137,7 @@ class LayoutPlan:
         copies: how many copies were put into the graph.
         repairs: how many of them because an operator did not follow the layout of what it reads.
         planning_seconds: how long reading and solving took.
+        stock: what stock inductor would have done; None where the graph does not go to inductor.
     """
 
     labels: Mapping[str, Label]
@@ -141,6 +155,7 @@ class LayoutPlan:
     copies: int = 0
     repairs: int = 0
     planning_seconds: float = 0.0
+    stock: StockPlan | None = None
 
     @property
     def is_contiguous(self) -> bool:
@@ -151,6 +166,11 @@ class LayoutPlan:
     def measured(self) -> int:
         """Of how many convolutions the costs were measured."""
         return sum(each.measured for each in self.convolutions)
+
+    @property
+    def copies_avoided(self) -> int | None:
+        """How many copies fewer than stock inductor's (or more, below 0); None where it is not compared."""
+        return self.stock.copies - (self.copies or len(self.cut_edges)) if self.stock is not None else None
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as what JSON knows."""
@@ -172,6 +192,7 @@ class LayoutPlan:
             "cut_edges": tuple(CutEdge(**each) for each in edges),
             "sizes": tuple(Flip(**each) for each in data["sizes"]),
             "forced_by_unknown": tuple(data["forced_by_unknown"]),
+            "stock": StockPlan(**data["stock"]) if data["stock"] is not None else None,
         }
         return LayoutPlan(**{**data, **nested})
 
@@ -185,6 +206,8 @@ class LayoutPlan:
             f"{self.converted} of {len(self.labels)} tensors converted, {len(self.cut_edges)} copied:",
             *(f"  {each}" for each in self.cut_edges),
         ]
+        if self.stock is not None:
+            lines.append(against_stock(self))
         if self.forced_by_unknown:
             lines.append(f"operators of unknown semantics forced copies: {', '.join(self.forced_by_unknown)}")
         for each in self.sizes:
@@ -193,6 +216,17 @@ class LayoutPlan:
                     f"not optimal at {dict(each.sizes)}: {each.seconds:.3g} s against {each.least:.3g} s"
                 )
         return "\n".join(lines)
+
+
+def against_stock(plan: LayoutPlan) -> str:
+    """Stock inductor's decision and copies, and how many of these the plan spares, in words."""
+    if plan.stock is None or plan.copies_avoided is None:
+        return "not compared with stock inductor"
+    decision = "channels_last throughout" if plan.stock.channels_last else "contiguous throughout"
+    spared = plan.copies_avoided
+    return f"stock inductor: {decision}, {plan.stock.copies} copies; {abs(spared)} " + (
+        "fewer here" if spared >= 0 else "more here"
+    )
 
 
 def _few(names: tuple[str, ...]) -> str:

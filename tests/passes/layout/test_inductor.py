@@ -82,7 +82,7 @@ def test_inference_equals_eager():
 
 
 def test_dimensions_of_size_one_have_the_strides_of_eager_too():
-    """A folded 1x1 weight's gradient: fake kernels give it channels-last strides, and a product keeps them."""
+    """A folded 1x1 weight's gradient: fake kernels give it channels-last strides, which a product keeps."""
     halves = nn.Conv2d(8, 16, 1, stride=2, bias=False)
     model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), halves, nn.BatchNorm2d(16), nn.ReLU())
     report = check(model, torch.randn(2, 4, 8, 8), "frozen_statistics")
