@@ -37,6 +37,7 @@ from fxpasses.passes.layout.network import read_convolution
 from fxpasses.passes.layout.passes import NAME, enough, plan_and_carry_out, profile_for
 from fxpasses.passes.layout.plan import LayoutPlan
 from fxpasses.picture import GraphPicture
+from fxpasses.pipeline import collector_paused
 from fxpasses.portrait import take_pictures
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite import sidecar
@@ -98,7 +99,8 @@ class JointLayout:
         context = GraphContext(graph.owning_module, Modes(grad=False), executor="fused")
         before = take_pictures([context], "joint-before")
         names = _names_in(graph, self.inputs)
-        outcome = plan_and_carry_out(context, self.goal, self.profile, names, for_inductor=True)
+        with collector_paused():
+            outcome = plan_and_carry_out(context, self.goal, self.profile, names, for_inductor=True)
         self._outcomes.append(outcome)
         self._graphs += before
         for each in take_pictures([context], "joint-after", inf) if before and outcome.changed else ():

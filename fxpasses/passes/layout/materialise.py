@@ -33,7 +33,7 @@ from fxpasses.passes.layout.labels import (
     order_of,
     to_channels_last,
 )
-from fxpasses.passes.layout.network import Role
+from fxpasses.passes.layout.network import Role, product_operands
 from fxpasses.torch_internals import FakeTensor, size_expression
 
 aten = torch.ops.aten
@@ -70,11 +70,13 @@ def materialise(context: GraphContext, assignment: Assignment) -> Carried:
     try:
         with _without_guards(context):
             carrier.run()
+            carrier.check()
     except Exception as error:
         carrier.undo()
         if isinstance(error, NotMaterialisedError):
             raise
         raise NotMaterialisedError(f"{type(error).__name__}: {error}") from error
+    carrier.erase_replaced()
     return Carried(sum(node.target in _COPIES for node in carrier.inserted), carrier.repairs)
 
 
@@ -102,6 +104,7 @@ class _Carrier:
     _traced: dict[Node, Any] = field(default_factory=dict)
     _inputs: list[tuple[Node, Node, Node]] = field(default_factory=list)
     _renamed: list[tuple[Node, str]] = field(default_factory=list)
+    _replaced: list[Node] = field(default_factory=list)
 
     def run(self) -> None:
         if self.context.executor == "eager" and self.context.initial_modes.grad:
@@ -114,6 +117,16 @@ class _Carrier:
                 self._label(node)
             elif role is not None and node.op.startswith("call"):
                 self._keep(node, role)
+
+    def check(self) -> None:
+        """Raises where a convolution is read that a matrix product has replaced."""
+        for node in self._replaced:
+            if node.users:
+                raise NotMaterialisedError(f"{node} is still read by {', '.join(map(str, node.users))}")
+
+    def erase_replaced(self) -> None:
+        for node in self._replaced:
+            self.context.graph.erase_node(node)
 
     def undo(self) -> None:
         for node, old, new in reversed(self._inputs):
@@ -163,10 +176,35 @@ class _Carrier:
             changed |= operand in self._traced
         if changed:
             self._recompute(node)
+        if self.assignment.is_product(node):
+            self._multiply(node)
+            return
         found, frame = tensor(node), self.assignment.network.frames.get(node)
         if found is not None and order_of(found, _fitting(frame, found)) not in (label, "both"):
             self.repairs += 1
             self._latest[node] = self._copy(node, label, node.next)
+
+    def _multiply(self, node: Node) -> None:
+        """A 1x1 convolution over channels-last tensors, as the matrix product of [N·H·W, C] and [C, K]."""
+        operands, made = product_operands(node), tensor(node)
+        if operands is None or made is None:
+            raise NotMaterialisedError(f"{node} cannot be written as a matrix product")
+        image, weight, bias = operands
+        rank, (channels, features) = made.dim(), tensor(weight).shape[1::-1]  # type: ignore[union-attr]
+        there, back = list(to_channels_last(rank)), [0, rank - 1, *range(1, rank - 1)]
+        before = node.next
+        rows = self._insert(aten.permute.default, (image, there), {}, before, node)
+        rows = self._insert(aten.reshape.default, (rows, [-1, channels]), {}, before, node)
+        matrix = self._insert(aten.reshape.default, (weight, [features, channels]), {}, before, node)
+        matrix = self._insert(aten.permute.default, (matrix, [1, 0]), {}, before, node)
+        if bias is None:
+            product = self._insert(aten.mm.default, (rows, matrix), {}, before, node)
+        else:
+            product = self._insert(aten.addmm.default, (bias, rows, matrix), {}, before, node)
+        sizes = [made.shape[d] for d in there]
+        result = self._insert(aten.reshape.default, (product, sizes), {}, before, node)
+        self._latest[node] = self._insert(aten.permute.default, (result, back), {}, before, node)
+        self._replaced.append(node)
 
     def _keep(self, node: Node, role: Role) -> None:
         for operand in list(node.all_input_nodes):

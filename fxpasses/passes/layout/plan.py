@@ -38,6 +38,8 @@ class CutEdge:
         kept_by: the nodes that read it as it is made.
         location: the user's source line, where known.
         node: the tensor's name in the graph; `tensor` is the user's, where that is another.
+        made_for: the nearest operators that want it as it is made, each with its reason.
+        wanted_for: the nearest ones that want the copy, past readers that take either.
     """
 
     tensor: str
@@ -49,6 +51,8 @@ class CutEdge:
     kept_by: tuple[str, ...]
     location: str = ""
     node: str = ""
+    made_for: tuple[str, ...] = ()
+    wanted_for: tuple[str, ...] = ()
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -65,6 +69,7 @@ class CutEdge:
         return (
             f"{self.tensor} ({self.operator}, {sizes}{where}) is made {self.made} and copied to {other} "
             f"in {self.seconds * 1e6:.1f} us for {_few(self.wanted_by)}{kept}"
+            f"{_because(self.made, self.made_for)}{_because(other, self.wanted_for)}"
         )
 
 
@@ -227,6 +232,10 @@ def against_stock(plan: LayoutPlan) -> str:
     return f"stock inductor: {decision}, {plan.stock.copies} copies; {abs(spared)} " + (
         "fewer here" if spared >= 0 else "more here"
     )
+
+
+def _because(label: str, reasons: tuple[str, ...]) -> str:
+    return f"; {label}: {', '.join(reasons)}" if reasons else ""
 
 
 def _few(names: tuple[str, ...]) -> str:

@@ -291,6 +291,20 @@ def test_each_cut_edge_names_its_tensor_its_cost_and_who_wants_what():
     assert "is made contiguous and copied to channels_last" in str(edge)
 
 
+def test_each_side_of_a_cut_edge_names_who_wants_what_past_those_that_take_any():
+    model = nn.Sequential(nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Tanh(), nn.Flatten()).eval()
+    plan = optimized(model, torch.randn(2, 64, 16, 16)).report.layout
+    (conv,) = plan.convolutions
+    gains = f"{conv.node} gains {(conv.contiguous - conv.channels_last) * 1e6:.1f} us"
+    image, weight, result = plan.cut_edges
+    assert image.made_for == (f"{image.node} comes so",)
+    assert (image.wanted_by, image.wanted_for) == (("relu",), (gains,))
+    assert (weight.made_for, weight.wanted_for) == ((f"{weight.node} comes so",), (gains,))
+    assert (result.operator, result.made_for) == ("tanh", (gains,))
+    assert result.wanted_for == (f"{result.wanted_by[0]} needs the traced strides",)
+    assert f"; channels_last: {gains}" in str(plan)
+
+
 def test_a_graph_without_convolutions_has_no_plan_and_no_remark():
     report = optimized(nn.Sequential(nn.ReLU()).eval(), torch.randn(X)).report
     assert report.layout is None

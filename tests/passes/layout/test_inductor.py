@@ -225,6 +225,32 @@ def test_a_pass_of_the_users_in_the_same_slot_runs_too():
     assert fxpasses.last_report().applied["layout"] == 1
 
 
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_inductor_multiplies_where_that_was_measured_to_be_faster(monkeypatch, mode):
+    key = convolution_key((2, 8, 6, 6), (8, 8, 1, 1), [1, 1], [0, 0], [1, 1])
+    times = {("contiguous", "aten.convolution"): 3e-3, ("channels_last", "aten.convolution"): 2e-3}
+    forward = {**times, ("channels_last", "mm"): 1e-3}
+    rows = [
+        Measurement(operator, key, layout, name, "float32", seconds, 0.0, 20)
+        for operator in (CONVOLUTION_FORWARD, CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD)
+        for (layout, name), seconds in forward.items()
+    ]
+    with_profile(monkeypatch, dataclasses.replace(PROFILE, measurements=tuple(rows)))
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False))
+    x = torch.randn(2, 8, 6, 6, requires_grad=mode == "training")
+    with torch.set_grad_enabled(mode == "training"):
+        ours = outputs_and_gradients(torch.compile(model, backend="fxpasses"), x, mode)
+        theirs = outputs_and_gradients(model, x, mode)
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert found.stride() == expected.stride()
+    plan = fxpasses.last_report().layout
+    # Gradients are no products: what autograd would make of one is not what was measured.
+    backward = ["aten.convolution"] * (2 if mode == "training" else 0)
+    assert [each.implementation for each in plan.convolutions] == ["mm", "mm", *backward]
+
+
 # Who decides --------------------------------------------------------------------------------------------
 
 

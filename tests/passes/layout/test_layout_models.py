@@ -109,6 +109,11 @@ ROUNDED = (
 not (3e-8 apart in stock inductor too), so that gradients are compared with those of decomposed operators."""
 
 
+UNIT_STRIDES = ("timm:convnext_atto", "torchvision:deeplabv3_mobilenet_v3_large")
+"""Those whose weight gradients eager's kernels and torch's fake ones give other strides in dimensions of
+size 1 (depthwise or dilated, on channels-last activations); inductor, stock too, follows the fake ones."""
+
+
 @dataclass(frozen=True)
 class Patchwork(DeviceProfile):
     """Costs by which about half of all convolutions gain by either layout, and copies are nearly free."""
@@ -172,6 +177,8 @@ def require_equal(
     exact: dict[str, Any],
     eager: dict[str, Any],
     leaves: dict[str, torch.Tensor] | None = None,
+    *,
+    ones_count: bool = True,
 ) -> None:
     """Values to 1e-9 of the tensor's largest, or rounding against the largest gradient; eager's strides.
 
@@ -180,6 +187,7 @@ def require_equal(
         exact: the right values.
         eager: eager's.
         leaves: what gradients belong to, where they may have its strides instead of eager's.
+        ones_count: whether the strides of dimensions of size 1 are compared.
     """
     assert found.keys() == eager.keys()
     gradients = [each for name, each in exact.items() if name.startswith("gradient") and each is not None]
@@ -190,8 +198,10 @@ def require_equal(
         if theirs is None:
             continue
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), name
-        valid = {theirs.stride(), *([leaves[name].stride()] if leaves and name in leaves else [])}
-        assert ours.stride() in valid, (name, ours.shape, ours.stride(), valid)
+        kept = [d for d, size in enumerate(theirs.shape) if size != 1 or ones_count]
+        sources = [theirs, *([leaves[name]] if leaves and name in leaves else [])]
+        valid = [[each.stride(d) for d in kept] for each in sources]
+        assert [ours.stride(d) for d in kept] in valid, (name, ours.shape, ours.stride(), valid)
         # A bias in front of a batch norm in training has a gradient of zero, up to rounding.
         allowed = 1e-9 * _largest(right) + (noise if name.startswith("gradient") else 1e-12)
         assert _largest(ours - right) <= allowed, name
@@ -209,6 +219,7 @@ def check(
     exact: Callable[[nn.Module], Callable[..., Any]] | None = None,
     *,
     is_plain: bool = False,
+    ones_count: bool = True,
 ) -> Report:
     """Runs the model compiled and in eager, and compares; gives the report.
 
@@ -220,6 +231,7 @@ def check(
         exact: from the model to what has the right values, where that is not eager.
         is_plain: whether autograd runs over the graph. Eager gives some contiguous weights gradients that are
             channels-last (`.grad` has the parameter's strides in any case); we give them the parameter's.
+        ones_count: as in `require_equal`.
     """
 
     def run(compile_: Callable[[nn.Module], Callable[..., Any]]) -> dict[str, Any]:
@@ -235,7 +247,7 @@ def check(
     eager = run(lambda each: each)
     leaves = {f"gradient of {name}": each for name, each in (("x", x), *model.named_parameters())}
     right = run(exact) if exact is not None else eager
-    require_equal(found, right, eager, leaves if is_plain else None)
+    require_equal(found, right, eager, leaves if is_plain else None, ones_count=ones_count)
     return report
 
 
@@ -294,7 +306,8 @@ def require_borders(report: Report) -> None:
 @pytest.mark.parametrize("spec", ARCHITECTURES)
 def test_traced(spec: str, mode: str, patchwork: None) -> None:
     x = torch.randn(ARCHITECTURES[spec], dtype=torch.float64)
-    require_borders(check(build(spec, mode), x, mode, traced(), decomposed(spec, mode)))
+    strict = spec not in UNIT_STRIDES
+    require_borders(check(build(spec, mode), x, mode, traced(), decomposed(spec, mode), ones_count=strict))
 
 
 @pytest.mark.full
@@ -311,7 +324,8 @@ def test_plain(spec: str, mode: str, patchwork: None) -> None:
 @pytest.mark.parametrize("spec", GENERATED)
 def test_inductor(spec: str, mode: str, patchwork: None) -> None:
     x = torch.randn(ARCHITECTURES[spec], dtype=torch.float64)
-    require_borders(check(build(spec, mode), x, mode, compiled(), decomposed(spec, mode)))
+    strict = spec not in UNIT_STRIDES
+    require_borders(check(build(spec, mode), x, mode, compiled(), decomposed(spec, mode), ones_count=strict))
 
 
 DYNAMIC = {
