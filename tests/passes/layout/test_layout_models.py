@@ -109,9 +109,14 @@ ROUNDED = (
 not (3e-8 apart in stock inductor too), so that gradients are compared with those of decomposed operators."""
 
 
-UNIT_STRIDES = ("timm:convnext_atto", "torchvision:deeplabv3_mobilenet_v3_large")
+UNIT_STRIDES = (
+    "timm:convnext_atto",
+    "timm:coatnet_nano_rw_224",
+    "torchvision:deeplabv3_mobilenet_v3_large",
+)
 """Those whose weight gradients eager's kernels and torch's fake ones give other strides in dimensions of
-size 1 (depthwise or dilated, on channels-last activations); inductor, stock too, follows the fake ones."""
+size 1 (1x1, depthwise or dilated, where eager's activations are channels-last); inductor, stock too, follows
+the fake ones."""
 
 
 @dataclass(frozen=True)
