@@ -14,8 +14,8 @@ There is no optimiser. In `training`, dropout and stochastic depth are set to ze
 code draws other random numbers than eager does, and what cannot be compared is not timed.
 
 Running statistics of BatchNorm start as mean 0 and variance 1, and some architectures start gamma at 0, with
-which a BatchNorm, or a whole branch, does nothing. `randomise_batch_norms` gives them the statistics of one
-random batch, perturbed, and a gamma around 1, so that activations keep their scale in deep networks.
+which a BatchNorm, or a whole branch, does nothing. `randomise_batch_norms` gives them the statistics of what
+they read, perturbed, and a gamma around 1, so that activations keep their scale in deep networks.
 """
 
 from __future__ import annotations
@@ -216,37 +216,47 @@ def mean_square(outputs: list[torch.Tensor]) -> torch.Tensor:
 def randomise_batch_norms(case: Case, model: torch.nn.Module) -> None:
     """Gives every BatchNorm statistics and affine parameters with which it is not an identity, in place.
 
-    Statistics are those of one random batch, the mean moved by a tenth of a standard deviation, the variance
-    scaled by 0.5 to 1.5; gamma is 0.5 to 1.5, beta normal with deviation 0.1.
+    The model runs once on a random batch, and each norm adopts, just before it is applied, the mean m and the
+    deviation d = sqrt(max(variance, m^2)) of what it reads: a running mean of m moved by a tenth of d, and a
+    running variance of d^2 scaled by 0.5 to 1.5. Without the bound by m^2, channels of a network with random
+    weights that hardly vary would be divided by next to nothing, norm after norm, until the rounding of
+    float32 filled the output: a network that nobody trains, and no compiler computes right. gamma is 0.5 to
+    1.5, beta normal with deviation 0.1.
     """
-    norms = [each for each in model.modules() if isinstance(each, _BATCH_NORMS)]
-    if not norms:
-        return
     generator = torch.Generator().manual_seed(case.seed + 2)
-    with torch.no_grad():
-        for norm in norms:
-            if norm.affine:
-                norm.weight.copy_(torch.rand(norm.weight.shape, generator=generator) + 0.5)
-                norm.bias.copy_(torch.randn(norm.bias.shape, generator=generator) * 0.1)
-    _adopt_statistics_of_a_batch(case, model, norms)
-    for norm in norms:
-        if norm.running_mean is not None and norm.running_var is not None:
-            shape = norm.running_mean.shape
-            shift = torch.randn(shape, generator=generator).to(norm.running_mean) * 0.1
-            norm.running_mean += shift * norm.running_var.sqrt()
-            norm.running_var *= (torch.rand(shape, generator=generator) + 0.5).to(norm.running_var)
 
+    def adopt(norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(norm, _BATCH_NORMS)
+        _randomise_affine(norm, generator)
+        _adopt_statistics(norm, arguments[0], generator)
 
-def _adopt_statistics_of_a_batch(case: Case, model: torch.nn.Module, norms: list[BatchNorm]) -> None:
+    handles = [
+        each.register_forward_pre_hook(adopt) for each in model.modules() if isinstance(each, _BATCH_NORMS)
+    ]
+    if not handles:
+        return
     modes = {module: module.training for module in model.modules()}
-    momenta = [norm.momentum for norm in norms]
     model.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
     with torch.no_grad():
         model(*build_inputs(replace(case, batch=4), model))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    for handle in handles:
+        handle.remove()
     for module, training in modes.items():
         module.training = training
+
+
+def _randomise_affine(norm: BatchNorm, generator: torch.Generator) -> None:
+    if norm.affine:
+        norm.weight.copy_(torch.rand(norm.weight.shape, generator=generator) + 0.5)
+        norm.bias.copy_(torch.randn(norm.bias.shape, generator=generator) * 0.1)
+
+
+def _adopt_statistics(norm: BatchNorm, x: torch.Tensor, generator: torch.Generator) -> None:
+    """Sets the running statistics, of shape [C], from the norm's input `x` of shape [N, C, ...]."""
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    variance, mean = torch.var_mean(x.transpose(0, 1).flatten(1), dim=1, correction=0)
+    variance = torch.maximum(variance, mean.square()).clamp(min=norm.eps)
+    shift, scale = (torch.randn(mean.shape, generator=generator), torch.rand(mean.shape, generator=generator))
+    norm.running_mean.copy_(mean + 0.1 * shift.to(mean) * variance.sqrt())
+    norm.running_var.copy_(variance * (scale.to(mean) + 0.5))

@@ -23,6 +23,7 @@ from fxpasses.graph.modes import Modes
 from fxpasses.kept_weights import KeptWeights
 from fxpasses.memory import arrange_memory
 from fxpasses.options import Options
+from fxpasses.passes import own_inputs
 from fxpasses.passes.activation_masks import JointMasks, joint_masks
 from fxpasses.passes.layout.inductor import graph_key_of, joint_layout
 from fxpasses.passes.packed_weights import WeightPacking
@@ -67,7 +68,7 @@ def backend(
     masks = _joint_masks(rewritten, example_inputs, chosen)
     steps = [each.patches for each in (masks, layout) if each is not None]
     if layout is None and _folds_while_training(report, example_inputs, chosen):
-        steps.append(_without_layout_copies)
+        steps.append(own_inputs.patches)
     patches = _in_turn(steps)
     if chosen.weights == "cached":
         compiled, report = _compile_with_kept_weights(
@@ -95,23 +96,13 @@ def _joint_masks(
 
 
 def _folds_while_training(report: Report, inputs: Sequence[Any], options: Options) -> bool:
-    """Whether weights are folded on the fly, on a CPU, where inductor's layout optimisation is in the way."""
+    """Whether weights are folded on the fly on a CPU, where inductor would keep copies of the raw ones."""
     on_cpu = _devices(inputs) <= {"cpu"}
     folded = any(rule in report.applied for rule in _FOLDING)
     return torch.is_grad_enabled() and on_cpu and folded and options.layout == "auto"
 
 
 _FOLDING = ("efficient_conv_bn_eval", "conv_affine", "affine_across_views", "parallel_conv_merge")
-
-
-def _without_layout_copies(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Switches inductor's layout optimisation off, unless the user has set it.
-
-    It makes channels-last copies of the raw weights and of the folded ones, and keeps them for the backward
-    pass: 47 of 106 MiB for resnet18 at batch 8. oneDNN takes its weights as they are just as fast (0.98x to
-    1.06x, resnet50 and mobilenetv2_100).
-    """
-    return {"layout_optimization": False, **given}
 
 
 def _in_turn(steps: Iterable[_Patches]) -> _Patches | None:

@@ -1,6 +1,7 @@
-"""Masks of clamped activations are read off what is kept anyhow.
+"""Masks of activations are read off what is kept anyhow.
 
-The backward pass of ReLU6 (hardtanh) asks where its input was outside the limits:
+Those ahead of max pooling off the pooled result (`pooled_masks`), and those of a clamp off its result. The
+backward pass of ReLU6 (hardtanh) asks where its input was outside the limits:
 
     mask = (x <= low) | (x >= high)        becomes        mask = (y <= low) | (y >= high),  y = clamp(x)
 
@@ -25,6 +26,7 @@ from fxpasses.graph.locations import location_of
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
+from fxpasses.passes.pooled_masks import move_masks_behind_pooling
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite import sidecar
 from fxpasses.rewrite.graph_pass import GraphPass, Outcome
@@ -37,9 +39,29 @@ aten = torch.ops.aten
 
 def run(context: GraphContext, options: Options) -> Outcome:
     """The pass, on any graph that holds forward and backward as ATen operators."""
+    remarks = (*_clamp_masks(context), *_pooled_masks(context))
+    return Outcome(remarks, changed=bool(remarks))
+
+
+def _pooled_masks(context: GraphContext) -> list[Remark]:
+    remarks = []
+    for gate, pooled in move_masks_behind_pooling(context):
+        message = f"{gate.node.name} is read off {pooled.name}, not off {gate.value.name}, which it pools"
+        remarks.append(_applied(context, gate.node, message))
+    return remarks
+
+
+def _applied(context: GraphContext, node: Node, message: str) -> Remark:
+    location = location_of(node)
+    return Remark(
+        NAME, "applied", "applied", message, node.name, location, stage="applied", graph=context.path
+    )
+
+
+def _clamp_masks(context: GraphContext) -> list[Remark]:
     masks = context.graph.find_nodes(op="call_function", target=aten.bitwise_or.Tensor)
     if not masks:
-        return Outcome()
+        return []
     clamped = dict(_clamps(context.graph))
     remarks = []
     for mask in masks:
@@ -50,9 +72,8 @@ def run(context: GraphContext, options: Options) -> Outcome:
         for comparison in (mask.args[0], mask.args[1]):
             comparison.replace_input_with(found[0], result)
         message = f"{mask.name} is read off {result.name}, not off {found[0].name}"
-        where = {"node": mask.name, "location": location_of(mask), "graph": context.path}
-        remarks.append(Remark(NAME, "applied", "applied", message, stage="applied", **where))
-    return Outcome(tuple(remarks), changed=bool(remarks))
+        remarks.append(_applied(context, mask, message))
+    return remarks
 
 
 ACTIVATION_MASKS = GraphPass(NAME, run, after=("efficient_conv_bn_eval",))
@@ -141,7 +162,7 @@ class JointMasks:
 def joint_masks(
     graph_module: GraphModule, options: Options, graph_key: Callable[[], str], selected: Sequence[str]
 ) -> JointMasks | None:
-    """The pass for a graph that goes to inductor with gradients on, and may clamp something; else None.
+    """The pass for a graph that goes to inductor with gradients on and may clamp or pool; else None.
 
     Args:
         graph_module: the rewritten graph.
@@ -151,10 +172,13 @@ def joint_masks(
     """
     if options.inner != "inductor" or not torch.is_grad_enabled() or NAME not in selected:
         return None
-    return JointMasks(graph_key()) if any(map(_may_clamp, graph_module.graph.nodes)) else None
+    return JointMasks(graph_key()) if any(map(_may_matter, graph_module.graph.nodes)) else None
 
 
-def _may_clamp(node: Node) -> bool:
-    """Whether a call may be a clamp between two numbers; told by its name, so that most graphs are spared."""
+def _may_matter(node: Node) -> bool:
+    """Whether a call may be a clamp or a max pooling; told by its name, so that most graphs are spared."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op.startswith("call") and any(each in name for each in ("hardtanh", "relu6", "clamp", "clip"))
+    return node.op.startswith("call") and any(each in name for each in _NAMES)
+
+
+_NAMES = ("hardtanh", "relu6", "clamp", "clip", "max_pool")

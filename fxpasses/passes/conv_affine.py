@@ -63,7 +63,7 @@ from fxpasses.passes.folding import (
     output_channels,
     place_of_fold,
 )
-from fxpasses.passes.profit import ConvBnCost, conv_bn_profit
+from fxpasses.passes.profit import ConvBnCost, conv_bn_benefit, conv_bn_profit
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.hazards import MODE_CODES
@@ -177,6 +177,10 @@ class ConvAffine(Rule[ChainMatch]):
     def profitability(self, match: ChainMatch) -> Decline | None:
         """As for a batch norm; a multiplication keeps its input only where its factor trains."""
         return conv_bn_profit(_cost(match), match.result)
+
+    def benefit(self, match: ChainMatch) -> str:
+        """What is not kept, or not moved."""
+        return conv_bn_benefit(_cost(match))
 
     def insertion_point(self, match: ChainMatch) -> Node:
         """The last step, or the producer where only its place is right."""

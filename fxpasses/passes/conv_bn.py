@@ -49,7 +49,7 @@ from fxpasses.passes.folding import (
     norm_scale,
     place_of_fold,
 )
-from fxpasses.passes.profit import ConvBnCost, conv_bn_profit
+from fxpasses.passes.profit import ConvBnCost, conv_bn_benefit, conv_bn_profit
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.rule import Match, Rule
@@ -129,6 +129,10 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
     def profitability(self, match: ConvBnMatch) -> Decline | None:
         """Who trains, who runs the graph, and how many bytes move: see `fxpasses.passes.profit`."""
         return conv_bn_profit(ConvBnCost.of(match.context, match.producer, match.norm), match.result)
+
+    def benefit(self, match: ConvBnMatch) -> str:
+        """What is not kept, or not moved."""
+        return conv_bn_benefit(ConvBnCost.of(match.context, match.producer, match.norm))
 
     def insertion_point(self, match: ConvBnMatch) -> Node:
         """The batch norm, or the convolution where only its place is right."""

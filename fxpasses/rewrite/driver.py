@@ -159,6 +159,7 @@ class Driver:
         context, site = match.context, _Site.of(rule, node, match.context, match)
         inserted: list[Node] = []
         try:
+            reason = self._reason(rule, match)
             build = Builder(context, rule.insertion_point(match), node)
             inserted = build.inserted
             written = rule.rewrite(match, build)
@@ -178,10 +179,17 @@ class Driver:
         names = ", ".join(each.name for each in match.nodes)
         self._erased.update(_replace(match, replacements, inserted))
         self._applied += 1
-        remark = site.remark("applied", "applied", f"replaced {names}", "applied")
+        remark = site.remark("applied", "applied", f"replaced {names}{reason}", "applied")
         self._add(remark)
         PROCESS.note(remark, application)
         return True
+
+    def _reason(self, rule: AnyRule, match: Match) -> str:
+        """Why the rewrite is done: what it saves, or that somebody wants it whatever it costs."""
+        if self.options.profit == "always" and (declined := rule.profitability(match)) is not None:
+            return f": profit='always', against the cost model ({declined.code}: {declined.message})"
+        benefit = rule.benefit(match)
+        return f": {benefit}" if benefit else ""
 
     def _kept(
         self, rule: AnyRule, match: Match, replacements: tuple[Node, ...], inserted: list[Node]

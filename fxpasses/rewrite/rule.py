@@ -86,6 +86,13 @@ class Rule(abc.ABC, Generic[M]):
         """Whether the rewrite pays here."""
         return None
 
+    def benefit(self, match: M) -> str:
+        """What the rewrite saves here, in words with figures, for the remark; empty where nobody counted.
+
+        It is asked before the graph changes.
+        """
+        return ""
+
     @abc.abstractmethod
     def insertion_point(self, match: M) -> Node:
         """The node before which the replacement is written; legality has passed."""

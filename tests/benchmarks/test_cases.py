@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from benchmarks.accuracy import initial_state
-from benchmarks.cases import Case, CaseError, build_inputs, build_model, disable_regularisers, run_step
+from benchmarks.cases import (
+    Case,
+    CaseError,
+    build_inputs,
+    build_model,
+    disable_regularisers,
+    randomise_batch_norms,
+    run_step,
+)
 
 TINY = "tests.benchmarks.tiny_models:tiny"
 
@@ -19,6 +27,35 @@ def test_every_batch_norm_does_something_and_always_the_same():
         for name, neutral in (("running_mean", 0), ("running_var", 1), ("weight", 1), ("bias", 0)):
             assert (state[f"{norm}.{name}"] - neutral).abs().max() > 1e-3
         assert (state[f"{norm}.running_var"] > 0).all()
+
+
+def test_a_channel_that_hardly_varies_is_not_divided_by_next_to_nothing():
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def example_inputs(self, batch, size):
+            return (100 + 1e-3 * torch.randn(batch, 3, size, size),)
+
+        def forward(self, x):
+            return self.norm(x)
+
+    flat = Flat().eval()
+    randomise_batch_norms(Case("", size=8), flat)
+    assert (flat.norm.running_var > 0.4 * 100**2).all()
+    assert (flat.norm.running_mean - 100).abs().max() < 0.5 * 100
+    assert not flat.norm._forward_pre_hooks
+
+
+def test_statistics_are_those_of_what_a_norm_reads_perturbed():
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).train()
+    randomise_batch_norms(Case("", size=32), net)
+    first, second = net
+    assert first.training
+    assert ((first.running_var > 0.4) & (first.running_var < 1.6)).all()  # of a standard normal input
+    expected = (first.weight**2 / first.running_var + first.bias**2).detach()
+    assert ((second.running_var > 0.3 * expected) & (second.running_var < 3 * expected)).all()
 
 
 def test_another_seed_gives_another_start():

@@ -25,6 +25,7 @@ TRAINING = ConvBnCost(
     input_trains=True,
     result_bytes=1 << 20,
     weight_bytes=1 << 10,
+    flops=1 << 24,
     fused=True,
     weights_cached=False,
 )
@@ -169,7 +170,44 @@ def test_a_remark_gives_the_figures() -> None:
     report = check("symbolic_trace", model, (image(),), "adds-weight-gradient")
     (remark,) = report.declined
     assert remark.stage == "profit"
-    assert re.findall(r"\d+", remark.message) == [str(2 * 4 * 6 * 6 * 8), str(4 * 3 * 3 * 3 * 8)]
+    flops = 2 * (2 * 4 * 6 * 6) * (3 * 3 * 3)  # two a multiply-add
+    assert re.findall(r"\d+", remark.message) == [
+        str(2 * 4 * 6 * 6 * 8),
+        str(4 * 3 * 3 * 3 * 8),
+        str(flops),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "flops"),
+    [
+        (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 8, 8), 2 * (2 * 6 * 6 * 6) * (2 * 9)),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), (2, 4, 5, 5), 2 * (2 * 4 * 5 * 5) * (3 * 4)),
+        (nn.Linear(5, 7), (3, 5), 2 * 3 * 5 * 7),
+    ],
+    ids=["grouped", "transposed", "linear"],
+)
+def test_flops_are_those_of_arithmetic(layer: nn.Module, shape: tuple[int, ...], flops: int) -> None:
+    norm = nn.BatchNorm1d(7) if isinstance(layer, nn.Linear) else nn.BatchNorm2d(6)
+    model = _frozen(pair(layer, norm), "0.weight", "0.bias")
+    report = check("symbolic_trace", model, (image(*shape),), "adds-weight-gradient")
+    assert f"{flops} FLOPs" in report.declined[0].message
+
+
+def test_an_application_says_what_it_saves() -> None:
+    report = check("compile", pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (image(),), 1)
+    (remark,) = [each for each in report.remarks if each.rule == RULE]
+    assert f": {2 * 4 * 6 * 6 * 8} bytes less to keep for the backward pass" in remark.message
+
+
+def test_an_application_against_the_cost_models_advice_says_so() -> None:
+    model, x = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(grad=False)
+    with torch.no_grad():
+        program = CAPTURES["symbolic_trace"](model, ())
+        report = fxpasses.optimize(program, (x,), options={"profit": "always"}).report
+    (remark,) = report.remarks
+    assert remark.status == "applied"
+    assert "profit='always', against the cost model (live-weights: " in remark.message
 
 
 def test_grad_mode_of_the_caller_decides_for_graphs_that_are_held() -> None:

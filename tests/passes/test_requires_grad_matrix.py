@@ -91,6 +91,8 @@ def test_a_small_network_keeps_no_more_than_stock(what: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("what", EXPECTED)
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "regnety_008", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "mobilenetv2_100", "regnety_008", "efficientnet_b0"]
+)
 def test_real_models_keep_no_more_than_stock(name: str, what: str) -> None:
     check(load_model(f"timm:{name}").eval(), what, {"efficient_conv_bn_eval": EXPECTED[what]})
