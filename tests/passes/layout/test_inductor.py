@@ -28,7 +28,6 @@ from fxpasses.device_profile import (
 )
 from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.metadata import ensure_metadata
-from fxpasses.model_specs import load_model
 from fxpasses.options import Options
 from fxpasses.passes.layout.inductor import joint_layout
 from tests.passes.layout.test_graphs import MODELS, NextBlock, Residual, model_and_input
@@ -94,26 +93,6 @@ def test_dimensions_of_size_one_have_the_strides_of_eager_too():
 @pytest.mark.parametrize("kind", MODELS)
 def test_small_models_equal_eager(kind, mode):
     check(*model_and_input(kind), mode)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "timm:resnet18",
-        "timm:regnety_008",
-        "timm:densenet121",
-        "timm:convnext_atto",
-        "torchvision:shufflenet_v2_x0_5",
-        "torchvision:r3d_18",
-        "timm:mobilevit_xxs",
-        "timm:resnext50_32x4d",
-    ],
-)
-def test_known_architectures_equal_eager(spec, mode):
-    shape = (2, 3, 8, 32, 32) if "r3d" in spec else (2, 3, 64, 64)
-    check(load_model(spec), torch.randn(shape), mode)
 
 
 class Mixed(nn.Module):

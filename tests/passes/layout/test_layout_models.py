@@ -333,6 +333,31 @@ def test_inductor(spec: str, mode: str, patchwork: None) -> None:
     require_borders(check(build(spec, mode), x, mode, compiled(), decomposed(spec, mode), ones_count=strict))
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("way", ["traced", "plain"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "timm:regnety_008",
+        "timm:convnext_atto",
+        "timm:mobilevit_xxs",
+        "torchvision:shufflenet_v2_x0_5",
+        "torchvision:r3d_18",
+    ],
+)
+def test_one_layout_throughout(spec: str, way: str, layout: str, mode: str) -> None:
+    x = torch.randn(ARCHITECTURES[spec], dtype=torch.float64)
+    ours = traced(layout=layout) if way == "traced" else compiled(layout=layout, inner="aot_eager")
+    strict = spec not in UNIT_STRIDES
+    report = check(build(spec, mode), x, mode, ours, is_plain=way == "plain", ones_count=strict)
+    assert {each.label for each in report.layout.convolutions} == {layout}
+    # Contiguous they are without us, but for activations between permutes in some.
+    valid = {"applied"} if layout == "channels_last" else {"applied", "no-gain"}
+    assert report.layout.decision in valid
+
+
 DYNAMIC = {
     "timm:resnet18": (0, 2, 3),
     "timm:mobilenetv2_100": (0, 2, 3),
