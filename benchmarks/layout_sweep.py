@@ -58,15 +58,22 @@ class Workload:
     def add(self, overload: str, call: Call, count: int, *, training: bool) -> None:
         """Adds `count` occurrences of a recorded call."""
         if overload in ("aten.convolution.default", "aten.convolution_backward.default"):
-            self._add_convolution(call, count)
+            self._add_convolution(call, count, backward=overload == "aten.convolution_backward.default")
         for case in layout_sensitive(overload, call, training=training):
             self.operators[case.operator, case.key] = case
             self.occurrences[case.operator, case.key] += count
 
-    def _add_convolution(self, call: Call, count: int) -> None:
+    def __iadd__(self, other: Workload) -> Workload:
+        """Adds what another batch size needs."""
+        self.convolutions.update(other.convolutions)
+        self.operators |= other.operators
+        self.occurrences.update(other.occurrences)
+        self.one_dimensional += other.one_dimensional
+        return self
+
+    def _add_convolution(self, call: Call, count: int, *, backward: bool) -> None:
         # convolution:          input, weight, bias, stride, ..., groups
         # convolution_backward: grad_output, input, weight, bias_sizes, stride, ..., groups, output_mask
-        backward = isinstance(call.args[2], TensorSpec)
         first = 1 if backward else 0
         x, weight = call.args[first], call.args[first + 1]
         assert isinstance(x, TensorSpec)

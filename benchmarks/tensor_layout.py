@@ -46,10 +46,10 @@ from benchmarks.layout_report import (
     to_json,
     write_csv,
 )
-from benchmarks.layout_sweep import SweepResult, collect, sweep, tasks, to_profile
+from benchmarks.layout_sweep import SweepResult, Workload, collect, sweep, tasks, to_profile
 from benchmarks.operator_inputs.suites import MODES, Mode
 from benchmarks.turns import Effort
-from fxpasses.device_profile import LAYOUTS, device_name, load
+from fxpasses.device_profile import LAYOUTS, device_name, file_name, load
 from fxpasses.errors import FxpassesError, unknown_name
 
 Name = TypeVar("Name", bound=str)
@@ -116,15 +116,18 @@ def _sweep(args: argparse.Namespace) -> int:
     deadline = time.monotonic() + args.budget
     modes: list[Mode] = [_one_of("mode", each, MODES) for each in args.modes]
     device = check_device(args.device)
-    existing = load(args.profile) if args.profile and Path(args.profile).exists() else None
+    path = _profile_path(args, device)
+    existing = load(path) if path and path.exists() else None
     try:
         # Before anything is measured: a profile of another machine would refuse the result.
         known = existing.merged(to_profile([], device, tf32=args.tf32)) if existing else None
     except ValueError as error:
-        raise ArgumentError(f"--profile {args.profile}: {error}") from error
+        raise ArgumentError(f"--profile {path}: {error}") from error
     results: list[SweepResult] = []
     for setting in _settings(args):
-        workload = collect(args.sweep, batch=args.batch, size=args.size, modes=modes, dtype=setting.dtype)
+        workload = Workload()
+        for batch in args.batch:
+            workload += collect(args.sweep, batch=batch, size=args.size, modes=modes, dtype=setting.dtype)
         if workload.one_dimensional:
             print(f"{workload.one_dimensional} one-dimensional convolutions have one layout and are left out")
         todo = tasks(workload, setting.device, setting.dtype)
@@ -132,9 +135,9 @@ def _sweep(args: argparse.Namespace) -> int:
             tracked = bar.track(todo, description=f"measuring {setting.dtype}")
             results.append(sweep(tracked, setting, deadline))
     measured = to_profile(results, device, tf32=args.tf32)
-    if args.profile:
-        (known.merged(measured) if known else measured).save(args.profile)
-        print(f"{args.profile}: {len(measured.measurements)} measurements on {measured.device}")
+    if path:
+        (known.merged(measured) if known else measured).save(path)
+        print(f"{path}: {len(measured.measurements)} measurements on {measured.device}")
     variants = [each for result in results for each in result.variants]
     compared = comparisons(variants)
     _console().print(sweep_table(compared, measured))
@@ -147,6 +150,14 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.plot:
         plot_times(compared, Path(args.plot))
     return _status(variants)
+
+
+def _profile_path(args: argparse.Namespace, device: torch.device) -> Path | None:
+    """The file to write; in a folder, the one that a profile of this device is looked for under."""
+    if not args.profile:
+        return None
+    path = Path(args.profile)
+    return path / file_name(device_name(device)) if path.is_dir() or args.profile.endswith("/") else path
 
 
 def _cases(args: argparse.Namespace) -> list[Convolution]:
@@ -178,7 +189,8 @@ def _with_batch(case: Convolution, batch: int) -> Convolution:
 
 
 def _settings(args: argparse.Namespace) -> list[Setting]:
-    device, effort = check_device(args.device), Effort(rounds=args.repeats)
+    device = check_device(args.device)
+    effort = Effort(rounds=args.repeats, case_seconds=args.case_seconds)
     dtypes = [_one_of("dtype", each, tuple(DTYPES)) for each in args.dtype]
     return [Setting(each, device, effort, args.tf32) for each in dtypes]
 
@@ -267,6 +279,10 @@ def _positive(convert: Callable[[str], Number]) -> Callable[[str], Number]:
     return positive
 
 
+def _batches(text: str) -> list[int]:
+    return [_positive(int)(each) for each in text.split(",")]
+
+
 def _size(text: str) -> list[int]:
     numbers = _numbers(text)
     return numbers * 2 if len(numbers) == 1 else numbers
@@ -284,6 +300,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--tf32", action="store_true", help="let float32 use TF32 on a GPU, with TF32's tolerance")
     add("--threads", type=_positive(int), help="threads of torch (default: physical cores)")
     add("--repeats", type=_positive(int), default=20, help="rounds, at most (default: 20)")
+    add(
+        "--case-seconds",
+        type=_positive(float),
+        default=2.0,
+        help="fewer rounds, down to six, where all would take longer than so many seconds (default: 2)",
+    )
     add("--json", metavar="FILE", help="write all samples")
     add("--csv", metavar="FILE", help="write one line a variant")
     add("--plot", metavar="FILE", help="write a PNG")
@@ -316,10 +338,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODELS",
         help="timm's names, or torchvision:NAME, package.module:factory",
     )
-    add("--batch", type=_positive(int), default=1)
+    add("--batch", type=_batches, default=[1], help="one or more, such as 1,8 (default: 1)")
     add("--size", type=_size, default=[224, 224], help="side, HxW or TxHxW of the input (default: 224)")
     add("--modes", type=_names, default=["inference"], help=f"any of {','.join(MODES)} (default: inference)")
-    add("--profile", metavar="FILE", help="write the device profile, or add to the one there")
+    add(
+        "--profile",
+        metavar="FILE",
+        help="write the device profile, or add to the one there; in a folder, under the device's name",
+    )
     add(
         "--budget",
         type=_positive(float),

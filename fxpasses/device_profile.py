@@ -11,13 +11,15 @@ The first is an exact match or None, never a guess; the last is the fallback whe
 (S. Williams, A. Waterman, D. Patterson, "Roofline", CACM 52(4), 2009). Times are medians, in seconds.
 
 A profile belongs to one device. `find` looks for it in the user's cache folder, then among those shipped
-with the package. A file that cannot be trusted (corrupt, of another device, of another schema version) is
-named in a warning and ignored, so that a caller falls back instead of failing a compilation.
+with the package (`SHIPPED`). A file that cannot be trusted (corrupt, of another device, of another schema
+version) is named in a warning and ignored, so that a caller falls back instead of failing a compilation.
 `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE` writes one.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import json
 import math
@@ -38,6 +40,9 @@ from torch.fx.operator_schemas import normalize_function
 Layout = Literal["contiguous", "channels_last"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 SCHEMA_VERSION = 1
+
+SHIPPED = "profiles"
+"""The folder of the package that holds the profiles it is shipped with."""
 
 # Names of operators that no single ATen overload stands for.
 CONVOLUTION_FORWARD = "convolution.forward"
@@ -207,8 +212,19 @@ class DeviceProfile:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may share a cache folder: each writes a file of its own and moves it into place.
         partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"schema": SCHEMA_VERSION} | asdict(self), indent=1) + "\n", "utf-8")
+        partial.write_text(self._text(), "utf-8")
         partial.replace(target)
+
+    def _text(self) -> str:
+        """The profile as JSON, one measurement a line: there are thousands, and a diff should be short."""
+        head = json.dumps({"schema": SCHEMA_VERSION} | asdict(replace(self, measurements=())), indent=1)
+        rows = ",\n".join(json.dumps(asdict(each)) for each in self.measurements)
+        return head.removesuffix("[]\n}") + f"[\n{rows}\n]}}\n"
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for profiles of equal content, in whichever process."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def _index(self) -> Mapping[tuple[str, str, Layout, str], Sequence[Measurement]]:
@@ -330,8 +346,7 @@ def find(device: str) -> DeviceProfile | None:
     Args:
         device: from `device_name`.
     """
-    shipped = Path(str(resources.files("fxpasses"))) / "profiles"
-    for folder in (cache_folder(), shipped):
+    for folder in (cache_folder(), Path(str(resources.files("fxpasses"))) / SHIPPED):
         path = folder / file_name(device)
         if path.is_file() and (profile := load(path, device=device)) is not None:
             return profile
@@ -341,12 +356,14 @@ def find(device: str) -> DeviceProfile | None:
 def load(path: str | os.PathLike[str], *, device: str | None = None) -> DeviceProfile | None:
     """Reads a profile; where it cannot be used, warns with the file and the reason and returns None.
 
+    A file is parsed once and again after it has changed, since every compiled graph asks for it.
+
     Args:
         path: a file that `DeviceProfile.save` wrote.
         device: the device it must belong to; None for any.
     """
     try:
-        return _read(Path(path), device)
+        return _checked(Path(path), device)
     except _UnusableProfileError as reason:
         advice = "measure it anew with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
         message = f"device profile {os.fspath(path)} is not used: {reason}; {advice}, or delete it."
@@ -358,7 +375,19 @@ class _UnusableProfileError(Exception):
     """Why a file is no profile for this device and this version."""
 
 
-def _read(path: Path, device: str | None) -> DeviceProfile:
+def _checked(path: Path, device: str | None) -> DeviceProfile:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _UnusableProfileError(f"it cannot be read ({error})") from error
+    profile = _read(path, status.st_mtime_ns, status.st_size)
+    if device is not None and profile.device != device:
+        raise _UnusableProfileError(f"it was measured on {profile.device!r}, and this device is {device!r}")
+    return profile
+
+
+@functools.lru_cache(maxsize=16)
+def _read(path: Path, _modified: int, _size: int) -> DeviceProfile:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -369,13 +398,10 @@ def _read(path: Path, device: str | None) -> DeviceProfile:
             f"its schema version is {version!r}, and this fxpasses reads {SCHEMA_VERSION}"
         )
     try:
-        profile = _profile(data)
+        return _profile(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise _UnusableProfileError(f"its content is not a profile's ({what})") from error
-    if device is not None and profile.device != device:
-        raise _UnusableProfileError(f"it was measured on {profile.device!r}, and this device is {device!r}")
-    return profile
 
 
 def _profile(data: Mapping[str, Any]) -> DeviceProfile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -27,6 +28,9 @@ class Options:
         inner: what the rewritten graph is handed to: ``"inductor"``, ``"aot_eager"``, ``"eager"``, any name
             that Dynamo knows, or a callable that takes a graph module and example inputs.
         layout: how memory layouts are assigned.
+        layout_profile: a file with what convolutions take on this device (`benchmarks.tensor_layout --sweep`
+            writes one); None for the one that is found by the device's name, if any. A file that cannot be
+            used is named in a warning, and layouts are left to inductor.
         weights: ``"cached"`` does work that depends on parameters alone once per parameter version.
         profit: ``"always"`` applies what is legal, whether or not the cost model thinks that it pays.
         verify: what is checked at each application, beyond shape and dtype: ``"structure"`` (lint, metadata,
@@ -48,6 +52,7 @@ class Options:
     disable: tuple[str, ...] = ()
     inner: str | Callable[..., Any] = "inductor"
     layout: Layout = "auto"
+    layout_profile: str | os.PathLike[str] | None = None
     weights: Weights = "live"
     profit: Profit = "model"
     verify: Verify = "off"
@@ -68,6 +73,10 @@ class Options:
         if not isinstance(self.inner, str) and not callable(self.inner):
             raise UnknownOptionError(
                 f"option 'inner' takes a backend's name or a callable; got {self.inner!r}."
+            )
+        if self.layout_profile is not None and not isinstance(self.layout_profile, (str, os.PathLike)):
+            raise UnknownOptionError(
+                f"option 'layout_profile' takes the path of a file; got {self.layout_profile!r}."
             )
         if not isinstance(self.inductor, Mapping):
             raise UnknownOptionError(f"option 'inductor' takes a mapping of settings; got {self.inductor!r}.")

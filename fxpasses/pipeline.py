@@ -54,12 +54,12 @@ def run_passes(
         weights_cached=keeps_weights(options),
         trainable=trainable | _trainable_inputs(copied, example_inputs),
     )
-    with _collector_paused():
+    with collector_paused():
         return copied, Driver(passes, options).run(context)
 
 
 @contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Keeps the garbage collector from walking the whole process again and again while a graph grows.
 
     Half of the time on a graph of 10,000 nodes went there. Nothing waits for it: nodes die with their graph.

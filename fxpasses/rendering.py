@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from fxpasses.passes.layout.plan import DECISIONS
+from fxpasses.passes.layout.plan import DECISIONS, against_stock
 from fxpasses.picture import LARGEST, STAGES
 from fxpasses.report import Remark, Report
 
@@ -106,6 +106,8 @@ def layout_line(plan: LayoutPlan) -> str:
         f"all channels_last {milliseconds(plan.channels_last_seconds)} ({plan.source})",
         f"{plan.converted} of {len(plan.labels)} tensors converted, {copies(plan)}",
     ]
+    if plan.stock is not None:
+        parts.append(against_stock(plan))
     if plan.decision != "applied":
         parts.append(DECISIONS[plan.decision])
     return "; ".join(parts)

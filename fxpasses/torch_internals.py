@@ -419,6 +419,23 @@ def joint_graph_pass(
     return JointGraphPass()
 
 
+def decide_stock_layout(nodes: Sequence[torch.fx.Node], *, is_inference: bool) -> bool:
+    """Whether inductor, with its layout optimisation on, would lay a graph's convolutions out channels-last.
+
+    Args:
+        nodes: of the forward; every convolution as `aten.convolution` over operands with metadata.
+        is_inference: whether no backward follows.
+    """
+    from types import SimpleNamespace
+
+    from torch._inductor import config
+    from torch._inductor.graph import GraphLowering
+
+    graph_module: Any = SimpleNamespace(graph=SimpleNamespace(nodes=nodes))
+    with config.patch(layout_optimization=True):
+        return bool(GraphLowering.decide_layout_opt(graph_module, is_inference=is_inference))
+
+
 def inductor_setting(name: str, patches: Mapping[str, Any]) -> Any:
     """The value that a setting of inductor will have under configuration patches."""
     from torch._inductor import config

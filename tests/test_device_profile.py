@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fxpasses
 from fxpasses import device_profile
 from fxpasses.device_profile import (
     CONVOLUTION_FORWARD,
@@ -156,6 +157,33 @@ def test_find_falls_back_to_the_shipped_profile_when_the_users_own_is_corrupt(
     (cache / device_profile.file_name(profile.device)).write_text("{", "utf-8")
     with pytest.warns(DeviceProfileWarning, match="cannot be read as JSON"):
         assert device_profile.find(profile.device) == profile
+
+
+def test_a_file_that_changes_is_read_again(cache: Path) -> None:
+    path = cache / device_profile.file_name("Imaginary 9000")
+    for seconds in (3e-4, 30e-4, 300e-4):
+        a_profile(row(seconds)).save(path)
+        assert device_profile.find("Imaginary 9000") == a_profile(row(seconds))
+
+
+def test_the_digest_tells_contents_apart() -> None:
+    assert a_profile(row(3e-4)).digest == a_profile(row(3e-4)).digest
+    assert a_profile(row(3e-4)).digest != a_profile(row(4e-4)).digest
+
+
+def test_every_shipped_profile_can_be_found_by_its_devices_name() -> None:
+    folder = Path(fxpasses.__file__).parent / device_profile.SHIPPED
+    for path in folder.glob("*.json"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            profile = device_profile.load(path)
+        assert profile is not None
+        assert path.name == device_profile.file_name(profile.device)
+
+
+def test_profiles_are_part_of_the_package() -> None:
+    settings = (Path(fxpasses.__file__).parents[1] / "pyproject.toml").read_text("utf-8")
+    assert f'"{device_profile.SHIPPED}/*.json"' in settings
 
 
 def damaged(path: Path, damage: str) -> None:

@@ -31,9 +31,17 @@ from benchmarks.layout_cases import (
 from benchmarks.layout_measure import Setting, compare, measure_convolution
 from benchmarks.layout_operators import layout_sensitive, measure_operator
 from benchmarks.layout_sweep import SweepError, Workload, collect, sweep, tasks
-from benchmarks.operator_inputs.notation import Call, TensorSpec
+from benchmarks.operator_inputs.notation import Call, TensorSpec, parse_call
 from benchmarks.turns import Effort, measure_in_turns
-from fxpasses.device_profile import CHANNEL_AFFINE, LAYOUTS, Layout, Roofline, load
+from fxpasses.device_profile import (
+    CHANNEL_AFFINE,
+    LAYOUTS,
+    Layout,
+    Roofline,
+    device_name,
+    file_name,
+    load,
+)
 
 CPU = torch.device("cpu")
 QUICK = Effort(rounds=2, sample_seconds=1e-5, case_seconds=0.01)
@@ -370,6 +378,35 @@ def test_the_command_writes_everything_it_offers(tmp_path: Path, capsys: pytest.
     assert out["png"].read_bytes().startswith(b"\x89PNG")
     labels = {each["name"] for each in json.loads(out["trace"].read_text("utf-8"))["traceEvents"]}
     assert any(str(each).startswith("weight_grad channels_last input=2x16x8x8") for each in labels)
+
+
+def test_a_convolution_with_a_bias_is_recorded_as_what_it_is() -> None:
+    workload = Workload()
+    tensors = "T([2, 8, 6, 6], f32), T([4, 8, 1, 1], f32), T([4], f32)"
+    text = f"(({tensors}, [1, 1], [0, 0], [1, 1], False, [0, 0], 1), {{}})"
+    workload.add("aten.convolution.default", parse_call(text), 3, training=False)
+    assert workload.convolutions == {(Convolution.of((2, 8, 6, 6), (4, 8, 1, 1)), "forward"): 3}
+
+
+def test_workloads_of_several_batch_sizes_add_up() -> None:
+    workload = Workload()
+    for batch in (1, 8, 8):
+        workload += collect(["resnet18"], batch=batch, size=(64, 64), modes=("inference",), dtype="float32")
+    stem = {
+        case.input_size[0]: count
+        for (case, _), count in workload.convolutions.items()
+        if case.weight_size[2] == 7
+    }
+    assert stem == {1: 1, 8: 2}
+
+
+def test_a_profile_for_a_folder_is_named_after_its_device(tmp_path: Path) -> None:
+    def path(given: str) -> Path | None:
+        return tensor_layout._profile_path(tensor_layout._parser().parse_args(["--profile", given]), CPU)
+
+    assert path(str(tmp_path)) == path(f"{tmp_path}/") == tmp_path / file_name(device_name(CPU))
+    assert path(f"{tmp_path}/new/") == tmp_path / "new" / file_name(device_name(CPU))
+    assert path(f"{tmp_path}/mine.json") == tmp_path / "mine.json"
 
 
 @pytest.mark.timed

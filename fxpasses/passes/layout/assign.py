@@ -17,10 +17,11 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.locations import location_of
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.schema import bind
-from fxpasses.passes.layout.costs import CostModel, seconds_at
+from fxpasses.passes.layout.costs import PRODUCT, CostModel, Seconds, seconds_at
 from fxpasses.passes.layout.labels import C, Kind, L, Label, kind_of, operator_of
 from fxpasses.passes.layout.names import canonical
 from fxpasses.passes.layout.network import Network, Tensor, read_network
+from fxpasses.passes.layout.opinions import opinions
 from fxpasses.passes.layout.plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
 from fxpasses.passes.layout.solve import solve
@@ -52,6 +53,11 @@ class Assignment:
     def label(self, node: Node) -> Label:
         """The label that a labelled operator works in."""
         return self.labels[self.network.find(self.network.variables[node])]
+
+    def is_product(self, node: Node) -> bool:
+        """Whether a convolution is to be computed as a matrix product."""
+        choices = self.network.convolutions.get(node)
+        return choices is not None and choices[self.label(node)].implementation == PRODUCT
 
     def made(self, held: Tensor) -> Label:
         """The label that a tensor is made in."""
@@ -127,7 +133,7 @@ def _describe(
 ) -> LayoutPlan:
     made = {node: labels[held.producer] for node, held in network.tensors.items()}
     edges = tuple(
-        _edge(held, labels, hints, names)
+        _edge(network, held, labels, hints, names)
         for held in network.tensors.values()
         if any(labels[variable] != labels[held.producer] for _, variable in held.users)
     )
@@ -139,6 +145,7 @@ def _describe(
             choices[labels[network.variables[node]]].implementation,
             seconds_at(choices[C].seconds, hints),
             seconds_at(choices[L].seconds, hints),
+            choices[C].is_measured,
         )
         for node, choices in network.convolutions.items()
     )
@@ -183,12 +190,21 @@ def _uniform_energy(network: Network, problem: Problem, label: Label) -> float:
 
 
 def _edge(
-    held: Tensor, labels: Sequence[Label], hints: Mapping[Any, int], names: Mapping[str, str]
+    network: Network,
+    held: Tensor,
+    labels: Sequence[Label],
+    hints: Mapping[Any, int],
+    names: Mapping[str, str],
 ) -> CutEdge:
     made = labels[held.producer]
     wanting = [user for user, variable in held.users if labels[variable] != made]
     keeping = [user for user, variable in held.users if labels[variable] == made]
     found = tensor(held.node)
+    other = L if made == C else C
+
+    def seconds(cost: Seconds) -> float:
+        return seconds_at(cost, hints)
+
     return CutEdge(
         tensor=names.get(held.node.name, held.node.name),
         operator=operator_of(held.node),
@@ -197,6 +213,8 @@ def _edge(
         seconds=seconds_at(held.to_channels_last if made == C else held.to_contiguous, hints),
         wanted_by=tuple(map(_reader_name, wanting)),
         kept_by=tuple(map(_reader_name, keeping)),
+        made_for=opinions(network, labels, [held.node, *keeping], made, None, seconds),
+        wanted_for=opinions(network, labels, wanting, other, held.node, seconds),
         location=location_of(held.node),
         node=held.node.name,
     )

@@ -22,7 +22,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from fxpasses import device_profile
-from fxpasses.device_profile import DeviceProfile, Roofline
+from fxpasses.device_profile import DeviceProfile, Estimate, Roofline
 from fxpasses.graph.metadata import value
 from fxpasses.passes.layout.labels import C, L, Label
 from fxpasses.torch_internals import OpOverload, operator_name, size_expression, size_hint
@@ -40,6 +40,14 @@ _PEAKS = {
 }
 """Orders of magnitude of a small CPU and of a data-centre GPU, for devices that nobody has measured."""
 
+_ROOFLINE = "roofline"
+
+PRODUCT = "mm"
+"""What a profile calls the matrix product that a 1x1 convolution is, channels-last."""
+
+_CONVOLUTION = ("aten.convolution",)
+_WITH_PRODUCT = (*_CONVOLUTION, PRODUCT)
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -49,6 +57,11 @@ class Choice:
 
     seconds: Seconds
     implementation: str
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a profile says so: the roofline names itself as the implementation."""
+        return _ROOFLINE not in self.implementation
 
 
 @dataclass(frozen=True)
@@ -101,17 +114,20 @@ class CostModel:
         device_type: ``"cpu"`` or ``"cuda"``.
         profile: what was measured there; None for the roofline alone.
         hints: the values of the size symbols at which the profile's measurements are looked up.
-        implementations: those of a convolution that the materialisation can bring about.
     """
 
     device_type: str = "cpu"
     profile: DeviceProfile | None = None
     hints: Mapping[Any, int] = field(default_factory=dict)
-    implementations: tuple[str, ...] = ("aten.convolution",)
     _known: dict[object, dict[Label, Choice]] = field(default_factory=dict)
 
     def convolution(
-        self, sizes: ConvolutionSizes, dtype: torch.dtype, directions: Sequence[str]
+        self,
+        sizes: ConvolutionSizes,
+        dtype: torch.dtype,
+        directions: Sequence[str],
+        *,
+        as_product: bool = False,
     ) -> dict[Label, Choice]:
         """The cost of a convolution's `directions` together, under each label.
 
@@ -119,8 +135,10 @@ class CostModel:
             sizes: the convolution.
             dtype: of its input.
             directions: `device_profile.CONVOLUTION_FORWARD` or the two of its gradients.
+            as_product: whether a matrix product may take its place, where that was measured to be faster.
         """
-        parts = [self._direction(sizes, dtype, each) for each in directions]
+        allowed = _WITH_PRODUCT if as_product else _CONVOLUTION
+        parts = [self._direction(sizes, dtype, each, allowed) for each in directions]
         return {
             label: Choice(
                 sum(part[label].seconds for part in parts),
@@ -129,11 +147,18 @@ class CostModel:
             for label in (C, L)
         }
 
-    def _direction(self, sizes: ConvolutionSizes, dtype: torch.dtype, direction: str) -> dict[Label, Choice]:
-        key = (direction, sizes.key(), dtype, *map(_exact, (*sizes.input, *sizes.weight)))
+    def knows(self, sizes: ConvolutionSizes, dtype: torch.dtype, directions: Sequence[str]) -> bool:
+        """Whether the profile has measurements of a convolution in all `directions`, under both labels."""
+        key = sizes.key()
+        return all(len(self._rows(each, key, dtype, _CONVOLUTION)) == 2 for each in directions)
+
+    def _direction(
+        self, sizes: ConvolutionSizes, dtype: torch.dtype, direction: str, allowed: tuple[str, ...]
+    ) -> dict[Label, Choice]:
+        key = (direction, sizes.key(), dtype, allowed, *map(_exact, (*sizes.input, *sizes.weight)))
         if key not in self._known:
             floor = self._convolution_roofline(sizes, dtype)
-            measured = self._measured(direction, sizes.key(), dtype, floor)
+            measured = self._measured(direction, sizes.key(), dtype, floor, allowed)
             self._known[key] = measured or floor
         return self._known[key]
 
@@ -145,7 +170,7 @@ class CostModel:
         native = self._native(sizes, dtype)
         reorder = 2 * activations / peaks.bandwidth
         return {
-            label: Choice(seconds if label == native else seconds + reorder, "roofline") for label in (C, L)
+            label: Choice(seconds if label == native else seconds + reorder, _ROOFLINE) for label in (C, L)
         }
 
     def _native(self, sizes: ConvolutionSizes, dtype: torch.dtype) -> Label:
@@ -170,7 +195,7 @@ class CostModel:
             peaks = self._peaks(dtype)
             moved = sum(_bytes(each) for each in tensors)
             seconds = peaks.call_seconds + moved / peaks.bandwidth
-            floor = {label: Choice(seconds, "roofline") for label in (C, L)}
+            floor = {label: Choice(seconds, _ROOFLINE) for label in (C, L)}
             self._known[key] = self._measured_operator(node, dtype, floor) or floor
         return self._known[key]
 
@@ -198,18 +223,33 @@ class CostModel:
         return floor if measured is None else self._rescaled(measured, floor)
 
     def _measured(
-        self, operator: str, key: str, dtype: torch.dtype, floor: Mapping[Label, Choice]
+        self,
+        operator: str,
+        key: str,
+        dtype: torch.dtype,
+        floor: Mapping[Label, Choice],
+        allowed: tuple[str, ...] | None = None,
     ) -> dict[Label, Choice] | None:
         """What the profile measured; None unless it knows both labels: one alone does not compare."""
-        if self.profile is None:
+        rows = self._rows(operator, key, dtype, allowed)
+        if len(rows) < 2:
             return None
-        allowed = self.implementations if operator.startswith("convolution.") else None
-        found: dict[Label, Choice] = {}
+        return {
+            label: Choice(self._rescaled(row.seconds, floor[label].seconds), row.implementation)
+            for label, row in rows.items()
+        }
+
+    def _rows(
+        self, operator: str, key: str, dtype: torch.dtype, allowed: tuple[str, ...] | None
+    ) -> dict[Label, Estimate]:
+        """The fastest implementation measured under each label, of those that can be brought about."""
+        if self.profile is None:
+            return {}
+        found: dict[Label, Estimate] = {}
         for label in (C, L):
             row = self.profile.seconds(operator, key, label, _name(dtype), implementations=allowed)
-            if row is None:
-                return None
-            found[label] = Choice(self._rescaled(row.seconds, floor[label].seconds), row.implementation)
+            if row is not None:
+                found[label] = row
         return found
 
     def _rescaled(self, measured: float, floor: Seconds) -> Seconds:

@@ -11,7 +11,6 @@ option and the device profile; the plan is kept beside the cached artifact and r
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
@@ -20,16 +19,25 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule
 
-from fxpasses import device_profile
-from fxpasses.device_profile import DeviceProfile
+from fxpasses.device_profile import (
+    CONVOLUTION_FORWARD,
+    CONVOLUTION_INPUT_GRAD,
+    CONVOLUTION_WEIGHT_GRAD,
+    DeviceProfile,
+)
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.levels import nested_graphs
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal, device_of
+from fxpasses.passes.layout.costs import CostModel
+from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.names import canonical
-from fxpasses.passes.layout.passes import NAME, plan_and_carry_out
+from fxpasses.passes.layout.network import read_convolution
+from fxpasses.passes.layout.passes import NAME, enough, plan_and_carry_out, profile_for
 from fxpasses.passes.layout.plan import LayoutPlan
 from fxpasses.picture import GraphPicture
+from fxpasses.pipeline import collector_paused
 from fxpasses.portrait import take_pictures
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite import sidecar
@@ -90,7 +98,9 @@ class JointLayout:
         assert graph.owning_module is not None
         context = GraphContext(graph.owning_module, Modes(grad=False), executor="fused")
         before = take_pictures([context], "joint-before")
-        outcome = plan_and_carry_out(context, self.goal, self.profile, _names_in(graph, self.inputs))
+        names = _names_in(graph, self.inputs)
+        with collector_paused():
+            outcome = plan_and_carry_out(context, self.goal, self.profile, names, for_inductor=True)
         self._outcomes.append(outcome)
         self._graphs += before
         for each in take_pictures([context], "joint-after", inf) if before and outcome.changed else ():
@@ -102,8 +112,7 @@ class JointLayout:
     @functools.cached_property
     def _key(self) -> str:
         """What the plan depends on besides the graph."""
-        profile = json.dumps(asdict(self.profile), sort_keys=True) if self.profile else ""
-        return sidecar.digest(sidecar.sources(), self.goal, profile)
+        return sidecar.digest(sidecar.sources(), self.goal, self.profile.digest if self.profile else "")
 
     # The plan beside the artifact.
 
@@ -143,17 +152,33 @@ def joint_layout(graph_module: GraphModule, inputs: Sequence[Any], options: Opti
     if options.layout == "off" or options.inner != "inductor" or not _selected(options):
         return None
     devices = [each.device for each in inputs if isinstance(each, torch.Tensor)]
-    profile = device_profile.find(device_profile.device_name(devices[0])) if devices else None
+    profile = profile_for(devices[0], options) if devices else None
     if options.layout == "auto":
-        # Stock inductor decides where nothing was measured, and where the user told it how to.
+        # Stock inductor decides where too little was measured, and where the user told it how to.
         taken = any(name in options.inductor for name in _OWN_DECISIONS)
         if profile is None or taken or inductor_setting("freezing", options.inductor):
+            return None
+        if not _is_covered(graph_module, CostModel(devices[0].type, profile)):
             return None
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     named = tuple(
         (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
     )
     return JointLayout(options.layout, profile, named, graph_key_of(graph_module, inputs))
+
+
+def _is_covered(graph_module: GraphModule, costs: CostModel) -> bool:
+    """Whether the graph has convolutions, and enough of them were measured; with gradients on, those too."""
+    gradients = (CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD) if torch.is_grad_enabled() else ()
+    graphs = [graph_module, *(child for _, child, _ in nested_graphs(graph_module))]
+    reads = [
+        read
+        for graph in graphs
+        for node in graph.graph.nodes
+        if kind_of(node) is Kind.PREFERRING and (read := read_convolution(node)) is not None
+    ]
+    known = [costs.knows(sizes, dtype, (CONVOLUTION_FORWARD, *gradients)) for sizes, dtype, _, _ in reads]
+    return bool(known) and enough(sum(known), len(known))
 
 
 def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
@@ -166,9 +191,9 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
     """
     if options.layout == "off" or options.inner != "inductor" or not _selected(options):
         return report
-    profile = device_profile.find(device_profile.device_name(device_of(context)))
+    profile = profile_for(device_of(context), options)
     names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
-    outcome = plan_and_carry_out(context, options.layout, profile, names, dry_run=True)
+    outcome = plan_and_carry_out(context, options.layout, profile, names, dry_run=True, for_inductor=True)
     plan = outcome.layout
     wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
     drawn = take_pictures([context], "planned", inf) if wanted else ()

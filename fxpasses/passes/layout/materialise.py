@@ -5,6 +5,8 @@ gets each operand with the strides of the traced graph; outputs get those stride
 copy is needed is read off the strides that the operators really give (their fake kernels tell), not off the
 plan: where an operator does not follow its operands, its result is copied, and the graph stays right.
 A copy is made before its first reader and shared by all of them, unless its source is written to in between.
+Autograd gives the gradient of a copy the strides that the copy has. Where it will run over the graph, inputs
+that require grad are read through a view whose gradient has the strides of the input.
 Whatever goes wrong on the way, the graph is put back as it was.
 """
 
@@ -31,10 +33,12 @@ from fxpasses.passes.layout.labels import (
     order_of,
     to_channels_last,
 )
-from fxpasses.passes.layout.network import Role
+from fxpasses.passes.layout.network import Role, product_operands
 from fxpasses.torch_internals import FakeTensor, size_expression
 
 aten = torch.ops.aten
+
+_COPIES = (torch.clone, aten.clone.default, aten.copy.default)
 
 _KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "partitioner_tag")
 
@@ -66,12 +70,14 @@ def materialise(context: GraphContext, assignment: Assignment) -> Carried:
     try:
         with _without_guards(context):
             carrier.run()
+            carrier.check()
     except Exception as error:
         carrier.undo()
         if isinstance(error, NotMaterialisedError):
             raise
         raise NotMaterialisedError(f"{type(error).__name__}: {error}") from error
-    return Carried(len(carrier.inserted), carrier.repairs)
+    carrier.erase_replaced()
+    return Carried(sum(node.target in _COPIES for node in carrier.inserted), carrier.repairs)
 
 
 @contextlib.contextmanager
@@ -98,8 +104,11 @@ class _Carrier:
     _traced: dict[Node, Any] = field(default_factory=dict)
     _inputs: list[tuple[Node, Node, Node]] = field(default_factory=list)
     _renamed: list[tuple[Node, str]] = field(default_factory=list)
+    _replaced: list[Node] = field(default_factory=list)
 
     def run(self) -> None:
+        if self.context.executor == "eager" and self.context.initial_modes.grad:
+            self._restore_gradients()
         for node in list(self.context.graph.nodes):
             role = self.assignment.network.roles.get(node)
             if node.op == "output":
@@ -108,6 +117,16 @@ class _Carrier:
                 self._label(node)
             elif role is not None and node.op.startswith("call"):
                 self._keep(node, role)
+
+    def check(self) -> None:
+        """Raises where a convolution is read that a matrix product has replaced."""
+        for node in self._replaced:
+            if node.users:
+                raise NotMaterialisedError(f"{node} is still read by {', '.join(map(str, node.users))}")
+
+    def erase_replaced(self) -> None:
+        for node in self._replaced:
+            self.context.graph.erase_node(node)
 
     def undo(self) -> None:
         for node, old, new in reversed(self._inputs):
@@ -119,6 +138,36 @@ class _Carrier:
         for old, name in self._renamed:
             old.name = name
 
+    def _restore_gradients(self) -> None:
+        """Has the inputs that require grad read through a view that restores the strides of the gradient."""
+        placeholders = list(self.context.graph.find_nodes(op="placeholder"))
+        for node in (*placeholders, *self.context.graph.find_nodes(op="get_attr")):
+            found = tensor(node)
+            if found is None or found.dim() not in (4, 5) or not self.context.requires_grad(node):
+                continue
+            if not self.context.is_written(node):
+                before = (placeholders[-1] if node.op == "placeholder" else node).next
+                label: Label = "channels_last" if order_of(found) == "channels_last" else "contiguous"
+                self._latest[node] = self._through_rows(node, label, before)
+
+    def _through_rows(self, source: Node, label: Label, before: Node) -> Node:
+        """The same tensor, seen as one row in between: a gradient of other strides cannot, and is copied."""
+        found = tensor(source)
+        assert found is not None
+        there, back = list(to_channels_last(found.dim())), [0, found.dim() - 1, *range(1, found.dim() - 1)]
+        if not (found if label == "contiguous" else found.permute(there)).is_contiguous():
+            return source
+        if label == "channels_last":
+            source = self._insert(aten.permute.default, (source, there), {}, before)
+        row = self._insert(aten.view.default, (source, [-1]), {}, before)
+        made = tensor(source)
+        assert made is not None
+        if all(isinstance(each, int) for each in made.shape):
+            same = self._insert(aten.view.default, (row, list(made.shape)), {}, before)
+        else:
+            same = self._insert(aten.view_as.default, (row, source), {}, before)
+        return same if label == "contiguous" else self._insert(aten.permute.default, (same, back), {}, before)
+
     def _label(self, node: Node) -> None:
         label = self.assignment.label(node)
         changed = node.target is operator.getitem
@@ -127,10 +176,35 @@ class _Carrier:
             changed |= operand in self._traced
         if changed:
             self._recompute(node)
+        if self.assignment.is_product(node):
+            self._multiply(node)
+            return
         found, frame = tensor(node), self.assignment.network.frames.get(node)
         if found is not None and order_of(found, _fitting(frame, found)) not in (label, "both"):
             self.repairs += 1
             self._latest[node] = self._copy(node, label, node.next)
+
+    def _multiply(self, node: Node) -> None:
+        """A 1x1 convolution over channels-last tensors, as the matrix product of [N·H·W, C] and [C, K]."""
+        operands, made = product_operands(node), tensor(node)
+        if operands is None or made is None:
+            raise NotMaterialisedError(f"{node} cannot be written as a matrix product")
+        image, weight, bias = operands
+        rank, (channels, features) = made.dim(), tensor(weight).shape[1::-1]  # type: ignore[union-attr]
+        there, back = list(to_channels_last(rank)), [0, rank - 1, *range(1, rank - 1)]
+        before = node.next
+        rows = self._insert(aten.permute.default, (image, there), {}, before, node)
+        rows = self._insert(aten.reshape.default, (rows, [-1, channels]), {}, before, node)
+        matrix = self._insert(aten.reshape.default, (weight, [features, channels]), {}, before, node)
+        matrix = self._insert(aten.permute.default, (matrix, [1, 0]), {}, before, node)
+        if bias is None:
+            product = self._insert(aten.mm.default, (rows, matrix), {}, before, node)
+        else:
+            product = self._insert(aten.addmm.default, (bias, rows, matrix), {}, before, node)
+        sizes = [made.shape[d] for d in there]
+        result = self._insert(aten.reshape.default, (product, sizes), {}, before, node)
+        self._latest[node] = self._insert(aten.permute.default, (result, back), {}, before, node)
+        self._replaced.append(node)
 
     def _keep(self, node: Node, role: Role) -> None:
         for operand in list(node.all_input_nodes):
@@ -140,6 +214,8 @@ class _Carrier:
 
     def _restore_outputs(self, node: Node) -> None:
         for operand in list(node.all_input_nodes):
+            if operand.op in ("placeholder", "get_attr"):
+                continue
             restored = self._restored(operand, node)
             before, after = self._strides_traced(operand), tensor(restored)
             if before is not None and after is not None and self._may_differ(operand, before, after):
@@ -153,8 +229,7 @@ class _Carrier:
         Those of a tensor without a label mean nothing on the way, and are not followed through the graph.
         """
         unfollowed = (
-            self.context.executor == "eager"
-            and bool(self.inserted)
+            bool(self.inserted)
             and operand.op.startswith("call")
             and before.dim() in (4, 5)
             and any(map(is_one, before.shape))
@@ -244,8 +319,13 @@ class _Carrier:
         return copy
 
     def _view_as_traced(self, source: Node, before: torch.Tensor, reader: Node) -> Node:
-        """The traced strides of dimensions of size 1, which mean nothing, for whoever compares them."""
-        if self.context.executor == "fused" or not all(isinstance(each, int) for each in before.stride()):
+        """The traced strides of dimensions of size 1, which mean nothing, for whoever compares them.
+
+        A compiler may lay a tensor out in another order than metadata says and the operators allow, under
+        which a view of given strides would be wrong; where no dimensions are left to be ordered it cannot.
+        """
+        is_static = all(isinstance(each, int) for each in (*before.shape, *before.stride()))
+        if not is_static or (self.context.executor == "fused" and order_of(before) != "both"):
             self._remember(source)
             set_value(source, before, like=source)
             return source

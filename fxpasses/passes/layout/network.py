@@ -108,6 +108,10 @@ class Network:
             variable = self._parent[variable]
         return variable
 
+    def own(self, variable: int) -> tuple[Seconds, Seconds]:
+        """What the operator of a variable costs under C and under L, copies apart."""
+        return self._own[variable]
+
     def unify(self, first: int, second: int) -> None:
         """Gives two variables one label.
 
@@ -182,11 +186,31 @@ class _Reader:
         sizes, dtype, directions, activations = found
         if not any(each in self.network.tensors for each in activations):
             return False
-        choices = self._costs.convolution(sizes, dtype, directions)
+        as_product = self._may_be_product(node, sizes)
+        choices = self._costs.convolution(sizes, dtype, directions, as_product=as_product)
         if not self._labelled(node, operands, (choices[C].seconds, choices[L].seconds)):
             return False
         self.network.convolutions[node] = choices
         return True
+
+    def _may_be_product(self, node: Node, sizes: ConvolutionSizes) -> bool:
+        """Whether a matrix product can take a convolution's place where it is channels-last.
+
+        A profile measures it for 1x1 convolutions of stride 1. Where autograd runs over the graph, the
+        gradients would be other operators than those that were measured.
+        """
+        stride, padding, _, transposed, _, groups = sizes.arguments
+        numbers = (*sizes.input, *sizes.weight, *stride, *padding)
+        return (
+            operator_of(node) != "convolution_backward"
+            and all(isinstance(each, int) for each in numbers)
+            and not transposed
+            and groups == 1
+            and set(sizes.weight[2:]) == set(stride) == {1}
+            and set(padding) == {0}
+            and product_operands(node) is not None
+            and (self._fused or not self._context.initial_modes.grad)
+        )
 
     def _agnostic(self, node: Node) -> bool:
         operands = self._labelled_operands(node)
@@ -366,6 +390,18 @@ def read_convolution(
     arguments = (*lists, bool(view.transposed), output_padding or [0] * spatial, view.groups)
     sizes = ConvolutionSizes(given.shape, weight.shape, result.shape, arguments)
     return sizes, given.dtype, (CONVOLUTION_FORWARD,), (view.input,)
+
+
+def product_operands(node: Node) -> tuple[Node, Node, Node | None] | None:
+    """A convolution's input, weight and bias, where all are nodes."""
+    from fxpasses.graph.views import Convolution, read_producer
+
+    view = read_producer(node)
+    if not isinstance(view, Convolution) or not isinstance(view.input, Node):
+        return None
+    if not isinstance(view.weight, Node) or not (view.bias is None or isinstance(view.bias, Node)):
+        return None
+    return view.input, view.weight, view.bias
 
 
 def _read_backward(

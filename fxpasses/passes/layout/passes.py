@@ -1,8 +1,9 @@
 """The pass `layout` over graphs that are run as they are: plan, then copies in the graph.
 
-With ``layout="auto"`` a plan is carried out only where the device has been measured: a roofline alone is
-good for a prediction, which is reported, but does not justify a change. Graphs for inductor are planned
-later, on its joint graph, where forward and backward are seen together (`inductor`).
+With ``layout="auto"`` a plan is carried out only where at least half of the graph's convolutions have been
+measured on the device: a roofline is good for a prediction, which is reported, but does not justify a change.
+Graphs for inductor are planned later, on its joint graph, where forward and backward are seen together
+(`inductor`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
+
+import torch
 
 from fxpasses import device_profile
 from fxpasses.device_profile import DeviceProfile
@@ -19,6 +22,7 @@ from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
 from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
 from fxpasses.passes.layout.network import UnplannableError
 from fxpasses.passes.layout.plan import LayoutPlan
+from fxpasses.passes.layout.stock import stock_plan
 from fxpasses.report import Remark
 from fxpasses.rewrite.graph_pass import GraphPass, Outcome
 
@@ -29,8 +33,15 @@ def run(context: GraphContext, options: Options) -> Outcome:
     """The pass, on a graph that is run as it is."""
     if options.layout == "off" or (context.executor == "fused" and options.inner == "inductor"):
         return Outcome()
-    profile = device_profile.find(device_profile.device_name(device_of(context)))
-    return plan_and_carry_out(context, options.layout, profile)
+    return plan_and_carry_out(context, options.layout, profile_for(device_of(context), options))
+
+
+def profile_for(device: torch.device, options: Options) -> DeviceProfile | None:
+    """What was measured on a device: in the file that the user names, else as `device_profile.find` says."""
+    name = device_profile.device_name(device)
+    if options.layout_profile is not None:
+        return device_profile.load(options.layout_profile, device=name)
+    return device_profile.find(name)
 
 
 def plan_and_carry_out(
@@ -40,6 +51,7 @@ def plan_and_carry_out(
     names: Mapping[str, str] | None = None,
     *,
     dry_run: bool = False,
+    for_inductor: bool = False,
 ) -> Outcome:
     """Plans the layouts of one graph, and carries the plan out where it pays.
 
@@ -49,6 +61,7 @@ def plan_and_carry_out(
         profile: what was measured on the device, or None.
         names: what the user calls the graph's inputs.
         dry_run: whether to leave the graph as it is, whatever pays.
+        for_inductor: whether the plan is to be compared with what inductor would do by itself.
     """
     try:
         assignment = assign(context, goal, profile, names)
@@ -61,9 +74,19 @@ def plan_and_carry_out(
         return Outcome(layout=replace(plan, decision="no-gain"))
     if goal == "auto" and profile is None:
         return Outcome(layout=replace(plan, decision="no-profile"))
+    if goal == "auto" and not enough(plan.measured, len(plan.convolutions)):
+        return Outcome(layout=replace(plan, decision="not-measured"))
+    if for_inductor:
+        plan = replace(plan, stock=stock_plan(context, assignment))
+        assignment = replace(assignment, plan=plan)
     if dry_run:
         return Outcome((applied(plan, context.path),), layout=plan)
     return _carry_out(context, assignment)
+
+
+def enough(measured: int, convolutions: int) -> bool:
+    """Whether so many measured convolutions, of so many, justify a change."""
+    return 2 * measured >= convolutions
 
 
 def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:

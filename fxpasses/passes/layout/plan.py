@@ -16,6 +16,10 @@ DECISIONS = {
         "not carried out: this device has not been measured, and a roofline does not justify a change; "
         "measure it with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
     ),
+    "not-measured": (
+        "not carried out: fewer than half of the convolutions have been measured on this device; add to its "
+        "profile with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
+    ),
 }
 """What may come of a plan, in words."""
 
@@ -34,6 +38,8 @@ class CutEdge:
         kept_by: the nodes that read it as it is made.
         location: the user's source line, where known.
         node: the tensor's name in the graph; `tensor` is the user's, where that is another.
+        made_for: the nearest operators that want it as it is made, each with its reason.
+        wanted_for: the nearest ones that want the copy, past readers that take either.
     """
 
     tensor: str
@@ -45,6 +51,8 @@ class CutEdge:
     kept_by: tuple[str, ...]
     location: str = ""
     node: str = ""
+    made_for: tuple[str, ...] = ()
+    wanted_for: tuple[str, ...] = ()
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -61,6 +69,7 @@ class CutEdge:
         return (
             f"{self.tensor} ({self.operator}, {sizes}{where}) is made {self.made} and copied to {other} "
             f"in {self.seconds * 1e6:.1f} us for {_few(self.wanted_by)}{kept}"
+            f"{_because(self.made, self.made_for)}{_because(other, self.wanted_for)}"
         )
 
 
@@ -73,6 +82,7 @@ class ConvolutionPlan:
         label: what the plan gives it.
         implementation: what computes it there.
         contiguous, channels_last: predicted seconds under each label.
+        measured: whether a device profile says so, and not the roofline.
     """
 
     node: str
@@ -80,6 +90,7 @@ class ConvolutionPlan:
     implementation: str
     contiguous: float
     channels_last: float
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,19 @@ class Flip:
     optimal: bool
     seconds: float
     least: float
+
+
+@dataclass(frozen=True)
+class StockPlan:
+    """What stock inductor's layout optimisation would do with the same graph.
+
+    Attributes:
+        channels_last: its one decision: whether convolutions run channels-last.
+        copies: how many inputs, weights and outputs it would copy for that at every call.
+    """
+
+    channels_last: bool
+    copies: int
 
 
 @dataclass(frozen=True)
@@ -118,6 +142,7 @@ class LayoutPlan:
         copies: how many copies were put into the graph.
         repairs: how many of them because an operator did not follow the layout of what it reads.
         planning_seconds: how long reading and solving took.
+        stock: what stock inductor would have done; None where the graph does not go to inductor.
     """
 
     labels: Mapping[str, Label]
@@ -135,11 +160,22 @@ class LayoutPlan:
     copies: int = 0
     repairs: int = 0
     planning_seconds: float = 0.0
+    stock: StockPlan | None = None
 
     @property
     def is_contiguous(self) -> bool:
         """Whether nothing is converted."""
         return self.converted == 0
+
+    @property
+    def measured(self) -> int:
+        """Of how many convolutions the costs were measured."""
+        return sum(each.measured for each in self.convolutions)
+
+    @property
+    def copies_avoided(self) -> int | None:
+        """How many copies fewer than stock inductor's (or more, below 0); None where it is not compared."""
+        return self.stock.copies - (self.copies or len(self.cut_edges)) if self.stock is not None else None
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as what JSON knows."""
@@ -161,6 +197,7 @@ class LayoutPlan:
             "cut_edges": tuple(CutEdge(**each) for each in edges),
             "sizes": tuple(Flip(**each) for each in data["sizes"]),
             "forced_by_unknown": tuple(data["forced_by_unknown"]),
+            "stock": StockPlan(**data["stock"]) if data["stock"] is not None else None,
         }
         return LayoutPlan(**{**data, **nested})
 
@@ -174,6 +211,8 @@ class LayoutPlan:
             f"{self.converted} of {len(self.labels)} tensors converted, {len(self.cut_edges)} copied:",
             *(f"  {each}" for each in self.cut_edges),
         ]
+        if self.stock is not None:
+            lines.append(against_stock(self))
         if self.forced_by_unknown:
             lines.append(f"operators of unknown semantics forced copies: {', '.join(self.forced_by_unknown)}")
         for each in self.sizes:
@@ -182,6 +221,21 @@ class LayoutPlan:
                     f"not optimal at {dict(each.sizes)}: {each.seconds:.3g} s against {each.least:.3g} s"
                 )
         return "\n".join(lines)
+
+
+def against_stock(plan: LayoutPlan) -> str:
+    """Stock inductor's decision and copies, and how many of these the plan spares, in words."""
+    if plan.stock is None or plan.copies_avoided is None:
+        return "not compared with stock inductor"
+    decision = "channels_last throughout" if plan.stock.channels_last else "contiguous throughout"
+    spared = plan.copies_avoided
+    return f"stock inductor: {decision}, {plan.stock.copies} copies; {abs(spared)} " + (
+        "fewer here" if spared >= 0 else "more here"
+    )
+
+
+def _because(label: str, reasons: tuple[str, ...]) -> str:
+    return f"; {label}: {', '.join(reasons)}" if reasons else ""
 
 
 def _few(names: tuple[str, ...]) -> str:

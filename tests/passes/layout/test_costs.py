@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from fxpasses.device_profile import (
     CONVOLUTION_FORWARD,
     LAYOUT_COPY,
     DeviceProfile,
+    Estimate,
     Layout,
     Measurement,
     Roofline,
@@ -134,6 +137,86 @@ def test_auto_leaves_alone_what_does_not_pay_for_its_copies(monkeypatch):
     result = optimized(monkeypatch, profile(*rows))
     assert result.report.layout.convolutions[0].label == C
     assert result.report.layout.decision == "no-gain"
+
+
+# A 1x1 convolution is a matrix product too.
+
+POINTWISE = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1, bias=False)).eval()
+PRODUCTS = ("aten.mm.default", "aten.addmm.default")
+
+
+def pointwise_profile(product: float) -> DeviceProfile:
+    """Contiguous 3 ms, channels-last 2 ms, and so many seconds as a matrix product."""
+    rows = []
+    for sizes in (((2, 8, 6, 6), (4, 8, 1, 1)), ((2, 4, 6, 6), (8, 4, 1, 1))):
+        key = convolution_key(*sizes, [1, 1], [0, 0], [1, 1])
+        rows += [
+            dataclasses.replace(row("contiguous", 3e-3), key=key),
+            dataclasses.replace(row("channels_last", 2e-3), key=key),
+            dataclasses.replace(row("channels_last", product, "mm"), key=key),
+        ]
+    return profile(*rows)
+
+
+def multiplied(monkeypatch: pytest.MonkeyPatch, product: float, grad: bool = False) -> list[str]:
+    """The matrix products in the graph; outputs and strides are eager's, and the plan says what was taken."""
+    monkeypatch.setattr("fxpasses.device_profile.find", lambda device: pointwise_profile(product))
+    x = torch.randn(2, 8, 6, 6)
+    with torch.set_grad_enabled(grad):
+        result = fxpasses.optimize(CAPTURES["pre_dispatch"](POINTWISE, (x,)), (x,))
+        ours, theirs = result.graph_module(x), POINTWISE(x)
+    torch.testing.assert_close(ours, theirs)
+    assert ours.stride() == theirs.stride()
+    result.graph_module.graph.lint()
+    assert all("val" in node.meta for node in result.graph_module.graph.nodes if node.op != "output")
+    found = [str(node.target) for node in result.graph_module.graph.nodes if str(node.target) in PRODUCTS]
+    plan = result.report.layout
+    assert [each.label for each in plan.convolutions] == [L, L]
+    assert [each.implementation for each in plan.convolutions] == ["mm" if found else "aten.convolution"] * 2
+    assert [each.channels_last for each in plan.convolutions] == [product if found else 2e-3] * 2
+    return found
+
+
+def test_a_product_that_was_measured_faster_takes_the_place_of_the_convolution(monkeypatch):
+    assert multiplied(monkeypatch, 1e-3) == ["aten.addmm.default", "aten.mm.default"]
+
+
+def test_a_product_that_was_measured_slower_does_not(monkeypatch):
+    assert multiplied(monkeypatch, 2.5e-3) == []
+
+
+def test_a_product_is_not_taken_where_autograd_would_run_over_it(monkeypatch):
+    assert multiplied(monkeypatch, 1e-3, grad=True) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [
+        (nn.Conv2d(8, 4, 1, stride=2), (2, 8, 6, 6)),
+        (nn.Conv2d(8, 4, 1, padding=1), (2, 8, 6, 6)),
+        (nn.Conv2d(8, 4, 1, groups=2), (2, 8, 6, 6)),
+        (nn.Conv2d(8, 4, (1, 3)), (2, 8, 6, 6)),
+        (nn.ConvTranspose2d(8, 4, 1), (2, 8, 6, 6)),
+    ],
+    ids=["stride", "padding", "groups", "3 wide", "transposed"],
+)
+def test_a_convolution_that_is_no_product_is_never_written_as_one(monkeypatch, module, x):
+    """Even where a profile claims to have measured it."""
+
+    class Claims(DeviceProfile):
+        def seconds(self, operator, key, layout, dtype="float32", *, implementations=None):
+            fast = layout == "channels_last"
+            name = "mm" if fast and "mm" in (implementations or ()) else "aten.convolution"
+            return Estimate(1e-3 if name == "mm" else 2e-3 if fast else 3e-3, name)
+
+    monkeypatch.setattr(
+        "fxpasses.device_profile.find", lambda device: Claims("here", "2", rooflines=(PEAKS,))
+    )
+    given = torch.randn(x)
+    with torch.no_grad():
+        result = fxpasses.optimize(CAPTURES["pre_dispatch"](module, (given,)), (given,))
+        torch.testing.assert_close(result.graph_module(given), module(given))
+    assert result.report.layout.convolutions[0].implementation == "aten.convolution"
 
 
 # Dynamic sizes.

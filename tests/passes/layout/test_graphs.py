@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 import fxpasses
+from fxpasses.device_profile import DeviceProfile, Roofline
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.copying import copy_graph_module
 from fxpasses.graph.metadata import ensure_metadata
@@ -168,6 +169,31 @@ def test_values_gradients_and_strides_are_those_of_eager(kind, capture, layout):
     assert [each.stride() for each in ours] == [each.stride() for each in theirs]
 
 
+@pytest.mark.parametrize("given", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("capture", ["pre_dispatch", "export", "aten"])
+@pytest.mark.parametrize("kind", [each for each in MODELS if each is not Video])
+def test_gradients_have_the_strides_of_what_they_belong_to(kind, capture, given):
+    """From autograd itself: what accumulates in `.grad` takes these strides anyway."""
+    model, x = model_and_input(kind)
+    format_ = torch.contiguous_format if given == "contiguous" else torch.channels_last
+    model, x = model.to(memory_format=format_), x.detach().to(memory_format=format_).requires_grad_()
+    other = "channels_last" if given == "contiguous" else "contiguous"
+    result = fxpasses.optimize(CAPTURES[capture](model, (x,)), (x,), {"layout": other})
+    assert result.report.applied["layout"] == 1
+    call = result.exported_program.module() if result.exported_program else result.graph_module
+    leaves = [x, *model.parameters()]
+
+    def strides(run):
+        total = sum(each.square().sum() for each in torch.utils._pytree.tree_leaves(run(x)))
+        return [each.stride() for each in torch.autograd.grad(total, leaves)]
+
+    for stride, leaf in zip(strides(call), leaves, strict=True):
+        kept = [d for d, size in enumerate(leaf.shape) if size != 1]
+        assert [stride[d] for d in kept] == [leaf.stride(d) for d in kept]
+    if given == "contiguous":
+        assert strides(call) == strides(model)
+
+
 @pytest.mark.parametrize("executor", ["eager", "fused"])
 @pytest.mark.parametrize("capture", ["pre_dispatch", "symbolic_trace"])
 @pytest.mark.parametrize("kind", MODELS)
@@ -265,6 +291,20 @@ def test_each_cut_edge_names_its_tensor_its_cost_and_who_wants_what():
     assert "is made contiguous and copied to channels_last" in str(edge)
 
 
+def test_each_side_of_a_cut_edge_names_who_wants_what_past_those_that_take_any():
+    model = nn.Sequential(nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Tanh(), nn.Flatten()).eval()
+    plan = optimized(model, torch.randn(2, 64, 16, 16)).report.layout
+    (conv,) = plan.convolutions
+    gains = f"{conv.node} gains {(conv.contiguous - conv.channels_last) * 1e6:.1f} us"
+    image, weight, result = plan.cut_edges
+    assert image.made_for == (f"{image.node} comes so",)
+    assert (image.wanted_by, image.wanted_for) == (("relu",), (gains,))
+    assert (weight.made_for, weight.wanted_for) == ((f"{weight.node} comes so",), (gains,))
+    assert (result.operator, result.made_for) == ("tanh", (gains,))
+    assert result.wanted_for == (f"{result.wanted_by[0]} needs the traced strides",)
+    assert f"; channels_last: {gains}" in str(plan)
+
+
 def test_a_graph_without_convolutions_has_no_plan_and_no_remark():
     report = optimized(nn.Sequential(nn.ReLU()).eval(), torch.randn(X)).report
     assert report.layout is None
@@ -279,6 +319,19 @@ def test_a_device_that_nobody_measured_is_planned_and_left_as_it_is(monkeypatch,
     assert result.report.layout.seconds < result.report.layout.contiguous_seconds
     assert result.report.layout.decision == "no-profile"
     assert copies(result.graph_module) == 0
+
+
+def test_a_graph_of_which_too_little_was_measured_is_planned_and_left_as_it_is(monkeypatch):
+    peaks = Roofline("float32", 6e10, 5e10, 1e10, 5e-6)
+    monkeypatch.setattr(
+        "fxpasses.device_profile.find", lambda device: DeviceProfile("here", "2", rooflines=(peaks,))
+    )
+    model = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(3))).eval()
+    result = optimized(model, torch.randn(2, 64, 32, 32), "auto")
+    assert result.report.layout.seconds < result.report.layout.contiguous_seconds
+    assert result.report.layout.decision == "not-measured"
+    assert copies(result.graph_module) == 0
+    assert "fewer than half of the convolutions" in str(result.report.layout)
 
 
 def test_the_layout_pass_can_be_disabled():

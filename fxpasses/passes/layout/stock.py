@@ -1,0 +1,84 @@
+"""What stock inductor would do with the same graph: its one decision, and the copies that follow from it.
+
+The decision is asked of inductor itself (`decide_layout_opt`), over the convolutions of the forward. Where
+it is yes, every 2-D convolution takes input and weight channels-last, and what lies between follows; so it is
+the uniform plan, but for 5-D tensors, which stock leaves alone, and for gradients, which it hands out as they
+are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.fx import Graph, Node
+
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.metadata import tensor
+from fxpasses.passes.layout.assign import Assignment
+from fxpasses.passes.layout.costs import ConvolutionSizes
+from fxpasses.passes.layout.labels import C, L, Label, operator_of
+from fxpasses.passes.layout.network import Network, Tensor, read_convolution
+from fxpasses.passes.layout.plan import StockPlan
+from fxpasses.passes.layout.problem import FIXED_L
+from fxpasses.torch_internals import decide_stock_layout
+
+
+def stock_plan(context: GraphContext, assignment: Assignment) -> StockPlan:
+    """Stock inductor's layouts for the graph of an assignment, as yet unchanged."""
+    backward = _backward(context.graph)
+    forward = [node for node in context.graph.nodes if node not in backward]
+    decision = decide_stock_layout(_as_inductor_sees_them(forward), is_inference=not backward)
+    network = assignment.network
+    labels: list[Label] = [C] * len(assignment.labels)
+    labels[FIXED_L] = L
+    if decision:
+        for node, variable in network.variables.items():
+            if _rank(node) == 4:
+                labels[network.find(variable)] = L
+    labels = [labels[network.find(each)] for each in range(len(labels))]
+    copied = [each for each in network.tensors.values() if _is_copied(each, network, labels, backward)]
+    return StockPlan(decision, len(copied))
+
+
+def _backward(graph: Graph) -> set[Node]:
+    """Everything that depends on the gradients of a joint graph's outputs."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        is_tangent = node.op == "placeholder" and node.name.startswith("tangents")
+        if is_tangent or (node.op != "output" and not found.isdisjoint(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _as_inductor_sees_them(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes, with every convolution as the ATen operator that it will be."""
+    found: list[Node] = []
+    for node in nodes:
+        read = read_convolution(node) if operator_of(node).startswith("conv") else None
+        found.append(node if read is None else _convolution(read[0], read[3][0]))
+    return found
+
+
+def _convolution(sizes: ConvolutionSizes, activation: Node) -> Node:
+    """`aten.convolution` in a graph of its own, over tensors of these sizes."""
+    graph, given = Graph(), tensor(activation)
+    assert given is not None
+    operands = graph.placeholder("input"), graph.placeholder("weight")
+    operands[0].meta["val"] = given
+    operands[1].meta["val"] = given.new_empty(tuple(sizes.weight))
+    return graph.call_function(torch.ops.aten.convolution.default, (*operands, None, *sizes.arguments))
+
+
+def _rank(node: Node) -> int:
+    """The number of dimensions of the 4-D or 5-D tensor that an operator makes or reads; else 0."""
+    tensors = [tensor(each) for each in (node, *node.all_input_nodes)]
+    return next((each.dim() for each in tensors if each is not None and each.dim() in (4, 5)), 0)
+
+
+def _is_copied(held: Tensor, network: Network, labels: Sequence[Label], backward: set[Node]) -> bool:
+    made = labels[network.find(held.producer)]
+    readers = [user for user, variable in held.users if labels[network.find(variable)] != made]
+    if held.node in backward:
+        readers = [user for user in readers if user.op != "output"]
+    return bool(readers)
