@@ -56,9 +56,8 @@ def joint_graph(model: nn.Module, x: torch.Tensor) -> GraphModule:
         output = functional_call(model, named, (x,))
         return [output, *torch.autograd.grad(output.sum(), [named[name] for name in trained])]
 
-    return make_fx(joint, decomposition_table=core_aten_decompositions(), tracing_mode="fake")(
-        x, *state.values()
-    )
+    table = dict(core_aten_decompositions())
+    return make_fx(joint, decomposition_table=table, tracing_mode="fake")(x, *state.values())
 
 
 def measure(graph_module: GraphModule, repeat: int) -> tuple[float, float, float, int]:
@@ -77,7 +76,8 @@ def measure(graph_module: GraphModule, repeat: int) -> tuple[float, float, float
         materialise(context, assignment)
         carrying.append(time.perf_counter() - start)
         convolutions = len(assignment.plan.convolutions)
-    return (*map(statistics.median, (planning, solving, carrying)), convolutions)
+    median = statistics.median
+    return median(planning), median(solving), median(carrying), convolutions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
