@@ -25,6 +25,7 @@ from fxpasses.rewrite import sidecar
 from fxpasses.rewrite.builder import Builder
 from fxpasses.torch_internals import (
     JOINT_SLOT,
+    OpOverload,
     inductor_setting,
     joint_graph_pass,
     mark_for_recomputation,
@@ -52,7 +53,7 @@ def read_as_they_are(graph: Graph) -> None:
         if not _is_contiguous_image(node) or node.name.startswith("tangents"):
             continue
         readers = [user for user in node.users if user.op == "call_function"]
-        if not readers:
+        if not readers or any(map(_writes, readers)):
             continue
         given = tensor(node)
         assert given is not None
@@ -61,6 +62,11 @@ def read_as_they_are(graph: Graph) -> None:
         mark_for_recomputation(view)  # or the view would be what is kept, and laid out again
         for reader in readers:
             reader.replace_input_with(node, view)
+
+
+def _writes(reader: Node) -> bool:
+    """Whether a call may write to what it reads."""
+    return not isinstance(reader.target, OpOverload) or reader.target._schema.is_mutable
 
 
 def _is_contiguous_image(node: Node) -> bool:

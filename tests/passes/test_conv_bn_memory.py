@@ -129,3 +129,26 @@ def test_inputs_are_kept_as_they_are_whatever_reads_them_and_the_users_own_pass_
     torch.testing.assert_close(own.grad, x.grad, rtol=1e-4, atol=1e-4)
     for one, other in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_buffer_that_the_graph_writes_to_is_written_to():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = blocks().float()
+            self.register_buffer("seen", torch.zeros(1, 16, 8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.add_(x.detach().mean(0, keepdim=True))
+            return self.blocks(x * (1 + self.seen))
+
+    model, x = Counting().eval(), X.float()
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, backend="fxpasses")
+    for _ in range(2):
+        for each in (model, compiled):
+            each(x).square().sum().backward()
+    torch.testing.assert_close(twin.seen, model.seen)
+    assert model.seen.abs().sum() > 0
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-3)
