@@ -233,8 +233,8 @@ def _compare(
 
 
 _VANISHING = 1e-6
-"""Beside the largest value of its kind; below, a float64 result may be nothing but rounding: the gradient of a
-bias ahead of a batch norm over the batch is zero, and computed as the difference of equal numbers."""
+"""Beside the largest value of its kind; below, a float64 result may be nothing but rounding: the gradient of
+a bias ahead of a batch norm over the batch is zero, computed as the difference of equal numbers."""
 
 
 def _require(label: str, error: float, allowed: float, own: float) -> None:
