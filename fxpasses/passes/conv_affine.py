@@ -100,6 +100,22 @@ class ChainMatch(Match):
             self.context, self.producer, last.nodes[0], self.operands, numbers, read_earlier=read_earlier
         )
 
+    @functools.cached_property
+    def cost(self) -> ConvBnCost:
+        """What decides whether folding pays."""
+        factors: list[Operand | None] = []
+        for step in self.steps:
+            if isinstance(step, BatchNorm):
+                factors.append(step.gamma)
+            elif isinstance(step, Affine) and step.kind != "add":
+                factors += operands_of(step)
+        norms = [step for step in self.steps if isinstance(step, BatchNorm)]
+        kernels = sum(not isinstance(step, Move) for step in self.steps)
+        last = self.steps[-1].nodes[0]
+        return ConvBnCost.of_fold(
+            self.context, self.producer, last, factors, kernels=kernels, keeps_input=bool(norms)
+        )
+
     @property
     def operands(self) -> tuple[Operand, ...]:
         """The tensors that the steps read beside what the chain computes."""
@@ -176,11 +192,11 @@ class ConvAffine(Rule[ChainMatch]):
 
     def profitability(self, match: ChainMatch) -> Decline | None:
         """As for a batch norm; a multiplication keeps its input only where its factor trains."""
-        return conv_bn_profit(_cost(match), match.result)
+        return conv_bn_profit(match.cost, match.result)
 
     def benefit(self, match: ChainMatch) -> str:
         """What is not kept, or not moved."""
-        return conv_bn_benefit(_cost(match))
+        return conv_bn_benefit(match.cost)
 
     def insertion_point(self, match: ChainMatch) -> Node:
         """The last step, or the producer where only its place is right."""
@@ -364,21 +380,6 @@ def _has_place(match: ChainMatch) -> Decline | None:
 
 
 # Profit and rewrite ----------------------------------------------------------------------------------------
-
-
-def _cost(match: ChainMatch) -> ConvBnCost:
-    factors: list[Operand | None] = []
-    for step in match.steps:
-        if isinstance(step, BatchNorm):
-            factors.append(step.gamma)
-        elif isinstance(step, Affine) and step.kind != "add":
-            factors += operands_of(step)
-    norms = [step for step in match.steps if isinstance(step, BatchNorm)]
-    kernels = sum(not isinstance(step, Move) for step in match.steps)
-    last = match.steps[-1].nodes[0]
-    return ConvBnCost.of_fold(
-        match.context, match.producer, last, factors, kernels=kernels, keeps_input=bool(norms)
-    )
 
 
 def _append(step: Step, terms: Terms) -> None:

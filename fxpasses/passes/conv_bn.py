@@ -68,6 +68,11 @@ class ConvBnMatch(Match):
         norm = self.norm
         return place_of_fold(self.context, self.producer, norm.nodes[0], self.norm_operands, (norm.eps,))
 
+    @functools.cached_property
+    def cost(self) -> ConvBnCost:
+        """What decides whether folding pays."""
+        return ConvBnCost.of(self.context, self.producer, self.norm)
+
     @property
     def producer_operands(self) -> tuple[Operand | None, ...]:
         """What the convolution reads."""
@@ -128,11 +133,11 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
 
     def profitability(self, match: ConvBnMatch) -> Decline | None:
         """Who trains, who runs the graph, and how many bytes move: see `fxpasses.passes.profit`."""
-        return conv_bn_profit(ConvBnCost.of(match.context, match.producer, match.norm), match.result)
+        return conv_bn_profit(match.cost, match.result)
 
     def benefit(self, match: ConvBnMatch) -> str:
         """What is not kept, or not moved."""
-        return conv_bn_benefit(ConvBnCost.of(match.context, match.producer, match.norm))
+        return conv_bn_benefit(match.cost)
 
     def insertion_point(self, match: ConvBnMatch) -> Node:
         """The batch norm, or the convolution where only its place is right."""

@@ -77,6 +77,21 @@ class ConvBnCost:
         """Whether autograd records here and anything takes a gradient."""
         return self.recording and (self.weight_trains or self.gamma_trains or self.input_trains)
 
+    @property
+    def keeps_result(self) -> bool:
+        """Whether the convolution's result is kept for the backward pass as long as nothing is folded."""
+        return self.gamma_trains or (self.keeps_input and not self.fused)
+
+    @property
+    def weights_moved(self) -> int:
+        """Bytes of weights that folding reads and writes at every call; their gradient is scaled as well."""
+        return 2 * self.weight_bytes * (2 if self.trains and self.weight_trains else 1)
+
+    @property
+    def traffic_saved(self) -> int:
+        """Bytes that kernels of their own read and write, and those of the gradient; none are, once fused."""
+        return 0 if self.fused else 2 * self.kernels * self.result_bytes * (2 if self.trains else 1)
+
     @staticmethod
     def of(context: GraphContext, producer: Producer, norm: BatchNorm) -> ConvBnCost:
         """Reads the cost of a site off its metadata."""
@@ -115,25 +130,19 @@ def conv_bn_profit(cost: ConvBnCost, site: Node) -> Decline | None:
 
 def conv_bn_benefit(cost: ConvBnCost) -> str:
     """What folding saves where it pays, with the figures."""
-    if cost.trains and cost.weight_trains and (cost.gamma_trains or (cost.keeps_input and not cost.fused)):
+    if cost.trains and cost.weight_trains and cost.keeps_result:
         return (
             f"{cost.result_bytes} bytes less to keep for the backward pass, which takes the gradient of the "
-            f"weight ({cost.flops} FLOPs) anyway; {4 * cost.weight_bytes} bytes of weights moved a step"
+            f"weight ({cost.flops} FLOPs) anyway; {cost.weights_moved} bytes of weights moved a step"
         )
     if cost.weights_cached and not cost.trains:
-        return (
-            f"{2 * cost.kernels * cost.result_bytes} bytes of traffic less, the weight folded once a version"
-        )
-    passes = 2 if cost.trains else 1
-    return (
-        f"{2 * passes * cost.kernels * cost.result_bytes} bytes of traffic less, "
-        f"{2 * passes * cost.weight_bytes} bytes of weights more at every call"
-    )
+        return f"{cost.traffic_saved} bytes of traffic less, and the weight is folded once a version"
+    figures = (cost.traffic_saved, cost.weights_moved)
+    return "{} bytes of traffic less, {} bytes of weights more at every call".format(*figures)
 
 
 def _training_profit(cost: ConvBnCost, site: Node) -> Decline | None:
-    keeps = cost.gamma_trains or (cost.keeps_input and not cost.fused)
-    if cost.weight_trains and keeps:
+    if cost.weight_trains and cost.keeps_result:
         return None
     if cost.gamma_trains:
         message = (
@@ -143,10 +152,8 @@ def _training_profit(cost: ConvBnCost, site: Node) -> Decline | None:
         )
         figures = (cost.result_bytes, cost.weight_bytes, cost.flops)
         return Decline("adds-weight-gradient", message, site, figures)
-    passes = 2 if cost.weight_trains else 1
-    moved = 2 * passes * cost.weight_bytes
-    # A kernel of its own reads and writes the result, and its backward pass the gradient.
-    if not cost.fused and 4 * cost.kernels * cost.result_bytes >= moved + _LAUNCH_BYTES:
+    moved = cost.weights_moved
+    if cost.traffic_saved >= moved + _LAUNCH_BYTES:
         return None
     message = (
         "nothing that scales it takes a gradient, so the convolution's result ({} bytes) is not kept for the "
@@ -158,8 +165,7 @@ def _training_profit(cost: ConvBnCost, site: Node) -> Decline | None:
 def _inference_profit(cost: ConvBnCost, site: Node) -> Decline | None:
     if cost.weights_cached:
         return None
-    moved = 2 * cost.weight_bytes + _LAUNCH_BYTES
-    saved = 0 if cost.fused else 2 * cost.kernels * cost.result_bytes
+    moved, saved = cost.weights_moved + _LAUNCH_BYTES, cost.traffic_saved
     if saved >= moved:
         return None
     message = (
