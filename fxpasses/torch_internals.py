@@ -390,19 +390,20 @@ JOINT_SLOT = "joint_custom_post_pass"
 """Inductor's setting for a pass over the joint graph of forward and backward (in inference the only one)."""
 
 
-def joint_graph_pass(
-    run: Callable[[torch.fx.Graph], None], key: Callable[[], object], others: object
-) -> Callable[[torch.fx.Graph], None]:
-    """A pass for `JOINT_SLOT` that runs the user's own passes of that slot first.
+def with_joint_pass(
+    given: Mapping[str, Any], run: Callable[[torch.fx.Graph], None], key: Callable[[], object]
+) -> dict[str, Any]:
+    """Inductor's settings with one more pass in `JOINT_SLOT`, after those that the slot held.
 
     Args:
+        given: the settings so far.
         run: the pass.
         key: what its result depends on besides the graph; part of inductor's cache keys. None keeps the
             caches away.
-        others: what the slot held: None, a pass, or a sequence of passes.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
+    others = inductor_setting(JOINT_SLOT, given)  # None, a pass, or a sequence of passes
     held = tuple(others) if isinstance(others, (list, tuple)) else (() if others is None else (others,))
 
     class JointGraphPass(CustomGraphPass):
@@ -416,7 +417,7 @@ def joint_graph_pass(
             keys = [key(), *(each.uuid() if isinstance(each, CustomGraphPass) else None for each in held)]
             return None if None in keys else tuple(keys)
 
-    return JointGraphPass()
+    return {**given, JOINT_SLOT: JointGraphPass()}
 
 
 def decide_stock_layout(nodes: Sequence[torch.fx.Node], *, is_inference: bool) -> bool:

@@ -30,7 +30,7 @@ from fxpasses.passes.pooled_masks import move_masks_behind_pooling
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite import sidecar
 from fxpasses.rewrite.graph_pass import GraphPass, Outcome
-from fxpasses.torch_internals import JOINT_SLOT, inductor_setting, joint_graph_pass
+from fxpasses.torch_internals import with_joint_pass
 
 NAME = "activation_masks"
 
@@ -136,8 +136,7 @@ class JointMasks:
     def patches(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Inductor's settings with this pass among them."""
         self._patches = given
-        others = inductor_setting(JOINT_SLOT, given)
-        return {**given, JOINT_SLOT: joint_graph_pass(self._run, lambda: (NAME, sidecar.sources()), others)}
+        return with_joint_pass(given, self._run, lambda: (NAME, sidecar.sources()))
 
     def completed(self, report: Report) -> Report:
         """The report with what this pass did, or with what it did when the artifact was made."""

@@ -24,11 +24,9 @@ from fxpasses.graph.modes import Modes
 from fxpasses.rewrite import sidecar
 from fxpasses.rewrite.builder import Builder
 from fxpasses.torch_internals import (
-    JOINT_SLOT,
     OpOverload,
-    inductor_setting,
-    joint_graph_pass,
     mark_for_recomputation,
+    with_joint_pass,
 )
 
 aten = torch.ops.aten
@@ -36,11 +34,7 @@ aten = torch.ops.aten
 
 def patches(given: Mapping[str, Any]) -> dict[str, Any]:
     """Inductor's settings with the pass among those on the joint graph."""
-    others = inductor_setting(JOINT_SLOT, given)
-    return {
-        **given,
-        JOINT_SLOT: joint_graph_pass(read_as_they_are, lambda: (__name__, sidecar.sources()), others),
-    }
+    return with_joint_pass(given, read_as_they_are, lambda: (__name__, sidecar.sources()))
 
 
 def read_as_they_are(graph: Graph) -> None:

@@ -26,13 +26,11 @@ from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.report import Remark
 from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals import (
-    JOINT_SLOT,
     RealConstantsAllowed,
-    inductor_setting,
-    joint_graph_pass,
     onednn_takes,
     pack_convolution_weight,
     packed_convolution,
+    with_joint_pass,
     without_fake_tensors,
 )
 
@@ -77,8 +75,7 @@ class WeightPacking:
         The pass has no key, so that no cache hands its constants to another process, where nobody would
         fill them.
         """
-        others = inductor_setting(JOINT_SLOT, given)
-        return {**given, JOINT_SLOT: joint_graph_pass(self._run, lambda: None, others)}
+        return with_joint_pass(given, self._run, lambda: None)
 
     def _run(self, graph: Graph) -> None:
         placeholders = graph.find_nodes(op="placeholder")

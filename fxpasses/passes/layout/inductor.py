@@ -43,9 +43,8 @@ from fxpasses.report import Remark, Report
 from fxpasses.rewrite import sidecar
 from fxpasses.rewrite.graph_pass import Outcome
 from fxpasses.torch_internals import (
-    JOINT_SLOT,
     inductor_setting,
-    joint_graph_pass,
+    with_joint_pass,
 )
 
 _OWN_DECISIONS = ("layout_optimization", "freezing")
@@ -74,9 +73,7 @@ class JointLayout:
     def patches(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Inductor's settings with this pass among them."""
         self._patches = given
-        others = inductor_setting(JOINT_SLOT, given)
-        own = joint_graph_pass(self._run, lambda: self._key, others)
-        return {**given, JOINT_SLOT: own, "layout_optimization": False}
+        return {**with_joint_pass(given, self._run, lambda: self._key), "layout_optimization": False}
 
     def completed(self, report: Report) -> Report:
         """The report with what this pass did, or with what it did when the artifact was made."""
