@@ -21,7 +21,7 @@ from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.context import Executor, GraphContext
 from fxpasses.graph.modes import Modes
 from fxpasses.kept_weights import KeptWeights
-from fxpasses.memory import arrange_memory
+from fxpasses.memory import arrange_memory, exceeds_reuse
 from fxpasses.options import Options
 from fxpasses.passes import own_inputs
 from fxpasses.passes.activation_masks import JointMasks, joint_masks
@@ -61,9 +61,9 @@ def backend(
     """
     chosen = Options.of(options)
     _inner(chosen, mode, None)  # a mode or setting that does not exist is refused before any work
-    if "cpu" in _devices(example_inputs):
-        arrange_memory(chosen.memory, training=torch.is_grad_enabled())
     rewritten, report = run_passes(gm, example_inputs, chosen, executor=executor_of(chosen))
+    if "cpu" in _devices(example_inputs):
+        arrange_memory(chosen.memory, much=torch.is_grad_enabled() or exceeds_reuse(rewritten.graph))
     layout = joint_layout(rewritten, example_inputs, chosen)
     masks = _joint_masks(rewritten, example_inputs, chosen)
     steps = [each.patches for each in (masks, layout) if each is not None]

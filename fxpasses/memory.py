@@ -8,6 +8,9 @@ glibc adapts by itself: it keeps blocks as large as the largest that was ever fr
 as much at the top of the heap. `reuse` has it do so at once, as any program does that frees one tensor of
 that size. `keep` turns giving back off, for this process and for good: memory stays at its peak.
 
+`auto` keeps where reuse is not enough: in training, and where a graph's tensors exceed those limits. At batch
+8 they do: densenet121 faulted in 38,000 pages a call and took 322 ms instead of 276.
+
 Source: mallopt(3), M_MMAP_THRESHOLD ("dynamic mmap threshold"), M_TRIM_THRESHOLD, M_MMAP_MAX.
 """
 
@@ -18,16 +21,25 @@ import functools
 import sys
 
 import torch
+from torch.fx import Graph
 
+from fxpasses.graph.liveness import LiveBytes
 from fxpasses.options import Memory
 
 _LARGEST_REUSED = 32 * 2**20 - 2**16  # the block, with its header and alignment, must not exceed 32 MiB
+_REUSED_AT_ONCE = 2 * 32 * 2**20  # what glibc keeps at the top of the heap
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _NEVER = 2**31 - 1
 
 
-def arrange_memory(choice: Memory, *, training: bool = False) -> bool:
+def exceeds_reuse(graph: Graph) -> bool:
+    """Whether the graph's tensors are larger, or more at once, than what glibc keeps by itself."""
+    live = LiveBytes.of(graph)
+    return live.largest > _LARGEST_REUSED or live.peak > _REUSED_AT_ONCE
+
+
+def arrange_memory(choice: Memory, *, much: bool = False) -> bool:
     """Has freed memory of CPU tensors used again, as chosen, for the whole process.
 
     A training step frees what it saved for the backward pass in one go, far more than glibc keeps by
@@ -36,7 +48,7 @@ def arrange_memory(choice: Memory, *, training: bool = False) -> bool:
     Args:
         choice: ``"reuse"``, ``"keep"`` (only more than ``"reuse"`` is ever added), ``"auto"``, or
             ``"system"`` to leave everything as it is.
-        training: whether gradients are on; decides for ``"auto"``.
+        much: whether more is freed at once than glibc keeps by itself; decides for ``"auto"``.
 
     Returns:
         Whether it took effect; never where the C library is not glibc.
@@ -44,7 +56,7 @@ def arrange_memory(choice: Memory, *, training: bool = False) -> bool:
     if choice == "system" or not _is_glibc():
         return False
     _reuse()
-    keeps = choice == "keep" or (choice == "auto" and training)
+    keeps = choice == "keep" or (choice == "auto" and much)
     return _keep() if keeps else True
 
 

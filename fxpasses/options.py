@@ -39,8 +39,9 @@ class Options:
         keep_repro: keep what each application replaced, for `Report.save_repro`; numerics keeps it too.
         memory: what becomes of CPU memory that is freed between calls, for the whole process: ``"reuse"``
             (glibc keeps blocks of up to 32 MiB, as it does by itself once one was freed), ``"keep"`` (it
-            keeps all, so that the process stays at its peak and training faults no pages in),
-            ``"system"``, which changes nothing, or ``"auto"``: keep in training, reuse in inference.
+            keeps all, so that the process stays at its peak and no pages are faulted in), ``"system"``,
+            which changes nothing, or ``"auto"``: keep in training and where a graph's tensors are larger
+            than 32 MiB, or more than 64 MiB at once; reuse otherwise.
         limit: apply at most this many rewrites, for bisection.
         inductor: configuration patches for inductor, handed on unchanged.
 

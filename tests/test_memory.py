@@ -7,16 +7,19 @@ import sys
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxpasses
 from fxpasses.errors import UnknownOptionError
-from fxpasses.memory import arrange_memory
+from fxpasses.memory import arrange_memory, exceeds_reuse
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's thresholds")
 
 PROGRAM = """
 import resource, sys, torch
-from fxpasses.memory import arrange_memory
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxpasses.memory import arrange_memory, exceeds_reuse
 arrange_memory(sys.argv[1])
 count, megabytes = int(sys.argv[2]), int(sys.argv[3])
 def work():
@@ -58,3 +61,32 @@ def test_a_choice_that_does_not_exist_is_an_error():
 def test_the_backend_takes_the_option():
     run = torch.compile(torch.relu, backend="fxpasses", options={"memory": "system", "inner": "eager"})
     assert torch.equal(run(torch.ones(2)), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [((4, 2**20), False), ((1, 9 * 2**20), True), ((20, 2**20), True)],
+    ids=["small", "one large", "many at once"],
+)
+def test_auto_keeps_what_is_more_than_glibc_reuses(sizes: tuple[int, int], expected: bool):
+    """So many tensors of so many floats are alive at once: glibc keeps one of 32 MiB, and 64 MiB in all."""
+    count, elements = sizes
+
+    def work(image: torch.Tensor) -> torch.Tensor:
+        kept = [image + each for each in range(count)]
+        return torch.stack([each[0] for each in kept])
+
+    graph = make_fx(work, tracing_mode="fake")(torch.ones(elements)).graph
+    assert exceeds_reuse(graph) is expected
+
+
+@pytest.mark.parametrize(("elements", "choice"), [(2**10, "reuse"), (9 * 2**20, "keep")])
+def test_the_backend_decides_by_the_graph(monkeypatch: pytest.MonkeyPatch, elements: int, choice: str):
+    """What glibc was told cannot be taken back, so the two steps are recorded instead of taken."""
+    steps: list[str] = []
+    monkeypatch.setattr("fxpasses.memory._reuse", lambda: steps.append("reuse"))
+    monkeypatch.setattr("fxpasses.memory._keep", lambda: steps.append("keep") or True)
+    with torch.no_grad():
+        run = torch.compile(torch.relu, backend="fxpasses", options={"inner": "eager"})
+        run(torch.ones(elements))
+    assert steps[-1] == choice
