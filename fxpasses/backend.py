@@ -64,15 +64,22 @@ def backend(
     rewritten, report = run_passes(gm, example_inputs, chosen, executor=executor_of(chosen))
     if "cpu" in _devices(example_inputs):
         arrange_memory(chosen.memory, much=torch.is_grad_enabled() or exceeds_reuse(rewritten.graph))
-    layout = joint_layout(rewritten, example_inputs, chosen)
+    # Packed convolutions work in channels-last, no slower than what a plan would choose from.
+    packs = _packs(example_inputs, chosen)
+    layout = None if packs else joint_layout(rewritten, example_inputs, chosen)
+    work = _parameter_work(rewritten, example_inputs, chosen)
+    if isinstance(work, Decline):
+        remark = Remark("kept_weights", "declined", work.code, work.message, node="", stage="check")
+        report = replace(report, remarks=(*report.remarks, remark))
+        layout = joint_layout(rewritten, example_inputs, chosen) if packs else layout
     masks = _joint_masks(rewritten, example_inputs, chosen)
     steps = [each.patches for each in (masks, layout) if each is not None]
     if layout is None and _folds_while_training(report, example_inputs, chosen):
         steps.append(own_inputs.patches)
     patches = _in_turn(steps)
-    if chosen.weights == "cached":
+    if isinstance(work, ParameterWork):
         compiled, report = _compile_with_kept_weights(
-            rewritten, example_inputs, chosen, mode, patches, report
+            work, example_inputs, chosen, mode, patches, report, packs=packs
         )
     else:
         compiled = _inner(chosen, mode, patches)(rewritten, example_inputs)
@@ -113,28 +120,40 @@ def _in_turn(steps: Iterable[_Patches]) -> _Patches | None:
     return lambda given: functools.reduce(lambda patches, step: step(patches), order, dict(given))
 
 
+def _parameter_work(
+    rewritten: torch.fx.GraphModule, inputs: Sequence[Any], options: Options
+) -> ParameterWork | Decline | None:
+    """The graph in two parts, or why it cannot be split; None where weights are not to be kept."""
+    if options.weights != "cached":
+        return None
+    if not keeps_weights(options):
+        return Decline("grad-mode", "gradients are on, and kept weights would cut them off")
+    # On a CPU inductor lays convolutions out channels-last, their weights at every call.
+    channels_last = options.inner == "inductor" and _devices(inputs) <= {"cpu"}
+    context = GraphContext(module=rewritten, initial_modes=Modes(grad=False))
+    return split_parameter_work(context, channels_last=channels_last)
+
+
+def _packs(inputs: Sequence[Any], options: Options) -> bool:
+    """Whether weights are kept and packed for oneDNN, unless the user asked for a layout."""
+    on_cpu = _devices(inputs) <= {"cpu"}
+    return keeps_weights(options) and on_cpu and options.inner == "inductor" and options.layout in _PACKED
+
+
+_PACKED = ("auto", "off")
+
+
 def _compile_with_kept_weights(
-    rewritten: torch.fx.GraphModule,
+    work: ParameterWork,
     example_inputs: Sequence[Any],
     options: Options,
     mode: str | None,
     patches: _Patches | None,
     report: Report,
+    *,
+    packs: bool,
 ) -> tuple[Callable[..., Any], Report]:
-    """Compiles the graph less what depends on parameters alone, and says why not where it cannot."""
-    work: ParameterWork | Decline
-    # On a CPU inductor lays convolutions out channels-last, their weights at every call.
-    on_cpu = _devices(example_inputs) <= {"cpu"}
-    packs = on_cpu and options.inner == "inductor" and patches is None
-    if keeps_weights(options):
-        context = GraphContext(module=rewritten, initial_modes=Modes(grad=False))
-        work = split_parameter_work(context, channels_last=options.inner == "inductor" and on_cpu)
-    else:
-        work = Decline("grad-mode", "gradients are on, and kept weights would cut them off")
-    if isinstance(work, Decline):
-        remark = Remark("kept_weights", "declined", work.code, work.message, node="", stage="check")
-        compiled = _inner(options, mode, patches)(rewritten, example_inputs)
-        return compiled, replace(report, remarks=(*report.remarks, remark))
+    """Compiles the graph less what depends on parameters alone, which is kept."""
     inputs = [*(example_inputs[position] for position in work.inputs), *work.examples]
     kept = replace(report, kept_tensors=len(work.examples), kept_bytes=work.kept_bytes)
     if not packs:

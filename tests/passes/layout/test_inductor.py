@@ -358,3 +358,33 @@ def test_a_dry_run_says_why_nothing_would_be_done(monkeypatch):
     report = fxpasses.explain(model, torch.randn(1, 64, 32, 32))
     assert report.layout.decision == "no-profile"
     assert report.layout.source == "roofline"
+
+
+@pytest.mark.parametrize(("layout", "packed"), [("auto", 1), ("contiguous", 0)])
+def test_kept_weights_are_packed_unless_a_layout_was_asked_for(monkeypatch, layout, packed):
+    """A packed convolution is no slower than what a plan would choose from: nothing is left to plan."""
+    with_profile(monkeypatch, PROFILE)
+    image = torch.randn(1, 4, 8, 8)
+    options = {"weights": "cached", "layout": layout}
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.compile(CONV, backend="fxpasses", options=options)(image), CONV(image)
+        )
+    report = fxpasses.last_report()
+    assert (report.packed_tensors, report.layout is None) == (packed, bool(packed))
+
+
+def test_where_no_weight_can_be_kept_the_plan_is_used(monkeypatch):
+    """A weight that is computed from an input depends on more than parameters."""
+    with_profile(monkeypatch, PROFILE)
+    images, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
+    with torch.no_grad():
+        run = torch.compile(
+            lambda images, weight: torch.conv2d(images, weight),
+            backend="fxpasses",
+            options={"weights": "cached"},
+        )
+        torch.testing.assert_close(run(images, weight), torch.conv2d(images, weight))
+    report = fxpasses.last_report()
+    assert report.layout is not None
+    assert "no-parameter-work" in {each.code for each in report.remarks}
