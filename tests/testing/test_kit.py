@@ -23,7 +23,7 @@ from fxpasses.testing import (
     strategies,
 )
 from fxpasses.testing.captures import capture, rewrite_at
-from fxpasses.testing.comparison import assert_close_to_eager
+from fxpasses.testing.comparison import assert_close_to_eager, nudge
 from fxpasses.torch_internals import run_default_decompositions
 from tests.helpers import RULE, image, pair
 from tests.rewrite.planted import SoftmaxRule, by_hand
@@ -253,3 +253,23 @@ def test_a_wrong_gradient_that_is_small_is_found(size):
     ours = [eager[0].clone(), eager[1] * (1 + 1e-6)]
     with pytest.raises(AssertionError, match="gradient 1 is 1e-06 off"):
         assert_close_to_eager("gradient", ours, eager, eager)
+
+
+def test_a_float64_result_need_not_be_closer_than_eager_is_when_the_last_bit_differs():
+    eager = [torch.tensor([30.0]).double(), torch.tensor([0.0]).double()]
+    ours = [eager[0].clone(), torch.tensor([4e-14]).double()]
+    with pytest.raises(AssertionError, match=r"gradient 1 is 1\.33e-09 off"):
+        assert_close_to_eager("gradient", ours, eager, eager)
+    assert_close_to_eager("gradient", ours, eager, eager, nudged=lambda: [eager[0], ours[1] / 2])
+    with pytest.raises(AssertionError, match=r"gradient 1 is 1\.33e-09 off.*eager itself is 1\.33e-10 off"):
+        assert_close_to_eager("gradient", ours, eager, eager, nudged=lambda: [eager[0], ours[1] / 10])
+
+
+def test_a_nudge_changes_the_last_bit_and_nothing_else():
+    given = torch.randn(100).double().requires_grad_()
+    moved = nudge(given)
+    assert moved.requires_grad
+    assert torch.all(moved != given)
+    torch.testing.assert_close(moved, given, rtol=2.3e-16, atol=0)
+    whole = torch.arange(3)
+    assert nudge(whole) is whole
