@@ -48,6 +48,10 @@ PRODUCT = "mm"
 _CONVOLUTION = ("aten.convolution",)
 _WITH_PRODUCT = (*_CONVOLUTION, PRODUCT)
 
+_PRODUCT_MARGIN = 1.1
+"""How many times faster a matrix product must have been measured than the convolution: less is what two
+measurements of one kernel differ by."""
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -247,10 +251,22 @@ class CostModel:
             return {}
         found: dict[Label, Estimate] = {}
         for label in (C, L):
-            row = self.profile.seconds(operator, key, label, _name(dtype), implementations=allowed)
+            row = self._row(operator, key, label, dtype, allowed)
             if row is not None:
                 found[label] = row
         return found
+
+    def _row(
+        self, operator: str, key: str, label: Label, dtype: torch.dtype, allowed: tuple[str, ...] | None
+    ) -> Estimate | None:
+        assert self.profile is not None
+        row = self.profile.seconds(operator, key, label, _name(dtype), implementations=allowed)
+        if row is None or row.implementation != PRODUCT:
+            return row
+        library = self.profile.seconds(operator, key, label, _name(dtype), implementations=_CONVOLUTION)
+        if library is None or library.seconds > _PRODUCT_MARGIN * row.seconds:
+            return row
+        return library
 
     def _rescaled(self, measured: float, floor: Seconds) -> Seconds:
         """A measurement made at the hints, carried to other sizes in proportion to the roofline."""

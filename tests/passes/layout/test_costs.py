@@ -181,6 +181,11 @@ def test_a_product_that_was_measured_faster_takes_the_place_of_the_convolution(m
     assert multiplied(monkeypatch, 1e-3) == ["aten.addmm.default", "aten.mm.default"]
 
 
+@pytest.mark.parametrize(("product", "taken"), [(1.9e-3, 0), (1.7e-3, 2)])
+def test_a_product_has_to_be_faster_by_more_than_measurements_vary(monkeypatch, product, taken):
+    assert len(multiplied(monkeypatch, product)) == taken
+
+
 def test_a_product_that_was_measured_slower_does_not(monkeypatch):
     assert multiplied(monkeypatch, 2.5e-3) == []
 
