@@ -28,6 +28,7 @@ from fxpasses.torch_internals import (
     new_fake_mode,
     storage_key,
     unwrap_functorch,
+    without_fake_tensors,
 )
 
 
@@ -192,7 +193,8 @@ class _Spec:
         return _Spec(size, stride, given.dtype, given.device, given.requires_grad)
 
     def build(self, mode: FakeTensorMode) -> torch.Tensor:
-        meta = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+        with without_fake_tensors():  # else a mode that is active would make a fake one of it first
+            meta = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
         result = FakeTensor(mode, meta, self.device)
         return result.requires_grad_() if self.requires_grad else result
 
