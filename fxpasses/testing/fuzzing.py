@@ -70,6 +70,9 @@ of a handful of rounding errors is further from another such handful, once in so
 def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool | None = None) -> Report:
     """Fails unless a rule does what it must with a specimen at a level, and the answers are eager's.
 
+    In float64 to 1e-9, or to a few times what eager's own answers move by when the last bit of its parameters
+    and inputs does. Where nothing is rewritten, the answers of the captured graph will do, to the bit.
+
     Args:
         rule: the name of a registered rule.
         specimen: the model.
@@ -92,14 +95,18 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
     reference = copy.deepcopy(specimen.model).double()
     exact = _answers(reference, reference, tuple(_widened(each) for each in specimen.inputs), grads)
     where = f"{specimen.label} at {level}"
-    assert_close_to_eager(
-        f"{where}: result",
-        answers,
-        expected,
-        exact[: len(expected)],
-        factor=ERROR_FACTOR,
-        nudged=lambda: _nudged_answers(specimen),
-    )
+    try:
+        assert_close_to_eager(
+            f"{where}: result",
+            answers,
+            expected,
+            exact[: len(expected)],
+            factor=ERROR_FACTOR,
+            nudged=lambda: _nudged_answers(specimen),
+        )
+    except AssertionError:
+        if found.report.applied or not _same(answers, _captured_answers(specimen, level, symbolic)):
+            raise  # else nothing was rewritten, and capturing the model changed the answer
     remarks = "\n".join(map(str, found.report.remarks)) or "(no site was looked at)"
     failed = [each for each in found.report.remarks if each.status == "failed"]
     assert not failed, f"{where}: {remarks}"
@@ -168,6 +175,26 @@ def fuzz(
         for level in levels:
             run_level(level)
     return checked
+
+
+def _captured_answers(specimen: Specimen, level: str, dynamic: bool) -> list[torch.Tensor]:
+    """What the captured graph answers without any pass.
+
+    Seen with torch 2.13: the gradients of a graph in core ATen hold NaN where eager's do not.
+    """
+    model = copy.deepcopy(specimen.model)
+    with torch.set_grad_enabled(specimen.grads):
+        found = rewrite_at(level, model, _fresh(specimen.inputs), {"passes": ()}, dynamic=dynamic)
+        model.load_state_dict(copy.deepcopy(specimen.model.state_dict()))
+        return _answers(found.call, model, specimen.inputs, specimen.grads)
+
+
+def _same(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
+    """Whether two lists of tensors hold the same numbers to the bit, NaN included."""
+    pairs = zip(first, second, strict=False)
+    return len(first) == len(second) and all(
+        torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs
+    )
 
 
 def _nudged_answers(specimen: Specimen) -> list[torch.Tensor]:

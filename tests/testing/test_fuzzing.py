@@ -6,6 +6,8 @@ default one is a small seeded one.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import doctest
 from collections import Counter
 
@@ -16,6 +18,7 @@ from torch import nn
 
 from fxpasses.rewrite import declarative
 from fxpasses.testing import LEVELS, Specimen, check_specimen, fuzz, strategies
+from fxpasses.testing.captures import rewrite_at
 from fxpasses.testing.fuzzing import _answers, _nudged_answers
 from fxpasses.testing.strategies.parallel import _Window
 from tests.helpers import RULE
@@ -140,3 +143,25 @@ def test_a_gradient_of_nothing_but_rounding_is_held_to_what_eager_keeps_of_it():
     gap = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(other, eager, strict=True)]
     assert gap[2] > 1e-3  # the bias
     assert max(gap[:2] + gap[3:]) < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [("every capture", None), ("what passes ran over", "NaNs where eager"), ("what was rewritten", "NaNs")],
+)
+def test_what_capturing_alone_changes_is_not_held_against_a_rule(monkeypatch, spoilt, message):
+    """Only where nothing was rewritten, and the captured graph answers the same to the bit."""
+    rewritten = spoilt == "what was rewritten"
+
+    def spoiling(level, model, inputs, options, **kwargs):
+        found = rewrite_at(level, model, inputs, options, **kwargs)
+        if spoilt == "what passes ran over" and not options["passes"]:
+            return found
+        return dataclasses.replace(found, call=lambda *given: found.call(*given) + torch.nan)
+
+    monkeypatch.setattr("fxpasses.testing.fuzzing.rewrite_at", spoiling)
+    norm = nn.BatchNorm1d(3)
+    model = nn.Sequential(nn.Conv1d(2, 3, 1), norm if rewritten else nn.ReLU()).double().eval()
+    specimen = Specimen("spoilt", model, (torch.randn(2, 2, 5).double(),), count=int(rewritten))
+    with pytest.raises(AssertionError, match=message) if message else contextlib.nullcontext():
+        check_specimen("efficient_conv_bn_eval", specimen, "export")
