@@ -17,9 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's thresho
 
 PROGRAM = """
 import resource, sys, torch
-from torch.fx.experimental.proxy_tensor import make_fx
-
-from fxpasses.memory import arrange_memory, exceeds_reuse
+from fxpasses.memory import arrange_memory
 arrange_memory(sys.argv[1])
 count, megabytes = int(sys.argv[2]), int(sys.argv[3])
 def work():

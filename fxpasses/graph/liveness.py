@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -37,23 +38,16 @@ class LiveBytes:
         position = {node: index for index, node in enumerate(graph.nodes)}
         for node in nodes:
             dying[max((node, *node.users), key=position.__getitem__)].append(node)
-        sizes = {node: _bytes_of(node) for node in nodes}
+        parts = {node: _tensor_bytes(node) for node in nodes}
+        sizes = {node: sum(each) for node, each in parts.items()}
         alive = peak = 0
         for node in graph.nodes:
             alive += sizes.get(node, 0)
             peak = max(peak, alive)
             alive -= sum(sizes[each] for each in dying[node])
-        return LiveBytes(max(map(_largest, nodes), default=0), peak)
+        return LiveBytes(max(itertools.chain.from_iterable(parts.values()), default=0), peak)
 
 
 def _tensor_bytes(node: Node) -> list[int]:
     found = [each for each in tree_leaves(value(node)) if isinstance(each, torch.Tensor)]
     return [each.element_size() * math.prod(map(size_hint, each.shape)) for each in found]
-
-
-def _bytes_of(node: Node) -> int:
-    return sum(_tensor_bytes(node))
-
-
-def _largest(node: Node) -> int:
-    return max(_tensor_bytes(node), default=0)
