@@ -468,9 +468,13 @@ def trace_symbolically(model: torch.nn.Module, inputs: Sequence[Any]) -> torch.f
 
 def without_fake_tensors() -> contextlib.AbstractContextManager[Any]:
     """A block in which tensors are real, inside a compilation whose tensors are fake."""
+    from torch import _ops
     from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
     from torch.utils._python_dispatch import _disable_current_modes
 
+    before_dispatch: Callable[[], int] = _ops._len_torch_dispatch_stack_pre_dispatch
+    if not torch._C._len_torch_dispatch_stack() and not before_dispatch():
+        return contextlib.nullcontext()
     stack = contextlib.ExitStack()
     stack.enter_context(disable_proxy_modes_tracing())
     stack.enter_context(_disable_current_modes())

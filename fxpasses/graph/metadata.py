@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
@@ -65,7 +65,7 @@ class FakeEvaluator:
     def __init__(self, graph_module: GraphModule) -> None:
         self._mode = _fake_mode_of(graph_module)
         self._converted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._known: dict[object, _Spec] = {}
+        self._known: dict[object, _Result] = {}
         self._interned: dict[_Spec, int] = {}
         self._specs: dict[int, tuple[torch.Tensor, int]] = {}
 
@@ -92,16 +92,26 @@ class FakeEvaluator:
 
         args, kwargs = map_arg((args, kwargs), faked)
         key = self._key(function, args, kwargs)
-        spec = self._known.get(key) if key is not None else None
-        if spec is not None:
-            result = spec.build(self._mode)
-            self._describe(result, spec)
-            return result
+        known = self._known.get(key) if key is not None else None
+        if known is not None:
+            return self._built(known)
         with self._mode:
             result = _run(function, args, kwargs, operands)
-        if key is not None and isinstance(result, FakeTensor) and not _is_view_of(result, operands):
+        if key is not None and _is_new(result, operands):
             with contextlib.suppress(TypeError):
-                self._known[key] = _Spec.of(result)
+                self._known[key] = (
+                    _Spec.of(result)
+                    if isinstance(result, torch.Tensor)
+                    else tuple(None if each is None else _Spec.of(each) for each in result)
+                )
+        return result
+
+    def _built(self, known: _Result) -> Any:
+        """A result of a known description."""
+        if known is None or isinstance(known, tuple):
+            return None if known is None else tuple(map(self._built, known))
+        result = known.build(self._mode)
+        self._describe(result, known)
         return result
 
     def _key(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> object:
@@ -193,14 +203,23 @@ class _Spec:
         return _Spec(size, stride, given.dtype, given.device, given.requires_grad)
 
     def build(self, mode: FakeTensorMode) -> torch.Tensor:
+        """A fake tensor of this description."""
         with without_fake_tensors():  # else a mode that is active would make a fake one of it first
             meta = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
         result = FakeTensor(mode, meta, self.device)
         return result.requires_grad_() if self.requires_grad else result
 
 
-def _is_view_of(result: torch.Tensor, operands: Sequence[torch.Tensor]) -> bool:
-    return storage_key(result) in {storage_key(each) for each in operands} or result.storage_offset() != 0
+_Result: TypeAlias = "_Spec | tuple[_Spec | None, ...] | None"
+
+
+def _is_new(result: Any, operands: Sequence[torch.Tensor]) -> bool:
+    """Whether a result is a fake tensor of a storage of its own, or a tuple of such."""
+    found = [each for each in result if each is not None] if type(result) is tuple else [result]
+    if not all(isinstance(each, FakeTensor) and each.storage_offset() == 0 for each in found):
+        return False
+    own = {storage_key(each) for each in found}
+    return len(own) == len(found) and own.isdisjoint(map(storage_key, operands))
 
 
 def _fake_mode_of(graph_module: GraphModule) -> FakeTensorMode:

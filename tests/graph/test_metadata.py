@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import fxpasses
 from fxpasses.errors import MissingMetadataError
 from fxpasses.graph.metadata import FakeEvaluator, ensure_metadata, tensor, value
+from fxpasses.torch_internals import storage_key
 
 
 def traced() -> tuple[GraphModule, nn.Module]:
@@ -120,3 +121,51 @@ def test_symbolic_sizes_stay_symbolic() -> None:
     for n in (2, 5):
         x = image(n, 3, 8, 8)
         torch.testing.assert_close(result.exported_program.module()(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+def _called_twice(function: object, *inputs: torch.Tensor, **options: object) -> list[object]:
+    """The metadata of one call and of its repetition, which may come from memory."""
+    graph_module = make_fx(lambda *given: given, tracing_mode="fake")(*inputs)
+    nodes = tuple(graph_module.graph.find_nodes(op="placeholder"))
+    evaluator = FakeEvaluator(graph_module)
+    return [evaluator.call(function, nodes, options) for _ in range(2)]  # type: ignore[arg-type]
+
+
+def _described(given: object) -> object:
+    if isinstance(given, (tuple, list)):
+        return [_described(each) for each in given]
+    if not isinstance(given, torch.Tensor):
+        return given
+    return given.shape, given.stride(), given.dtype, given.requires_grad
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_repeated_call_with_several_results_gives_eagers_metadata(
+    memory_format: torch.memory_format,
+) -> None:
+    gradient, x, weight = image(2, 4, 6, 6), image(2, 4, 6, 6), torch.randn(4, 4, 3, 3)
+    gradient, x = (each.detach().to(memory_format=memory_format) for each in (gradient, x))
+
+    def backward(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> object:
+        sizes = (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, True, False)
+        return torch.ops.aten.convolution_backward(gradient, x, weight, None, *sizes)
+
+    wanted = _described(backward(gradient, x, weight))
+    first, second = _called_twice(backward, gradient, x, weight)
+    assert _described(first) == _described(second) == wanted
+    assert first[1] is not second[1]  # type: ignore[index]
+
+
+def test_a_repeated_call_whose_results_are_views_shares_storage_again() -> None:
+    def with_view_of_input(given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return given.relu(), given[:1]
+
+    def with_view_of_result(given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        made = given.relu()
+        return made, made.view(-1)
+
+    x = image(2, 4, 6, 6)
+    for found in _called_twice(with_view_of_input, x):
+        assert found[1]._base is not None  # type: ignore[index]
+    for found in _called_twice(with_view_of_result, x):
+        assert storage_key(found[0]) == storage_key(found[1])  # type: ignore[index]

@@ -14,7 +14,8 @@ that `aten.conv2d.padding`, `torch.conv2d` and an `nn.Conv2d` that is called are
 from __future__ import annotations
 
 import enum
-import itertools
+import functools
+import operator
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -143,9 +144,7 @@ def operator_of(node: Node) -> str:
     if node.op != "call_function":
         return node.op
     if isinstance(target, OpOverload):
-        namespace, _, name = operator_name(target).partition("::")
-        base = _base(name.partition(".")[0])
-        return base if namespace in ("aten", "prims", "inductor") else f"{namespace}.{base}"
+        return _overload_base(target)
     if isinstance(target, OpOverloadPacket):
         return _base(target.__name__)
     return _base(getattr(target, "__name__", str(target)))
@@ -173,14 +172,13 @@ def order_of(tensor: torch.Tensor, frame: Frame | None = None) -> Order:
     if tensor.layout is not torch.strided:
         return "other"
     logical = sorted(range(rank), key=frame.__getitem__) if frame else list(range(rank))
-    kept = [d for d in logical if not is_one(tensor.shape[d])]
+    sizes, strides = tensor.shape, tensor.stride()
+    kept = [d for d in logical if not is_one(sizes[d])]
     channels = logical[1]
     last = [d for d in kept if d != channels] + ([channels] if channels in kept else [])
-    strides = {d: size_hint(tensor.stride(d)) for d in kept}
-    orders = [_descends(strides, each) for each in (kept, last)]
-    if kept == last:
-        return "both" if orders[0] else "other"
-    return C if orders[0] else L if orders[1] else "other"
+    if _descends([size_hint(strides[d]) for d in kept]):
+        return "both" if kept == last else C
+    return L if kept != last and _descends([size_hint(strides[d]) for d in last]) else "other"
 
 
 def is_one(size: int | torch.SymInt) -> bool:
@@ -205,11 +203,18 @@ def composed(frame: Frame, dims: Sequence[int]) -> Frame:
     return tuple(frame[d % len(frame)] for d in dims)
 
 
-def _descends(strides: dict[int, int], order: list[int]) -> bool:
-    values = [strides[d] for d in order]
-    return 0 not in values and all(a >= b for a, b in itertools.pairwise(values))
+def _descends(strides: Sequence[int]) -> bool:
+    return 0 not in strides and all(map(operator.ge, strides, strides[1:]))
 
 
+@functools.lru_cache(maxsize=4096)
+def _overload_base(target: OpOverload) -> str:
+    namespace, _, name = operator_name(target).partition("::")
+    base = _base(name.partition(".")[0])
+    return base if namespace in ("aten", "prims", "inductor") else f"{namespace}.{base}"
+
+
+@functools.lru_cache(maxsize=4096)
 def _base(name: str) -> str:
     # `__add__`, `add_` and `add` are one operator; `_softmax` and `softmax` are two.
     return re.sub(r"(?<=[a-z0-9])_+$", "", re.sub(r"^__(\w+)__$", r"\1", name))
