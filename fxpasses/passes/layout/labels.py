@@ -45,6 +45,7 @@ class Kind(enum.Enum):
     PERMUTING = "a view that renames the dimensions"
     COPYING = "a copy that the graph already makes, to a given or to the same layout"
     GENERATING = "makes a tensor from nothing"
+    MEASURING = "reads the sizes or the type of a tensor, and never what lies where"
     FORCING = "reads and gives the strides of the traced graph"
 
 
@@ -89,18 +90,22 @@ OPERATORS: dict[str, Kind] = {
     **_rows(Kind.PERMUTING, "permute"),
     **_rows(Kind.COPYING, "_to_copy clone contiguous"),
     **_rows(Kind.GENERATING, "full ones zeros"),
+    **_rows(Kind.MEASURING, "dim is_floating_point numel size sym_numel sym_size"),
     **_rows(
         Kind.FORCING,
         """_adaptive_avg_pool1d _assert_tensor_metadata _fused_rms_norm _softmax _unsafe_view addmm
         as_strided baddbmm bmm channel_shuffle copy copy_ cumsum dropout embedding expand flatten flip
         group_norm instance_norm layer_norm linear log_softmax matmul mm movedim native_dropout
-        native_group_norm native_group_norm_backward native_layer_norm native_layer_norm_backward numel
+        native_group_norm native_group_norm_backward native_layer_norm native_layer_norm_backward
         pixel_shuffle pixel_unshuffle repeat reshape roll scaled_dot_product_attention select
         slice_backward slice_scatter softmax squeeze stack t to transpose unbind unflatten unsqueeze
         upsample_bicubic2d upsample_bicubic2d_backward view view_as""",
     ),
 }  # fmt: skip
 """The taxonomy. Random operators are forcing: the numbers they draw follow the order in memory."""
+
+_MEASURES = ("device", "dtype", "ndim", "shape")
+"""Attributes of a tensor that are the same in every layout."""
 
 _MODULES = {
     "AdaptiveAvgPool2d": "adaptive_avg_pool2d",
@@ -153,8 +158,9 @@ def operator_of(node: Node) -> str:
 def kind_of(node: Node) -> Kind | None:
     """The operator's row in the table; None where it has none."""
     name = operator_of(node)
-    kind = OPERATORS.get(name)
-    return Kind.AGNOSTIC if name == "dropout" and not _draws(node) else kind
+    if name == "getattr" and node.args[1:2] and node.args[1] in _MEASURES:
+        return Kind.MEASURING
+    return Kind.AGNOSTIC if name == "dropout" and not _draws(node) else OPERATORS.get(name)
 
 
 def order_of(tensor: torch.Tensor, frame: Frame | None = None) -> Order:

@@ -274,6 +274,10 @@ class _Reader:
     def _generating(self, node: Node) -> bool:
         return self._fused and self._labelled(node, [])
 
+    def _measuring(self, node: Node) -> bool:
+        self.network.roles[node] = Role.FREE
+        return True
+
     # What the handlers share.
 
     def _labelled(
@@ -468,4 +472,5 @@ _HANDLERS: dict[Kind, Callable[[_Reader, Node], bool]] = {
     Kind.PERMUTING: _Reader._permuting,
     Kind.COPYING: _Reader._copying,
     Kind.GENERATING: _Reader._generating,
+    Kind.MEASURING: _Reader._measuring,
 }
