@@ -58,7 +58,9 @@ class MemoryMeter:
 
 
 def release_free_pages() -> None:
-    """Hands the allocator's free pages back to the system, so that processes at rest do not hold them."""
+    """Hands the allocators' free memory back to the system, so that processes at rest do not hold it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's only
     if trim is not None:
         trim(0)

@@ -116,7 +116,9 @@ def _plan(given: argparse.Namespace) -> tuple[Suite, tuple[Gate, ...], str]:
         raise VariantError(f"--launches {given.launches} starts nothing; write 1 or more.")
     launches = 1 if given.no_warm else given.launches
     gates = tuple(parse_gate(each) for each in given.require)
-    suite = Suite(case, models, variants, given.rounds, launches, given.only_saved_bytes)
+    if given.at_once < 1:
+        raise VariantError(f"--at-once {given.at_once} prepares nothing; write 1 or more.")
+    suite = Suite(case, models, variants, given.rounds, launches, given.only_saved_bytes, given.at_once)
     return suite, gates, _baseline(given.baseline, variants)
 
 
@@ -147,6 +149,7 @@ def _report(
         "models": list(suite.models),
         "variants": list(names_of(suite.variants)),
         "only_saved_bytes": suite.only_saved_bytes,
+        "at_once": suite.at_once,
     }
     del settings["model"]
     report = Report(settings, environment, baseline, models)
@@ -189,6 +192,14 @@ def _parser() -> argparse.ArgumentParser:
         help="processes of each variant, which share the rounds; default: 2",
     )
     add("--no-warm", action="store_true", help="one launch: faster, and blind to what processes differ by")
+    add(
+        "--at-once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many variants, of all models, compile at the same time before the turns begin: for a GPU"
+        " whose memory holds them all, beside enough cores; default: 1",
+    )
     add(
         "--only-saved-bytes",
         action="store_true",

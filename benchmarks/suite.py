@@ -4,6 +4,9 @@ For each model a process of its own computes the float64 reference. Then, in eac
 a worker, compiles alone on the machine and is checked, and the workers that are right share out the launch's
 rounds in turns. The first launch compiles with empty caches, the later ones with those that it left. A model
 or variant that fails leaves a result that says so, and the rest goes on.
+
+Where several may be prepared at once, that is true of references and of workers of all models alike; the
+turns begin when nothing compiles any more, and are taken one model at a time as ever.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from benchmarks.cases import Case
 from benchmarks.messages import CheckModels, MakeReference, Prepare, Prepared, TakeTurn
@@ -41,6 +46,8 @@ class Suite:
         rounds: turns of every variant, in all launches together.
         launches: processes of every variant, one after the other.
         only_saved_bytes: whether to run one unchecked forward and nothing else.
+        at_once: how many references or variants are computed, compiled and checked at the same time; the
+            workers of all models stay until their turns where it is more than one.
     """
 
     case: Case
@@ -49,6 +56,7 @@ class Suite:
     rounds: int = 20
     launches: int = 2
     only_saved_bytes: bool = False
+    at_once: int = 1
 
     @property
     def rounds_of_launches(self) -> tuple[int, ...]:
@@ -77,62 +85,112 @@ def check_models(suite: Suite) -> None:
 
 def run_suite(suite: Suite, progress: Progress) -> tuple[ModelResult, ...]:
     """Measures every model; see the module's docstring."""
-    results = []
-    for name in suite.models:
-        with tempfile.TemporaryDirectory() as folder:
-            results.append(_run_model(suite, replace(suite.case, model=name), Path(folder), progress))
+    groups = [suite.models] if suite.at_once > 1 else [(name,) for name in suite.models]
+    results: list[ModelResult] = []
+    with ThreadPoolExecutor(suite.at_once) as pool:
+        for names in groups:
+            with tempfile.TemporaryDirectory() as folder:
+                runs = [
+                    _Run(suite, replace(suite.case, model=name), Path(folder) / str(number), progress)
+                    for number, name in enumerate(names)
+                ]
+                # float64 takes four times the memory of a half type.
+                with ThreadPoolExecutor(max(1, suite.at_once // 4)) as few:
+                    _collect(few.map(_Run.make_reference, runs))
+                for number, rounds in enumerate(suite.rounds_of_launches):
+                    _launch(runs, number, rounds, pool)
+                results += [run.result() for run in runs]
     return tuple(results)
 
 
-def _run_model(suite: Suite, case: Case, folder: Path, progress: Progress) -> ModelResult:
-    progress(f"{case.model}: reference in float64")
-    reference: Path | None = None
-    if not suite.only_saved_bytes:
-        reference = folder / "reference.pt"
-        try:
-            with _worker(suite, folder / "reference-caches") as worker:
-                worker.request(MakeReference(case, str(reference)))
-        except WorkerError as error:
-            progress(f"{case.model}: no reference", suite.units_of_work // len(suite.models))
-            message = f"no reference: {error}"
-            return ModelResult(case.model, tuple(_failed(each, message) for each in suite.variants))
-    progress(f"{case.model}: reference in float64", 1)
-    run = _Run(suite, case, reference, folder, progress, {})
-    for number, rounds in enumerate(suite.rounds_of_launches):
-        run.launch(number, rounds)
-    return ModelResult(case.model, tuple(run.results.values()), suite.rounds_of_launches)
+def _launch(runs: Sequence[_Run], number: int, rounds: int, pool: ThreadPoolExecutor) -> None:
+    """Starts a worker for every variant that is right so far and lets them take their turns."""
+    with contextlib.ExitStack() as stack:
+        _collect(
+            pool.map(lambda task: task(), [task for run in runs for task in run.preparations(number, stack)])
+        )
+        for run in runs:
+            run.time(number, rounds)
 
 
-@dataclass(frozen=True)
+_T = TypeVar("_T")
+
+
+def _collect(results: Iterable[_T]) -> list[_T]:
+    """Waits for all; what one of them raised is raised."""
+    return list(results)
+
+
+@dataclass
 class _Run:
     """The launches of one model; `results` grows with each."""
 
     suite: Suite
     case: Case
-    reference: Path | None
     folder: Path
     progress: Progress
-    results: dict[str, VariantResult]
+    results: dict[str, VariantResult] = field(default_factory=dict)
+    _reference: Path | None = None
+    _failure: str | None = None
+    _workers: dict[str, Worker] = field(default_factory=dict)
 
-    def launch(self, number: int, rounds: int) -> None:
-        """Starts a worker for every variant that is right so far and lets them take their turns."""
-        label = f"{self.case.model}, launch {number + 1} of {len(self.suite.rounds_of_launches)}"
-        with contextlib.ExitStack() as stack:
-            workers: dict[str, Worker] = {}
-            for position, variant in enumerate(self.suite.variants):
-                self.progress(f"{label}: {variant.name}: compiling and checking")
-                if number == 0 or self.results[variant.name].status == "ok":
-                    worker = stack.enter_context(_worker(self.suite, self.folder / f"caches-{position}"))
-                    result = _prepare(self.suite, self.case, variant, self.reference, worker)
-                    self.results[variant.name] = _merge(variant, self.results.get(variant.name), result)
-                    if result.status == "ok":
-                        workers[variant.name] = worker
-                    else:
-                        worker.close()
-                self.progress(f"{label}: {variant.name}", 1)
-            self._time(workers, number, rounds, f"{label}: {len(workers)} variants in turns")
+    def make_reference(self) -> None:
+        """Computes what the results are compared with; where it fails, no variant is launched."""
+        self.folder.mkdir()
+        self.progress(f"{self.case.model}: reference in float64")
+        if not self.suite.only_saved_bytes:
+            self._reference = self.folder / "reference.pt"
+            try:
+                with _worker(self.suite, self.folder / "reference-caches") as worker:
+                    worker.request(MakeReference(self.case, str(self._reference)))
+            except WorkerError as error:
+                self._failure = f"no reference: {error}"
+                skipped = self.suite.units_of_work // len(self.suite.models)
+                self.progress(f"{self.case.model}: no reference", skipped)
+                return
+        self.progress(f"{self.case.model}: reference in float64", 1)
 
-    def _time(self, workers: dict[str, Worker], number: int, rounds: int, text: str) -> None:
+    def preparations(self, number: int, stack: contextlib.ExitStack) -> list[Callable[[], None]]:
+        """What is to be done before the turns of a launch, one task a variant; `stack` ends the workers."""
+        if self._failure is not None:
+            return []
+        self._workers = {}
+        return [
+            partial(self._prepare, position, number, stack) for position in range(len(self.suite.variants))
+        ]
+
+    def _prepare(self, position: int, number: int, stack: contextlib.ExitStack) -> None:
+        variant, label = self.suite.variants[position], self._label(number)
+        self.progress(f"{label}: {variant.name}: compiling and checking")
+        if number == 0 or self.results[variant.name].status == "ok":
+            worker = stack.enter_context(_worker(self.suite, self.folder / f"caches-{position}"))
+            result = _prepare(self.suite, self.case, variant, self._reference, worker)
+            self.results[variant.name] = _merge(variant, self.results.get(variant.name), result)
+            if result.status == "ok":
+                self._workers[variant.name] = worker
+            else:
+                worker.close()
+        self.progress(f"{label}: {variant.name}", 1)
+
+    def _label(self, number: int) -> str:
+        return f"{self.case.model}, launch {number + 1} of {len(self.suite.rounds_of_launches)}"
+
+    def result(self) -> ModelResult:
+        """What there is to report when all launches are over."""
+        variants = self.suite.variants
+        if self._failure is not None:
+            return ModelResult(self.case.model, tuple(_failed(each, self._failure) for each in variants))
+        ordered = tuple(self.results[each.name] for each in variants)
+        return ModelResult(self.case.model, ordered, self.suite.rounds_of_launches)
+
+    def time(self, number: int, rounds: int) -> None:
+        """Lets the workers that were prepared take their turns."""
+        if self._failure is not None:
+            return
+        workers = {
+            each.name: self._workers[each.name] for each in self.suite.variants if each.name in self._workers
+        }
+        text = f"{self._label(number)}: {len(workers)} variants in turns"
         seconds, failures = take_turns(
             workers,
             TakeTurn(),

@@ -110,6 +110,7 @@ class Server:
         step()
         peak = meter.peak()
         saved = _saved_bytes(model, built, inputs) if case.trains else None
+        release_free_pages()  # the turns may be long in coming
         return Prepared(seconds, accuracy, self._calls, peak, saved, _rules())
 
     def _take_turn(self) -> float:

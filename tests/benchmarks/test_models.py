@@ -99,6 +99,7 @@ def test_what_is_no_variant_is_refused_with_what_is(text, message):
         ("--device tpu", "write cpu or cuda"),
         ("--rounds 0", "measures nothing"),
         ("--launches 0", "starts nothing"),
+        ("--at-once 0", "prepares nothing"),
         ("--models ,", "names no model"),
         ("--baseline openvino", "unknown baseline 'openvino'"),
         ("--only-saved-bytes", "inference saves nothing"),
@@ -214,6 +215,29 @@ def test_a_model_without_a_reference_fails_and_the_next_goes_on():
 def test_the_rounds_are_shared_out_among_the_launches(rounds, launches, shares):
     plan = Suite(Case(""), (TINY,), parse_variants("eager"), rounds, launches)
     assert plan.rounds_of_launches == shares
+
+
+def test_variants_of_all_models_are_prepared_at_once_before_any_turn():
+    names = (TINY, "tests.benchmarks.tiny_models:random", TINY)
+    plan = Suite(Case("", batch=2, size=8), names, parse_variants("a=eager,b=eager"), 2, 1, at_once=4)
+    texts: list[str] = []
+    done: list[int] = []
+
+    def progress(text: str, units: int = 0) -> None:
+        texts.append(text)
+        done.append(units)
+
+    first, random, last = run_suite(plan, progress)
+    assert [each.status for each in random.variants] == ["failed", "failed"]
+    for model in (first, last):
+        assert [(each.name, each.status, len(each.seconds)) for each in model.variants] == [
+            ("a", "ok", 2),
+            ("b", "ok", 2),
+        ]
+    turns = [number for number, text in enumerate(texts) if "in turns" in text]
+    assert len(turns) == 4
+    assert turns == list(range(len(texts) - 4, len(texts)))
+    assert sum(done) == plan.units_of_work
 
 
 @pytest.mark.usefixtures("local_workers")
