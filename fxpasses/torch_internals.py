@@ -190,6 +190,10 @@ def mark_for_recomputation(node: torch.fx.Node) -> None:
 # Dynamo and inductor ---------------------------------------------------------------------------------------
 
 
+REALIZE_TO_STRIDES = "inductor_realize_to_strides"
+"""The key in a node's metadata that has inductor put its result into memory with the strides of its value."""
+
+
 def dynamo_counters() -> Mapping[str, Any]:
     """`torch._dynamo.utils.counters`, the counters that inductor's users know."""
     from torch._dynamo.utils import counters

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxpasses
 from fxpasses.device_profile import (
@@ -29,8 +30,11 @@ from fxpasses.device_profile import (
 from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.metadata import ensure_metadata
 from fxpasses.options import Options
+from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.inductor import joint_layout
-from tests.passes.layout.test_graphs import MODELS, NextBlock, Residual, model_and_input
+from fxpasses.passes.layout.materialise import materialise
+from fxpasses.torch_internals import REALIZE_TO_STRIDES
+from tests.passes.layout.test_graphs import MODELS, NextBlock, Residual, context_of, model_and_input
 
 MODES = ["inference", "frozen_statistics", "training"]
 
@@ -388,3 +392,47 @@ def test_where_no_weight_can_be_kept_the_plan_is_used(monkeypatch):
     report = fxpasses.last_report()
     assert report.layout is not None
     assert "no-parameter-work" in {each.code for each in report.remarks}
+
+
+class Skip(nn.Module):
+    """Concatenates what no convolution reads; `reads` has one read it first."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.scale, self.reads = (
+            nn.Conv2d(16, 4, 3, padding=1),
+            nn.Parameter(torch.rand(8, 1, 1)),
+            reads,
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = (self.stem(x) * self.scale).relu()
+        inner = self.inner(kept)[:, :, ::2, ::2] if self.reads else self.inner(F.max_pool2d(kept, 2))
+        return self.last(torch.cat([F.interpolate(inner, scale_factor=2).relu(), kept], 1))
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_inductor_concatenates_channels_last_where_the_plan_does(reads):
+    model, x = Skip(reads).eval(), torch.randn(2, 3, 16, 16)
+    compiled = torch.compile(model, backend="fxpasses", options={"layout": "channels_last"})
+    torch.compiler.reset()
+    with torch.no_grad(), torch._inductor.config.patch(fx_graph_cache=False):
+        found, code = torch._inductor.utils.run_and_get_code(compiled, x)
+        torch.testing.assert_close(found, model(x))
+    written = "\n".join(code)
+    assert "(2, 16, 16, 16), (4096, 1, 256, 16)" in written
+    assert "(2, 16, 16, 16), (4096, 256, 16, 1)" not in written
+    check(model, x, "inference")
+    check(model, x, "training")
+
+
+@pytest.mark.parametrize(("reads", "settled"), [(False, 1), (True, 0)])
+def test_only_a_concatenation_that_nothing_settles_is_settled(reads, settled):
+    model, x = Skip(reads).eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        context = context_of(make_fx(model)(x), [x], "fused")
+        materialise(context, assign(context, "channels_last"))
+    marked = [node for node in context.graph.nodes if REALIZE_TO_STRIDES in node.meta]
+    assert len(marked) == settled
+    assert all("relu" in node.name for node in marked)
