@@ -12,10 +12,10 @@ costs are plain numbers; with symbolic sizes they are sympy expressions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch.fx import Node
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Seconds: TypeAlias = "float | sympy.Expr"
 
 Sizes = Sequence["int | torch.SymInt"]
+
+_T = TypeVar("_T")
 
 _PEAKS = {
     "cpu": Roofline("float32", 6e10, 5e10, 1e10, 5e-6),
@@ -223,7 +225,10 @@ class CostModel:
         peaks = self._peaks(given.dtype)
         floor = peaks.call_seconds + 2 * num_bytes / peaks.bandwidth
         hint = math.prod(map(size_hint, given.shape)) * given.dtype.itemsize
-        measured = self.profile.copy_seconds(hint, to, _name(given.dtype)) if self.profile else None
+        profile = self.profile
+        if profile is None:
+            return floor
+        measured = self._known_of(given.dtype, lambda each: profile.copy_seconds(hint, to, each))
         return floor if measured is None else self._rescaled(measured, floor)
 
     def _measured(
@@ -259,14 +264,32 @@ class CostModel:
     def _row(
         self, operator: str, key: str, label: Label, dtype: torch.dtype, allowed: tuple[str, ...] | None
     ) -> Estimate | None:
-        assert self.profile is not None
-        row = self.profile.seconds(operator, key, label, _name(dtype), implementations=allowed)
+        profile = self.profile
+        assert profile is not None
+
+        def fastest(implementations: tuple[str, ...] | None) -> Estimate | None:
+            return self._known_of(
+                dtype,
+                lambda each: profile.seconds(operator, key, label, each, implementations=implementations),
+            )
+
+        row = fastest(allowed)
         if row is None or row.implementation != PRODUCT:
             return row
-        library = self.profile.seconds(operator, key, label, _name(dtype), implementations=_CONVOLUTION)
+        library = fastest(_CONVOLUTION)
         if library is None or library.seconds > _PRODUCT_MARGIN * row.seconds:
             return row
         return library
+
+    def _known_of(self, dtype: torch.dtype, ask: Callable[[str], _T | None]) -> _T | None:
+        """What a profile knows of a type, by its name; of a half type on a GPU, what it knows of the other.
+
+        A GPU's kernels for the two differ in how they round.
+        """
+        names = [_name(dtype)]
+        if self.device_type == "cuda" and dtype in _HALF:
+            names += [_name(each) for each in _HALF if each != dtype]
+        return next((found for found in map(ask, names) if found is not None), None)
 
     def _rescaled(self, measured: float, floor: Seconds) -> Seconds:
         """A measurement made at the hints, carried to other sizes in proportion to the roofline."""
@@ -275,7 +298,7 @@ class CostModel:
         )
 
     def _peaks(self, dtype: torch.dtype) -> Roofline:
-        found = self.profile.roofline(_name(dtype)) if self.profile else None
+        found = self._known_of(dtype, self.profile.roofline) if self.profile else None
         found = found or (self.profile.roofline() if self.profile else None)
         return found or _PEAKS.get(self.device_type, _PEAKS["cuda"])
 

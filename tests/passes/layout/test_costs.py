@@ -105,6 +105,25 @@ def test_a_copy_costs_what_was_measured_for_its_bytes():
     assert CostModel("cpu", measured).copy(given, C) == pytest.approx(1e-6 + 2 * 1024 / 1e8)
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "is_known"),
+    [
+        ("cuda", torch.bfloat16, True),
+        ("cuda", torch.float16, True),
+        ("cuda", torch.float32, False),
+        ("cpu", torch.float16, False),
+    ],
+)
+def test_a_gpu_takes_one_half_type_as_long_as_the_other(device, dtype, is_known):
+    rows = (row("contiguous", 3e-3), row("channels_last", 2e-3), copy_row("channels_last", 1024, 5e-6))
+    measured = profile(*(dataclasses.replace(each, dtype="bfloat16") for each in rows))
+    costs = CostModel(device, measured)
+    assert costs.knows(SIZES, dtype, (CONVOLUTION_FORWARD,)) is is_known
+    found = costs.convolution(SIZES, dtype, (CONVOLUTION_FORWARD,))[L]
+    assert (found.seconds == 2e-3) is is_known
+    assert (costs.copy(torch.empty(1, 4, 8, 16, dtype=dtype), L) == 5e-6) is is_known
+
+
 # With a profile, the plan is carried out.
 
 NETWORK = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU()).eval()
