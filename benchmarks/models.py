@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         def progress(text: str, done: int = 0) -> None:
             bar.update(task, description=text, advance=done)
+            if not errors.is_terminal:  # where a bar cannot be seen, a log can
+                errors.log(text)
 
         models = run_suite(suite, progress)
     report = _report(suite, environment, baseline, models, gates)

@@ -85,7 +85,8 @@ def assign(
     device = device_of(context)
     symbols = _symbols(context)
     hints = {symbol: hint for symbol, (hint, _, _) in symbols.items()}
-    network = read_network(context, CostModel(device.type, profile, hints))
+    generates = context.executor == "fused" and device.type == "cuda"
+    network = read_network(context, CostModel(device.type, profile, hints, generates))
     problem = network.problem(hints)
     labels = solve(problem) if goal == "auto" else problem.uniform(goal)
     _follow_representatives(network, labels)

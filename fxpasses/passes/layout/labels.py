@@ -53,6 +53,15 @@ def _rows(kind: Kind, names: str) -> dict[str, Kind]:
     return dict.fromkeys(names.split(), kind)
 
 
+INDEXING = frozenset(
+    (
+        *("_unsafe_index", "_unsafe_index_put", "gather", "grid_sampler_2d", "grid_sampler_3d", "index"),
+        *("index_add", "index_put", "index_select", "scatter", "scatter_add", "scatter_reduce"),
+    )
+)
+"""Operators that reach into a tensor at computed places. What inductor generates for one lies contiguous, and
+walks its operands in that order, however they lie."""
+
 OPERATORS: dict[str, Kind] = {
     **_rows(
         Kind.PREFERRING,
@@ -101,6 +110,7 @@ OPERATORS: dict[str, Kind] = {
         slice_backward slice_scatter softmax squeeze stack t to transpose unbind unflatten unsqueeze
         upsample_bicubic2d upsample_bicubic2d_backward view view_as""",
     ),
+    **dict.fromkeys(INDEXING - {"_unsafe_index"}, Kind.FORCING),
 }  # fmt: skip
 """The taxonomy. Random operators are forcing: the numbers they draw follow the order in memory."""
 

@@ -26,6 +26,7 @@ from fxpasses.graph.levels import Level, attribute
 from fxpasses.graph.metadata import set_value, tensor, value
 from fxpasses.passes.layout.assign import Assignment
 from fxpasses.passes.layout.labels import (
+    INDEXING,
     Frame,
     Kind,
     Label,
@@ -165,9 +166,17 @@ class _Carrier:
             for each in shared:
                 held = tensor(each)
                 if held is not None and order_of(held) == "channels_last":
-                    each.meta[REALIZE_TO_STRIDES] = True
-                    self._settled.append(each)
+                    self._settle(each)
                     break
+
+    def _settle(self, node: Node) -> None:
+        """Has inductor put a result into memory as its metadata says, and not compute it where it is read.
+
+        A copy ahead of an operator that indexes would else be none: the kernel would walk the other layout.
+        """
+        if self.context.executor == "fused" and REALIZE_TO_STRIDES not in node.meta:
+            node.meta[REALIZE_TO_STRIDES] = True
+            self._settled.append(node)
 
     def _restore_gradients(self) -> None:
         """Has the inputs that require grad read through a view that restores the strides of the gradient."""
@@ -241,7 +250,8 @@ class _Carrier:
         for operand in list(node.all_input_nodes):
             latest = self._latest.get(operand, operand)
             wanted = self._restored(operand, node) if role is Role.EXACT else latest
-            self._replace(node, operand, wanted)
+            if self._replace(node, operand, wanted) and operator_of(node) in INDEXING:
+                self._settle(wanted)
 
     def _restore_outputs(self, node: Node) -> None:
         for operand in list(node.all_input_nodes):

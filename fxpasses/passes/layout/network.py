@@ -27,6 +27,7 @@ from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.schema import bind
 from fxpasses.passes.layout.costs import Choice, ConvolutionSizes, CostModel, Seconds, seconds_at
 from fxpasses.passes.layout.labels import (
+    INDEXING,
     C,
     Frame,
     Kind,
@@ -222,6 +223,8 @@ class _Reader:
         operands = self._labelled_operands(node)
         found = next((each for each in map(tensor, operands) if each is not None), None)
         if found is None or not self._plain_frames(operands):
+            return False
+        if self._fused and operator_of(node) in INDEXING:
             return False
         choices = self._costs.operator(node, found.dtype)
         return self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))

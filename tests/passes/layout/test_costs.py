@@ -124,6 +124,32 @@ def test_a_gpu_takes_one_half_type_as_long_as_the_other(device, dtype, is_known)
     assert (costs.copy(torch.empty(1, 4, 8, 16, dtype=dtype), L) == 5e-6) is is_known
 
 
+def test_what_is_generated_costs_the_same_in_both_layouts_whatever_eager_took():
+    key = "input=2x8x6x6 dim=[2,3] keepdim=True dtype=None"
+    rows = [
+        Measurement("aten.mean.dim", key, each, "aten.mean.dim", "float32", 1.0, 0.0, 9) for each in (C, L)
+    ]
+    rows[1] = dataclasses.replace(rows[1], seconds=2.0)
+    measured = profile(row("contiguous", 3e-3), row("channels_last", 2e-3), *rows, copy_row(L, 1024, 5.0))
+    node = torch.fx.Graph().placeholder("x")
+    node.meta["val"] = torch.empty(2, 8, 6, 6)
+    mean = node.graph.call_function(torch.ops.aten.mean.dim, (node, [2, 3], True))
+    mean.meta["val"] = torch.empty(2, 8, 1, 1)
+    eager, generated = (CostModel("cuda", measured, generates=each) for each in (False, True))
+    assert [each.operator(mean, torch.float32)[L].seconds for each in (eager, generated)] == [
+        2.0,
+        pytest.approx(1e-6 + 4 * (2 * 8 * 36 + 2 * 8) / 1e8),
+    ]
+    found = generated.operator(mean, torch.float32)
+    assert found[C].seconds == found[L].seconds
+    given = torch.empty(1, 4, 8, 8)
+    assert [each.copy(given, L) for each in (eager, generated)] == [
+        5.0,
+        pytest.approx(1e-6 + 2 * 1024 / 1e8),
+    ]
+    assert generated.convolution(SIZES, torch.float32, (CONVOLUTION_FORWARD,))[L].seconds == 2e-3
+
+
 # With a profile, the plan is carried out.
 
 NETWORK = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU()).eval()

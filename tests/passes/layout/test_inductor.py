@@ -436,3 +436,44 @@ def test_only_a_concatenation_that_nothing_settles_is_settled(reads, settled):
     marked = [node for node in context.graph.nodes if REALIZE_TO_STRIDES in node.meta]
     assert len(marked) == settled
     assert all("relu" in node.name for node in marked)
+
+
+class Upsampled(nn.Module):
+    """Between convolutions an interpolation, which inductor writes out as indexing and arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = F.interpolate(self.first(x).sigmoid(), scale_factor=2, mode="bilinear", align_corners=False)
+        return self.last(up)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interpolation_between_channels_last_convolutions_equals_eager(mode):
+    report = check(Upsampled(), torch.randn(2, 3, 6, 10), mode)
+    assert report.applied["layout"] == 1
+
+
+class Repeated(Upsampled):
+    """The nearest of the interpolations, as inductor sees it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x).sigmoid()
+        rows, columns = (torch.arange(2 * each) // 2 for each in y.shape[2:])
+        return self.last(torch.ops.aten._unsafe_index(y, [None, None, rows[:, None], columns]))
+
+
+@pytest.mark.parametrize(("executor", "expected"), [("fused", True), ("eager", False)])
+def test_what_indexes_reads_a_contiguous_copy_that_lies_in_memory_where_code_is_generated(executor, expected):
+    model, x = Repeated().eval(), torch.randn(2, 3, 6, 10)
+    with torch.no_grad():
+        context = context_of(make_fx(model)(x), [x], executor)
+        materialise(context, assign(context, "channels_last"))
+        context.module.recompile()
+        torch.testing.assert_close(context.module(x), model(x))
+    (indexing,) = context.graph.find_nodes(op="call_function", target=torch.ops.aten._unsafe_index.Tensor)
+    source = indexing.args[0]
+    assert (REALIZE_TO_STRIDES in source.meta) is expected
+    assert source.meta["val"].is_contiguous() is expected
