@@ -172,9 +172,12 @@ class _Carrier:
     def _settle(self, node: Node) -> None:
         """Has inductor put a result into memory as its metadata says, and not compute it where it is read.
 
-        A copy ahead of an operator that indexes would else be none: the kernel would walk the other layout.
+        What an operator that indexes reads would else lie as whatever it was computed from lies, whether
+        there is a copy in between or not, and the kernel would walk the other layout.
         """
-        if self.context.executor == "fused" and REALIZE_TO_STRIDES not in node.meta:
+        found = tensor(node)
+        computed = node.op == "call_function" and found is not None and found.dim() in (4, 5)
+        if self.context.executor == "fused" and computed and REALIZE_TO_STRIDES not in node.meta:
             node.meta[REALIZE_TO_STRIDES] = True
             self._settled.append(node)
 
@@ -250,7 +253,8 @@ class _Carrier:
         for operand in list(node.all_input_nodes):
             latest = self._latest.get(operand, operand)
             wanted = self._restored(operand, node) if role is Role.EXACT else latest
-            if self._replace(node, operand, wanted) and operator_of(node) in INDEXING:
+            self._replace(node, operand, wanted)
+            if operator_of(node) in INDEXING:
                 self._settle(wanted)
 
     def _restore_outputs(self, node: Node) -> None:
