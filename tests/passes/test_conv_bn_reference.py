@@ -136,7 +136,9 @@ def check(net, bias, layer, sync, captured, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("net", "bias", "layer", "sync", "captured"), ALL)
 def test_reference_situations_equal_eager_and_are_counted(net, bias, layer, sync, captured, device):
-    check(net, bias, layer, sync, captured, device)
+    # cuDNN's TensorFloat-32 keeps three digits, and four are compared.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        check(net, bias, layer, sync, captured, device)
 
 
 @pytest.mark.parametrize(("net", "bias", "layer", "sync", "captured"), QUICK)

@@ -110,6 +110,7 @@ class _Carrier:
     _renamed: list[tuple[Node, str]] = field(default_factory=list)
     _replaced: list[Node] = field(default_factory=list)
     _settled: list[Node] = field(default_factory=list)
+    _contiguous: set[Node] = field(default_factory=set)
 
     def run(self) -> None:
         if self.context.executor == "eager" and self.context.initial_modes.grad:
@@ -254,8 +255,24 @@ class _Carrier:
             latest = self._latest.get(operand, operand)
             wanted = self._restored(operand, node) if role is Role.EXACT else latest
             self._replace(node, operand, wanted)
-            if operator_of(node) in INDEXING:
+            if operator_of(node) in INDEXING and self._may_walk_channels_last(wanted):
                 self._settle(wanted)
+
+    def _may_walk_channels_last(self, node: Node) -> bool:
+        """Whether code that computes a result where it is read may read a channels-last tensor for it."""
+        pending, seen = [node], set[Node]()
+        while pending:
+            each = pending.pop()
+            if each in seen or each in self._contiguous:
+                continue
+            seen.add(each)
+            found = tensor(each)
+            if found is not None and order_of(found) == "channels_last":
+                return True
+            if each.op == "call_function" and kind_of(each) is not Kind.PREFERRING:
+                pending += each.all_input_nodes
+        self._contiguous |= seen
+        return False
 
     def _restore_outputs(self, node: Node) -> None:
         for operand in list(node.all_input_nodes):

@@ -477,3 +477,26 @@ def test_what_indexes_reads_a_contiguous_copy_that_lies_in_memory_where_code_is_
     source = indexing.args[0]
     assert (REALIZE_TO_STRIDES in source.meta) is expected
     assert source.meta["val"].is_contiguous() is expected
+
+
+class Beside(nn.Module):
+    """A convolution, and beside it indexing of what no channels-last tensor leads to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(x.shape[2]).flip(0)
+        return self.conv(x), torch.ops.aten.index(x.view(-1).sin().view(x.shape), [None, None, rows])
+
+
+def test_what_is_computed_from_contiguous_tensors_alone_is_left_to_inductor():
+    model, x = Beside().eval(), torch.randn(2, 3, 6, 10)
+    with torch.no_grad():
+        context = context_of(make_fx(model)(x), [x], "fused")
+        assert materialise(context, assign(context, "channels_last")).copies > 0
+        context.module.recompile()
+        for ours, theirs in zip(context.module(x), model(x), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert not any(REALIZE_TO_STRIDES in node.meta for node in context.graph.nodes)
