@@ -45,6 +45,7 @@ _VARIABLES = (
     "KMP_BLOCKTIME",
     "LD_PRELOAD",
     "MALLOC_CONF",
+    "TORCHINDUCTOR_CUDAGRAPHS",
 )
 _SAME_CLASS = ("device", "processor", "physical_cores")
 
