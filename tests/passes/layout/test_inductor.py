@@ -33,6 +33,7 @@ from fxpasses.options import Options
 from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.inductor import joint_layout
 from fxpasses.passes.layout.materialise import materialise
+from fxpasses.passes.layout.network import Role
 from fxpasses.torch_internals import REALIZE_TO_STRIDES
 from tests.passes.layout.test_graphs import MODELS, NextBlock, Residual, context_of, model_and_input
 
@@ -500,3 +501,29 @@ def test_what_is_computed_from_contiguous_tensors_alone_is_left_to_inductor():
         for ours, theirs in zip(context.module(x), model(x), strict=True):
             torch.testing.assert_close(ours, theirs)
     assert not any(REALIZE_TO_STRIDES in node.meta for node in context.graph.nodes)
+
+
+class Sized(Upsampled):
+    """Divides by how much there is, and multiplies by a size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.last(y.sigmoid() / y.numel()) * y.shape[2] * y.size(3)
+
+
+def test_reading_sizes_ties_a_tensor_to_no_layout():
+    model, x = Sized().eval(), torch.randn(2, 3, 6, 10)
+    traced = torch.fx.symbolic_trace(model)
+    with torch.no_grad():
+        context = context_of(traced, [x], "eager")
+        assignment = assign(context, "channels_last")
+        materialise(context, assignment)
+        context.module.recompile()
+        torch.testing.assert_close(context.module(x), model(x))
+    readers = [node for node in context.graph.nodes if node.name in ("numel", "getattr_1", "size")]
+    assert len(readers) == 3
+    first = next(node for node in context.graph.nodes if node.name == "first")
+    for node in readers:
+        assert node.args[0] is first
+        assert assignment.network.roles[node] is Role.FREE
+    assert assignment.network.unknown == []
