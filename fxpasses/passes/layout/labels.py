@@ -59,8 +59,8 @@ INDEXING = frozenset(
         *("index_add", "index_put", "index_select", "scatter", "scatter_add", "scatter_reduce"),
     )
 )
-"""Operators that reach into a tensor at computed places. What inductor generates for one lies contiguous, and
-walks its operands in that order, however they lie."""
+"""Operators that reach into a tensor at computed places. What inductor generates for one on a GPU lies
+contiguous, and walks its operands in that order, however they lie; on a CPU it takes channels as a vector."""
 
 OPERATORS: dict[str, Kind] = {
     **_rows(

@@ -123,7 +123,7 @@ class _Carrier:
                 self._label(node)
             elif role is not None and node.op.startswith("call"):
                 self._keep(node, role)
-        if self.context.executor == "fused":
+        if self.assignment.network.generates:
             self._settle_concatenations()
 
     def check(self) -> None:
@@ -178,7 +178,7 @@ class _Carrier:
         """
         found = tensor(node)
         computed = node.op == "call_function" and found is not None and found.dim() in (4, 5)
-        if self.context.executor == "fused" and computed and REALIZE_TO_STRIDES not in node.meta:
+        if self.assignment.network.generates and computed and REALIZE_TO_STRIDES not in node.meta:
             node.meta[REALIZE_TO_STRIDES] = True
             self._settled.append(node)
 

@@ -85,6 +85,7 @@ class Network:
         tensors: the labelled tensors, by node.
         convolutions: of every convolution, its cost and implementation under each label.
         unknown: operators that the taxonomy does not know and that read a labelled tensor.
+        generates: as in `CostModel`.
     """
 
     roles: dict[Node, Role] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Network:
     tensors: dict[Node, Tensor] = field(default_factory=dict)
     convolutions: dict[Node, Mapping[Label, Choice]] = field(default_factory=dict)
     unknown: list[Node] = field(default_factory=list)
+    generates: bool = False
     _own: list[tuple[Seconds, Seconds]] = field(default_factory=lambda: [(0.0, 0.0), (0.0, 0.0)])
     _parent: list[int] = field(default_factory=lambda: [FIXED_C, FIXED_L])
 
@@ -153,7 +155,7 @@ def read_network(context: GraphContext, costs: CostModel) -> Network:
 
 class _Reader:
     def __init__(self, context: GraphContext, costs: CostModel, executor: Executor) -> None:
-        self.network = Network()
+        self.network = Network(generates=costs.generates)
         self._context = context
         self._costs = costs
         self._fused = executor == "fused"
@@ -224,7 +226,7 @@ class _Reader:
         found = next((each for each in map(tensor, operands) if each is not None), None)
         if found is None or not self._plain_frames(operands):
             return False
-        if self._fused and operator_of(node) in INDEXING:
+        if self.network.generates and operator_of(node) in INDEXING:
             return False
         choices = self._costs.operator(node, found.dtype)
         return self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))

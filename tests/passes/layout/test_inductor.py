@@ -31,6 +31,7 @@ from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.metadata import ensure_metadata
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import assign
+from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.inductor import joint_layout
 from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import Role
@@ -395,6 +396,16 @@ def test_where_no_weight_can_be_kept_the_plan_is_used(monkeypatch):
     assert "no-parameter-work" in {each.code for each in report.remarks}
 
 
+@pytest.fixture
+def generated(monkeypatch):
+    """Fused graphs are treated as a GPU's are, where inductor generates all but the convolutions."""
+
+    def cost_model(device, profile, hints, generates):
+        return CostModel(device, profile, hints, True)
+
+    monkeypatch.setattr("fxpasses.passes.layout.assign.CostModel", cost_model)
+
+
 class Skip(nn.Module):
     """Concatenates what no convolution reads; `reads` has one read it first."""
 
@@ -413,6 +424,7 @@ class Skip(nn.Module):
         return self.last(torch.cat([F.interpolate(inner, scale_factor=2).relu(), kept], 1))
 
 
+@pytest.mark.usefixtures("generated")
 @pytest.mark.parametrize("reads", [False, True])
 def test_inductor_concatenates_channels_last_where_the_plan_does(reads):
     model, x = Skip(reads).eval(), torch.randn(2, 3, 16, 16)
@@ -428,6 +440,7 @@ def test_inductor_concatenates_channels_last_where_the_plan_does(reads):
     check(model, x, "training")
 
 
+@pytest.mark.usefixtures("generated")
 @pytest.mark.parametrize(("reads", "settled"), [(False, 1), (True, 0)])
 def test_only_a_concatenation_that_nothing_settles_is_settled(reads, settled):
     model, x = Skip(reads).eval(), torch.randn(2, 3, 16, 16)
@@ -451,6 +464,7 @@ class Upsampled(nn.Module):
         return self.last(up)
 
 
+@pytest.mark.usefixtures("generated")
 @pytest.mark.parametrize("mode", MODES)
 def test_an_interpolation_between_channels_last_convolutions_equals_eager(mode):
     report = check(Upsampled(), torch.randn(2, 3, 6, 10), mode)
@@ -466,11 +480,13 @@ class Repeated(Upsampled):
         return self.last(torch.ops.aten._unsafe_index(y, [None, None, rows[:, None], columns]))
 
 
-@pytest.mark.parametrize(("executor", "expected"), [("fused", True), ("eager", False)])
-def test_what_indexes_reads_a_contiguous_copy_that_lies_in_memory_where_code_is_generated(executor, expected):
+@pytest.mark.parametrize("expected", [True, False])
+def test_what_indexes_reads_a_contiguous_copy_that_lies_in_memory_on_a_gpu_alone(expected, request):
+    if expected:
+        request.getfixturevalue("generated")
     model, x = Repeated().eval(), torch.randn(2, 3, 6, 10)
     with torch.no_grad():
-        context = context_of(make_fx(model)(x), [x], executor)
+        context = context_of(make_fx(model)(x), [x], "fused")
         materialise(context, assign(context, "channels_last"))
         context.module.recompile()
         torch.testing.assert_close(context.module(x), model(x))
@@ -492,6 +508,7 @@ class Beside(nn.Module):
         return self.conv(x), torch.ops.aten.index(x.view(-1).sin().view(x.shape), [None, None, rows])
 
 
+@pytest.mark.usefixtures("generated")
 def test_what_is_computed_from_contiguous_tensors_alone_is_left_to_inductor():
     model, x = Beside().eval(), torch.randn(2, 3, 6, 10)
     with torch.no_grad():
