@@ -14,12 +14,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from benchmarks.cases import Case
 from benchmarks.messages import CheckModels, MakeReference, Prepare, Prepared, TakeTurn
@@ -96,7 +96,7 @@ def run_suite(suite: Suite, progress: Progress) -> tuple[ModelResult, ...]:
                 ]
                 # float64 takes four times the memory of a half type.
                 with ThreadPoolExecutor(max(1, suite.at_once // 4)) as few:
-                    _collect(few.map(_Run.make_reference, runs))
+                    list(few.map(_Run.make_reference, runs))  # raises what one of them raised
                 for number, rounds in enumerate(suite.rounds_of_launches):
                     _launch(runs, number, rounds, pool)
                 results += [run.result() for run in runs]
@@ -106,19 +106,10 @@ def run_suite(suite: Suite, progress: Progress) -> tuple[ModelResult, ...]:
 def _launch(runs: Sequence[_Run], number: int, rounds: int, pool: ThreadPoolExecutor) -> None:
     """Starts a worker for every variant that is right so far and lets them take their turns."""
     with contextlib.ExitStack() as stack:
-        _collect(
-            pool.map(lambda task: task(), [task for run in runs for task in run.preparations(number, stack)])
-        )
+        tasks = [task for run in runs for task in run.preparations(number, stack)]
+        list(pool.map(lambda task: task(), tasks))
         for run in runs:
             run.time(number, rounds)
-
-
-_T = TypeVar("_T")
-
-
-def _collect(results: Iterable[_T]) -> list[_T]:
-    """Waits for all; what one of them raised is raised."""
-    return list(results)
 
 
 @dataclass

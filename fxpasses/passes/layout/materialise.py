@@ -163,10 +163,10 @@ class _Carrier:
             operands = [each for each in node.all_input_nodes if tensor(each) is not None]
             if any(_is_settled(each, node) for each in operands):
                 continue
-            shared = (each for each in operands if each.op == "call_function" and len(each.users) > 1)
-            for each in shared:
+            for each in operands:
                 held = tensor(each)
-                if held is not None and order_of(held) == "channels_last":
+                is_shared = each.op == "call_function" and len(each.users) > 1
+                if is_shared and held is not None and order_of(held) == "channels_last":
                     self._settle(each)
                     break
 
@@ -178,7 +178,7 @@ class _Carrier:
         """
         found = tensor(node)
         computed = node.op == "call_function" and found is not None and found.dim() in (4, 5)
-        if self.assignment.network.generates and computed and REALIZE_TO_STRIDES not in node.meta:
+        if computed and REALIZE_TO_STRIDES not in node.meta:
             node.meta[REALIZE_TO_STRIDES] = True
             self._settled.append(node)
 
@@ -255,7 +255,8 @@ class _Carrier:
             latest = self._latest.get(operand, operand)
             wanted = self._restored(operand, node) if role is Role.EXACT else latest
             self._replace(node, operand, wanted)
-            if operator_of(node) in INDEXING and self._may_walk_channels_last(wanted):
+            indexes = self.assignment.network.generates and operator_of(node) in INDEXING
+            if indexes and self._may_walk_channels_last(wanted):
                 self._settle(wanted)
 
     def _may_walk_channels_last(self, node: Node) -> bool:
