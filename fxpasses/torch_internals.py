@@ -514,11 +514,29 @@ def pack_convolution_weight(
     return pack
 
 
-def packed_convolution(arguments: Sequence[Any], packed: torch.fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
+def packed_convolution(arguments: Sequence[Any], packed: Any) -> tuple[OpOverload, tuple[Any, ...]]:
     """The operator of `aten.convolution` over a packed weight, and its arguments, without an epilogue."""
     image, _, bias, stride, padding, dilation, _, _, groups = arguments
     operator = torch.ops.mkldnn._convolution_pointwise.default
     return operator, (image, packed, bias, padding, stride, dilation, groups, "none", [], "")
+
+
+def packed_convolution_onto(
+    arguments: Sequence[Any], packed: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that adds `aten.convolution` over a packed weight to a tensor, in place."""
+    image, _, bias, stride, padding, dilation, _, _, groups = arguments
+    operator = torch.ops.mkldnn._convolution_pointwise_.binary
+    scalars: list[float] = []
+    given = (image, packed, bias, padding, stride, dilation, groups, "add", 1.0, None, scalars, None)
+    return lambda other: cast(torch.Tensor, operator(other, *given))
+
+
+def force_stride_order() -> OpOverload:
+    """The operator that has inductor put a tensor into memory in an order of strides, if it is not so."""
+    from torch._inductor import inductor_prims
+
+    return cast(OpOverload, inductor_prims.force_stride_order)
 
 
 class RealConstantsAllowed:
@@ -555,19 +573,26 @@ extern "C" int same_memory(
 """
 
 
+def compile_cpp(source: str) -> ctypes.CDLL | None:
+    """The library of a C++ source, from inductor's cache where it is there; None if it does not compile."""
+    from torch._inductor.codecache import CppCodeCache
+
+    try:
+        return cast(ctypes.CDLL, CppCodeCache.load(source))
+    except Exception:  # a missing compiler is no error here: the caller has a slower way
+        return None
+
+
 @functools.cache
 def same_memory_function() -> Callable[..., int] | None:
     """A C function that compares blocks of memory with what they held; None where it cannot be compiled.
 
     Its arguments: addresses and sizes in bytes of the blocks, how many, and what they held, end to end.
     """
-    from torch._inductor.codecache import CppCodeCache
-
-    try:
-        library = CppCodeCache.load(_SAME_MEMORY)
-        function = library.same_memory
-    except Exception:  # a missing compiler is no error here: the caller has a slower way
+    library = compile_cpp(_SAME_MEMORY)
+    if library is None:
         return None
+    function = library.same_memory
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     function.restype = ctypes.c_int
     return cast("Callable[..., int]", function)

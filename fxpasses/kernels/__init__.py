@@ -1,0 +1,1 @@
+"""Kernels of our own, compiled when they are first needed and measured against what torch has."""

@@ -1,0 +1,153 @@
+"""Which implementation of a convolution is the fastest here, torch's or a kernel of ours: by measuring."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fxpasses.kernels.convolution import DEPTHWISE, Sizes, kernels_for, pack
+from fxpasses.torch_internals import (
+    pack_convolution_weight,
+    packed_convolution,
+    packed_convolution_onto,
+    without_fake_tensors,
+)
+
+_MARGIN = 0.97
+"""Ours must take at most this part of their time."""
+_ROUNDS = (5, 15)
+_LONG = 0.02
+"""Seconds for which one implementation is measured at most, once the fewest rounds are done."""
+_FAR = 2**25
+"""Bytes of other tensors after which one is near no more."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was measured for one convolution.
+
+    Attributes:
+        kernel: of ours, the fastest; None where there is none.
+        seconds: that it takes.
+        theirs: seconds that torch's takes: oneDNN's convolution, or a matrix product.
+    """
+
+    kernel: int | None
+    seconds: float
+    theirs: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether ours is faster, by more than the noise."""
+        return self.kernel is not None and self.seconds < _MARGIN * self.theirs
+
+
+def choose(sizes: Sizes, image: tuple[int, int, int, int], *, summand: bool = False) -> Choice:
+    """Measures a convolution with random operands, once in a process for the same sizes and threads.
+
+    Args:
+        sizes: of the convolution.
+        image: the sizes of what it reads: batch, channels, height, width.
+        summand: whether a tensor is added to the result, which oneDNN does in that tensor's memory.
+    """
+    return _choose(sizes, image, summand, torch.get_num_threads())
+
+
+@functools.cache
+def _choose(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, threads: int) -> Choice:
+    del threads  # part of the key
+    with without_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=()):
+        x = torch.randn(image).contiguous(memory_format=torch.channels_last)
+        filters = torch.randn(sizes.filters, sizes.channels // sizes.groups, *sizes.kernel)
+        bias = torch.randn(sizes.filters)
+        space = map(list, (sizes.stride, sizes.padding, sizes.dilation))
+        arguments = (x, filters, bias, *space, False, [0, 0], sizes.groups)
+        packed = pack_convolution_weight(arguments, image)(filters)
+        operator, given = packed_convolution(arguments, packed)
+        result = operator(*given)
+        copies = _copies(x, filters, result)
+        images = [x, *(x.clone() for _ in range(copies - 1))]
+        ours = kernels_for(sizes, result.shape[0] * result.shape[2] * result.shape[3])
+        others = [result.clone() for _ in images] if summand else None
+        if others is None:
+            calls = [lambda at: operator(images[at], *given[1:])]
+        else:
+            onto = [packed_convolution_onto((each, *arguments[1:]), packed) for each in images]
+            calls = [lambda at: onto[at](others[at])]
+        for kernel in ours:
+            added = None if kernel == DEPTHWISE else others
+            calls.append(_call(sizes, kernel, images, pack(sizes, kernel, filters, bias), added))
+        onednn, *seconds = _medians(calls, copies)
+    if not ours:
+        return Choice(None, onednn, onednn)
+    best, kernel = min(zip(seconds, ours, strict=True))
+    return Choice(kernel, best, onednn)
+
+
+def choose_linear(rows: int, channels: int, filters: int) -> Choice:
+    """Measures a linear layer with random operands against torch's matrix product, once in a process.
+
+    Args:
+        rows: of what it reads, over all its leading sizes.
+        channels: size of a row.
+        filters: size of a row of the result.
+    """
+    return _choose_linear(rows, channels, filters, torch.get_num_threads())
+
+
+@functools.cache
+def _choose_linear(rows: int, channels: int, filters: int, threads: int) -> Choice:
+    del threads  # part of the key
+    sizes = Sizes.of_linear(channels, filters)
+    ours = kernels_for(sizes, rows)
+    with without_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=()):
+        x, weight, bias = torch.randn(rows, channels), torch.randn(filters, channels), torch.randn(filters)
+        copies = _copies(x, weight, torch.addmm(bias, x, weight.t()))
+        images = [x, *(x.clone() for _ in range(copies - 1))]
+        calls = [lambda at: torch.addmm(bias, images[at], weight.t())]
+        for kernel in ours:
+            calls.append(_call(sizes, kernel, images, pack(sizes, kernel, weight, bias)))
+        theirs, *seconds = _medians(calls, copies)
+    if not ours:
+        return Choice(None, theirs, theirs)
+    best, kernel = min(zip(seconds, ours, strict=True))
+    return Choice(kernel, best, theirs)
+
+
+def _copies(*tensors: torch.Tensor) -> int:
+    """How many images to read in turn, so that neither they nor the results are near when they come again."""
+    return min(_ROUNDS[1], 1 + _FAR // sum(each.nbytes for each in tensors))
+
+
+def _call(
+    sizes: Sizes,
+    kernel: int,
+    images: Sequence[torch.Tensor],
+    packed: torch.Tensor,
+    others: Sequence[torch.Tensor] | None = None,
+) -> Callable[[int], torch.Tensor]:
+    rest = (sizes.argument(kernel), kernel, 0, 0.0, 0.0)
+    summands: Sequence[torch.Tensor | None] = others or [None] * len(images)
+    return lambda at: torch.ops.fxpasses.convolution(images[at], packed, summands[at], *rest)
+
+
+def _medians(calls: Sequence[Callable[[int], torch.Tensor]], copies: int) -> list[float]:
+    """The median time of each call, in turns, as it is among other work: with operands that are not near."""
+    results = deque((each(0) for each in calls), maxlen=copies * len(calls))
+    taken: list[list[float]] = [[] for _ in calls]
+    began = time.perf_counter()
+    for done in range(_ROUNDS[1]):
+        if done >= _ROUNDS[0] and time.perf_counter() - began > _LONG * len(calls):
+            break
+        for each, call in zip(taken, calls, strict=True):
+            start = time.perf_counter()
+            result = call(done % copies)
+            each.append(time.perf_counter() - start)
+            results.append(result)  # stays alive, so that the next result lies elsewhere
+    return [statistics.median(each) for each in taken]

@@ -1,0 +1,388 @@
+// Convolutions over channels-last float32 images, with bias, a summand and an activation fused in.
+//
+// Two kernels. `product` takes any convolution: a block of R output pixels times NV vectors of output channels
+// stays in registers while the taps and input channels of the filter are added up; where a tap falls on
+// padding it reads zeros. `depthwise` takes one filter a channel. Weights come packed (convolution.py).
+//
+// At batch 1 a convolution of a small network takes tens of microseconds, as much as oneDNN spends on looking
+// up its primitive. These kernels have nothing to look up.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <immintrin.h>
+#include <omp.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+namespace {
+
+using std::int64_t;
+
+#if defined(__AVX512F__)
+constexpr int VL = 16;
+#else
+constexpr int VL = 8;
+#endif
+typedef float Vec __attribute__((vector_size(VL * 4)));
+typedef float Unaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef int Ints __attribute__((vector_size(VL * 4)));
+
+inline Vec load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+inline void store(float* to, Vec value) { *reinterpret_cast<Unaligned*>(to) = value; }
+inline Vec splat(float value) { return Vec{} + value; }
+// NaN in the second argument stays.
+inline Vec above(float low, Vec value) { return low > value ? splat(low) : value; }
+inline Vec below(float high, Vec value) { return high < value ? splat(high) : value; }
+#if defined(__AVX512F__)
+inline Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#else
+inline Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#endif
+
+// e to the x, to 2 units in the last place: 2^n times a polynomial (the coefficients are those of Cephes' expf).
+inline Vec exponential(Vec x) {
+  x = below(88.9f, above(-87.3f, x));  // infinity above
+  Vec n = (x * 1.44269504f + 12582912.f) - 12582912.f;
+  Vec f = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), x));
+  Vec p = splat(1.9875691500e-4f);
+  p = fma(p, f, splat(1.3981999507e-3f));
+  p = fma(p, f, splat(8.3334519073e-3f));
+  p = fma(p, f, splat(4.1665795894e-2f));
+  p = fma(p, f, splat(1.6666665459e-1f));
+  p = fma(p, f, splat(5.0000001201e-1f));
+  Vec y = fma(p * f, f, f) + 1.f;
+  return y * (Vec)((__builtin_convertvector(n, Ints) + 127) << 23);
+}
+
+// The error function, to 1e-7: a quotient of polynomials (the coefficients are those of Eigen's).
+inline Vec error_function(Vec x) {
+  x = below(4.f, above(-4.f, x));
+  Vec s = x * x;
+  Vec p = splat(-2.72614225801306e-10f);
+  p = fma(p, s, splat(2.77068142495902e-08f));
+  p = fma(p, s, splat(-2.10102402082508e-06f));
+  p = fma(p, s, splat(-5.69250639462346e-05f));
+  p = fma(p, s, splat(-7.34990630326855e-04f));
+  p = fma(p, s, splat(-2.95459980854025e-03f));
+  p = fma(p, s, splat(-1.60960333262415e-02f));
+  Vec q = splat(-1.45660718464996e-05f);
+  q = fma(q, s, splat(-2.13374055278905e-04f));
+  q = fma(q, s, splat(-1.68282697438203e-03f));
+  q = fma(q, s, splat(-7.37332916720468e-03f));
+  q = fma(q, s, splat(-1.42647390514189e-02f));
+  return x * p / q;
+}
+
+struct Activation {
+  int64_t kind;
+  float low, high;
+
+  inline Vec operator()(Vec x) const {
+    switch (kind) {
+      case 1: return below(high, above(low, x));                             // clamp
+      case 2: return x / (1.f + exponential(-x));                            // silu
+      case 3: return x * below(6.f, above(0.f, x + 3.f)) / 6.f;              // hardswish
+      case 4: return 1.f / (1.f + exponential(-x));                          // sigmoid
+      case 5: return below(6.f, above(0.f, x + 3.f)) / 6.f;                  // hardsigmoid
+      case 6: return 0.5f * x * (1.f + error_function(x * 0.70710678f));     // gelu
+      default: return x;
+    }
+  }
+};
+
+// Of one group: `c` input channels give `k`. Of the whole: `groups`; a pixel of the image has `image_pixel` floats.
+struct Geometry {
+  int64_t n, h, w, c, oh, ow, k, groups, kh, kw, sh, sw, ph, pw, dh, dw;
+  int64_t image_pixel, out_pixel;
+  bool checked;  // whether a tap may fall on padding
+};
+
+template <int R, int NV>
+inline void block(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
+                  const float* weight, const float* other, float* out, int64_t first, int rows, int64_t left) {
+  constexpr int64_t NR = NV * VL;
+  Vec sum[R][NV];
+  for (int v = 0; v < NV; v++)
+    for (int r = 0; r < R; r++) sum[r][v] = load(weight + v * VL);
+  weight += NR;
+  // Fetched while the sums are made: storing to lines that are not near would stall at the end.
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < NV; v++)
+      if (v * VL < left) {
+        __builtin_prefetch(out + r * g.out_pixel + v * VL, 1);
+        if (other) __builtin_prefetch(other + r * g.out_pixel + v * VL);
+      }
+  const float *corner[R], *at[R];
+  int64_t top[R], side[R];
+  for (int r = 0; r < R; r++) {
+    int64_t pixel = first + std::min(r, rows - 1);
+    int64_t x = pixel % g.ow, row = pixel / g.ow, y = row % g.oh, n = row / g.oh;
+    top[r] = y * g.sh - g.ph;
+    side[r] = x * g.sw - g.pw;
+    corner[r] = image + ((n * g.h + top[r]) * g.w + side[r]) * g.image_pixel;
+  }
+  for (int64_t i = 0; i < g.kh; i++)
+    for (int64_t j = 0; j < g.kw; j++) {
+      const int64_t step = (i * g.dh * g.w + j * g.dw) * g.image_pixel;
+      for (int r = 0; r < R; r++) {
+        bool inside = !g.checked || ((uint64_t)(top[r] + i * g.dh) < (uint64_t)g.h &&
+                                     (uint64_t)(side[r] + j * g.dw) < (uint64_t)g.w);
+        at[r] = inside ? corner[r] + step : zeros;
+      }
+      for (int64_t c = 0; c < g.c; c++) {
+        Vec filter[NV];
+        for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
+        weight += NR;
+#pragma GCC unroll 32
+        for (int r = 0; r < R; r++) {
+          Vec value = splat(at[r][c]);
+          for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
+        }
+      }
+    }
+  for (int r = 0; r < R; r++) {
+    if (r >= rows) break;
+    float* to = out + r * g.out_pixel;
+    const float* add = other ? other + r * g.out_pixel : nullptr;
+    for (int v = 0; v < NV; v++) {
+      const int64_t have = left - v * VL;
+      if (have <= 0) break;
+      if (have >= VL) {
+        Vec value = add ? sum[r][v] + load(add + v * VL) : sum[r][v];
+        store(to + v * VL, activation(value));
+      } else {
+        float part[VL] = {};
+        if (add) std::memcpy(part, add + v * VL, have * sizeof(float));
+        store(part, activation(sum[r][v] + load(part)));
+        std::memcpy(to + v * VL, part, have * sizeof(float));
+      }
+    }
+  }
+}
+
+template <int R, int NV>
+void product(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
+             const float* weight, const float* other, float* out) {
+  constexpr int64_t NR = NV * VL, NEAR = 16384;  // floats of an image that stay near while all panels pass
+  const int64_t in_group = (g.k + NR - 1) / NR, panels = in_group * g.groups;
+  const int64_t reduced = g.kh * g.kw * g.c, panel = (reduced + 1) * NR;
+  const int64_t pixels = g.n * g.oh * g.ow, blocks = (pixels + R - 1) / R;
+  const int64_t together = std::max<int64_t>(1, NEAR / (R * g.image_pixel * g.sh * g.sw));
+  const int threads = at::get_num_threads();
+  const bool weights_stay = reduced * g.k * g.groups > pixels * g.image_pixel || blocks < 8 * threads;
+  auto one = [&](int64_t p, int64_t b) {
+    const int64_t group = p / in_group, within = p % in_group * NR;
+    const int64_t first = b * R, place = first * g.out_pixel + group * g.k + within;
+    block<R, NV>(g, activation, image + group * g.c, zeros, weight + p * panel, other ? other + place : nullptr,
+                 out + place, first, (int)std::min<int64_t>(R, pixels - first), g.k - within);
+  };
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    if (weights_stay) {
+      const int64_t work = panels * blocks;
+      for (int64_t each = work * me / all; each < work * (me + 1) / all; each++) one(each / blocks, each % blocks);
+    } else {
+      const int64_t end = blocks * (me + 1) / all;
+      for (int64_t from = blocks * me / all; from < end; from += together)
+        for (int64_t p = 0; p < panels; p++)
+          for (int64_t b = from; b < std::min(end, from + together); b++) one(p, b);
+    }
+  }
+}
+
+// P pixels of a row, none of whose taps falls on padding to the left or right. KW and S are zero where the sizes
+// are to be read from `g`.
+template <int P, int KW, int S>
+inline void pixels_within(const Geometry& g, const Activation& activation, const float* image, const float* weight,
+                          float* out, int64_t top, int64_t side, int64_t from, int64_t to) {
+  for (int64_t c = from; c < to; c += VL) {
+    const int64_t at = std::min(c, g.c - VL);  // the last vector may overlap the one before
+    Vec sum[P];
+    const Vec bias = load(weight + g.kh * g.kw * g.c + at);
+    for (int q = 0; q < P; q++) sum[q] = bias;
+    for (int64_t i = 0; i < g.kh; i++) {
+      const int64_t y = top + i * g.dh;
+      if ((uint64_t)y >= (uint64_t)g.h) continue;
+      const float* row = image + (y * g.w + side) * g.c + at;
+      const float* filter = weight + i * g.kw * g.c + at;
+      if constexpr (KW > 0) {
+        Vec taps[KW];
+        for (int j = 0; j < KW; j++) taps[j] = load(filter + j * g.c);
+#pragma GCC unroll 32
+        for (int x = 0; x < (P - 1) * S + KW; x++) {
+          const Vec value = load(row + x * g.c);
+#pragma GCC unroll 8
+          for (int q = 0; q < P; q++)
+            if (x - q * S >= 0 && x - q * S < KW) sum[q] = fma(value, taps[x - q * S], sum[q]);
+        }
+      } else {
+        for (int64_t j = 0; j < g.kw; j++) {
+          const Vec tap = load(filter + j * g.c);
+          for (int q = 0; q < P; q++) sum[q] = fma(load(row + (q * g.sw + j * g.dw) * g.c), tap, sum[q]);
+        }
+      }
+    }
+    for (int q = 0; q < P; q++) store(out + q * g.c + at, activation(sum[q]));
+  }
+}
+
+inline void pixel_at_border(const Geometry& g, const Activation& activation, const float* image, const float* weight,
+                            float* out, int64_t top, int64_t side, int64_t from, int64_t to) {
+  for (int64_t c = from; c < to; c += VL) {
+    const int64_t at = std::min(c, g.c - VL);
+    Vec sum = load(weight + g.kh * g.kw * g.c + at);
+    for (int64_t i = 0; i < g.kh; i++) {
+      const int64_t y = top + i * g.dh;
+      if ((uint64_t)y >= (uint64_t)g.h) continue;
+      for (int64_t j = 0; j < g.kw; j++) {
+        const int64_t x = side + j * g.dw;
+        if ((uint64_t)x >= (uint64_t)g.w) continue;
+        sum = fma(load(image + (y * g.w + x) * g.c + at), load(weight + (i * g.kw + j) * g.c + at), sum);
+      }
+    }
+    store(out + at, activation(sum));
+  }
+}
+
+template <int P, int KW, int S>
+void depthwise(const Geometry& g, const Activation& activation, const float* image, const float* weight, float* out) {
+  const int64_t rows = g.n * g.oh;
+  const int threads = at::get_num_threads();
+  // Few rows cannot be shared out evenly, but parts of rows can.
+  const int64_t vectors = (g.c + VL - 1) / VL, parts = rows < 16 * threads && vectors >= 2 * threads ? threads : 1;
+  const int64_t first = std::min(g.ow, (g.pw + g.sw - 1) / g.sw);
+  const int64_t reach = g.w - 1 - (g.kw - 1) * g.dw + g.pw;
+  const int64_t beyond = std::max(first, std::min(g.ow, reach < 0 ? 0 : reach / g.sw + 1));
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t each = 0; each < rows * parts; each++) {
+    const int64_t row = each / parts, part = each % parts, n = row / g.oh, top = row % g.oh * g.sh - g.ph;
+    const int64_t from = vectors * part / parts * VL, to = std::min(g.c, vectors * (part + 1) / parts * VL);
+    const float* picture = image + n * g.h * g.w * g.c;
+    float* line = out + row * g.ow * g.c;
+    int64_t x = 0;
+    for (; x < first; x++)
+      pixel_at_border(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
+    for (; x + P <= beyond; x += P)
+      pixels_within<P, KW, S>(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
+    for (; x + 2 <= beyond; x += 2)
+      pixels_within<2, KW, S>(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
+    for (; x < g.ow; x++)
+      pixel_at_border(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
+  }
+}
+
+void any_depthwise(const Geometry& g, const Activation& activation, const float* image, const float* weight, float* out) {
+  const int64_t key = g.dw == 1 && g.sw <= 2 ? g.kw * 10 + g.sw : 0;
+  switch (key) {
+    case 31: return depthwise<7, 3, 1>(g, activation, image, weight, out);
+    case 32: return depthwise<7, 3, 2>(g, activation, image, weight, out);
+    case 51: return depthwise<7, 5, 1>(g, activation, image, weight, out);
+    case 52: return depthwise<7, 5, 2>(g, activation, image, weight, out);
+    case 71: return depthwise<7, 7, 1>(g, activation, image, weight, out);
+    default: return depthwise<7, 0, 0>(g, activation, image, weight, out);
+  }
+}
+
+// A copy of the image with its padding written out, so that the taps of a row lie end to end.
+at::Tensor padded(const at::Tensor& image, const Geometry& g) {
+  const int64_t h = g.h + 2 * g.ph, w = g.w + 2 * g.pw, c = image.size(1);
+  at::Tensor result = at::empty({g.n * h * w * c}, image.options());
+  const float* from = image.const_data_ptr<float>();
+  float* to = result.mutable_data_ptr<float>();
+#pragma omp parallel for schedule(static) num_threads(at::get_num_threads())
+  for (int64_t each = 0; each < g.n * h; each++) {
+    const int64_t n = each / h, y = each % h - g.ph;
+    float* line = to + each * w * c;
+    if (y < 0 || y >= g.h) {
+      std::memset(line, 0, w * c * sizeof(float));
+      continue;
+    }
+    std::memset(line, 0, g.pw * c * sizeof(float));
+    std::memcpy(line + g.pw * c, from + (n * g.h + y) * g.w * c, g.w * c * sizeof(float));
+    std::memset(line + (g.pw + g.w) * c, 0, g.pw * c * sizeof(float));
+  }
+  return result;
+}
+
+at::Tensor convolution(const at::Tensor& given, const at::Tensor& weight, const std::optional<at::Tensor>& summand,
+                       at::IntArrayRef sizes, int64_t kernel, int64_t activation, double low, double high) {
+  TORCH_CHECK(sizes.size() == 10, "sizes: k, groups, kh, kw, sh, sw, ph, pw, dh, dw");
+  const bool flat = given.dim() == 2;  // rows are pixels then
+  TORCH_CHECK((flat || given.dim() == 4) && given.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat,
+              "a 2-D or 4-D float32 image and a packed float32 weight");
+  const auto format = flat ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
+  const at::Tensor image = given.contiguous(format);
+  Geometry g{};
+  g.n = flat ? 1 : image.size(0), g.c = image.size(1);
+  g.h = flat ? image.size(0) : image.size(2), g.w = flat ? 1 : image.size(3);
+  g.k = sizes[0], g.groups = sizes[1], g.kh = sizes[2], g.kw = sizes[3], g.sh = sizes[4], g.sw = sizes[5];
+  g.ph = sizes[6], g.pw = sizes[7], g.dh = sizes[8], g.dw = sizes[9];
+  g.oh = (g.h + 2 * g.ph - g.dh * (g.kh - 1) - 1) / g.sh + 1;
+  g.ow = (g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1) / g.sw + 1;
+  g.image_pixel = g.c, g.out_pixel = g.k;
+  g.checked = g.ph > 0 || g.pw > 0;
+  at::Tensor out = flat ? at::empty({g.oh, g.k}, image.options())
+                        : at::empty({g.n, g.k, g.oh, g.ow}, image.options(), format);
+  at::Tensor other;
+  if (summand) {
+    TORCH_CHECK(summand->sizes() == out.sizes() && summand->scalar_type() == at::kFloat, "a summand like the result");
+    other = summand->contiguous(format);
+  }
+  const Activation after{activation, (float)low, (float)high};
+  const float* filters = weight.const_data_ptr<float>();
+  const float* add = summand ? other.const_data_ptr<float>() : nullptr;
+  float* to = out.mutable_data_ptr<float>();
+  if (out.numel() == 0) return out;
+  if (kernel == 0) {
+    TORCH_CHECK(g.groups == g.c && g.k == g.c && g.c >= VL && !summand, "a depthwise convolution");
+    TORCH_CHECK(weight.numel() == (g.kh * g.kw + 1) * g.c, "a weight packed for this convolution");
+    any_depthwise(g, after, image.const_data_ptr<float>(), filters, to);
+    return out;
+  }
+  const bool by_rows = kernel >= 100;
+  at::Tensor source = image;
+  g.c /= g.groups, g.k /= g.groups;
+  if (by_rows) {
+    TORCH_CHECK(g.groups == 1 && g.dw == 1, "taps end to end need one group without dilation");
+    source = padded(image, g);
+    g.h += 2 * g.ph, g.w += 2 * g.pw, g.ph = g.pw = 0, g.checked = false;
+    g.c *= g.kw, g.kw = 1;
+  }
+  const int64_t wide = kernel % 10 * VL;
+  TORCH_CHECK(weight.numel() == (g.k + wide - 1) / wide * wide * g.groups * (g.kh * g.kw * g.c + 1),
+              "a weight packed for this convolution");
+  static thread_local std::vector<float> zeros;
+  if ((int64_t)zeros.size() < g.c) zeros.assign(g.c, 0.f);
+  const float* from = source.const_data_ptr<float>();
+  const float* nothing = zeros.data();
+  switch (kernel % 100) {
+#if defined(__AVX512F__)
+    case 1: product<14, 1>(g, after, from, nothing, filters, add, to); break;
+    case 2: product<14, 2>(g, after, from, nothing, filters, add, to); break;
+    case 3: product<8, 3>(g, after, from, nothing, filters, add, to); break;
+    case 4: product<7, 4>(g, after, from, nothing, filters, add, to); break;
+#else
+    case 1: product<12, 1>(g, after, from, nothing, filters, add, to); break;
+    case 2: product<6, 2>(g, after, from, nothing, filters, add, to); break;
+    case 3: product<4, 3>(g, after, from, nothing, filters, add, to); break;
+    case 4: product<3, 4>(g, after, from, nothing, filters, add, to); break;
+#endif
+    case 11: product<1, 1>(g, after, from, nothing, filters, add, to); break;
+    case 14: product<1, 4>(g, after, from, nothing, filters, add, to); break;
+    default: TORCH_CHECK(false, "no kernel ", kernel);
+  }
+  return out;
+}
+
+TORCH_LIBRARY_IMPL(fxpasses, CPU, library) { library.impl("convolution", convolution); }
+
+}  // namespace
+
+extern "C" int vector_length() { return VL; }

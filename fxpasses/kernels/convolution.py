@@ -1,0 +1,200 @@
+"""The operator `fxpasses::convolution`: a convolution in inference with what follows it fused in.
+
+    activation(convolution(image, filters) + bias + summand)
+
+over float32 images in channels-last memory on an x86 CPU with AVX2 or AVX-512. A matrix is read as an image
+of one column, so a linear layer is a convolution too. Filters and bias are packed in
+one tensor, in an order that depends on the kernel; a kernel is a number that the operator takes:
+
+====== ======================================================================================================
+0      one filter a channel (depthwise): taps by channels, the bias last
+1-4    that many vectors of output channels and several pixels at a time: panels of output channels, of which
+       each holds its bias and then taps by input channels
+11, 14 the same, one pixel at a time
++ 100  the taps of a row are read as one: for images of few channels, such as the first layer's
+====== ======================================================================================================
+
+Groups that are narrower than a vector are merged, with zeros between them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fxpasses.torch_internals import compile_cpp
+
+DEPTHWISE = 0
+BY_ROWS = 100
+_ONE_PIXEL = 10
+_WIDTHS = (4, 2, 3, 1)
+_SCHEMA = (
+    "(Tensor image, Tensor filters, Tensor? summand, int[] sizes, int kernel, int activation, float low,"
+    " float high) -> Tensor"
+)
+ACTIVATIONS = ("none", "clamp", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu")
+"""What the operator's argument `activation` counts."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A 2-D convolution that is not transposed, without the sizes of its image.
+
+    Attributes:
+        channels: of the image.
+        filters: channels of the result.
+        groups: into how many both are divided.
+        kernel, stride, padding, dilation: height and width each.
+    """
+
+    channels: int
+    filters: int
+    groups: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @staticmethod
+    def of_linear(channels: int, filters: int) -> Sizes:
+        """Those of a linear layer."""
+        return Sizes(channels, filters, 1, (1, 1), (1, 1), (0, 0), (1, 1))
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every channel has one filter of its own."""
+        return self.groups == self.channels == self.filters
+
+    @property
+    def merged(self) -> int:
+        """How many groups are computed as one, so that their results fill a vector."""
+        vector = vector_length()
+        width = self.filters // self.groups
+        fitting = (each for each in range(1, self.groups + 1) if self.groups % each == 0)
+        return next((each for each in fitting if width * each >= vector), self.groups)
+
+    def argument(self, kernel: int) -> list[int]:
+        """The operator's argument `sizes`."""
+        groups = self.groups if kernel == DEPTHWISE else self.groups // self.merged
+        return [self.filters, groups, *self.kernel, *self.stride, *self.padding, *self.dilation]
+
+
+@functools.cache
+def vector_length() -> int:
+    """How many floats a vector of the compiled kernels has; 0 where they cannot be compiled.
+
+    Compiles them when it is called for the first time, and makes the operator known to torch.
+    """
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return 0
+    _define()
+    library = compile_cpp((Path(__file__).parent / "convolution.cpp").read_text(encoding="utf-8"))
+    return int(library.vector_length()) if library is not None else 0
+
+
+@functools.cache
+def _define() -> None:
+    torch.library.define("fxpasses::convolution", _SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,))
+    torch.library.register_fake("fxpasses::convolution", _fake)
+
+
+def _fake(
+    image: torch.Tensor,
+    filters: torch.Tensor,
+    summand: torch.Tensor | None,
+    sizes: Sequence[int],
+    kernel: int,
+    activation: int,
+    low: float,
+    high: float,
+) -> torch.Tensor:
+    count, _, *space = image.shape
+    filters_, _, *given = sizes
+    if not space:
+        return image.new_empty((count, filters_))
+    extents = [
+        (size + 2 * given[4 + at] - given[6 + at] * (given[at] - 1) - 1) // given[2 + at] + 1
+        for at, size in enumerate(space)
+    ]
+    return torch.empty(
+        (count, filters_, *extents),
+        dtype=image.dtype,
+        device=image.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def kernels_for(sizes: Sizes, pixels: int) -> tuple[int, ...]:
+    """The kernels worth measuring for a convolution, none where the operator cannot be had.
+
+    Args:
+        sizes: of the convolution.
+        pixels: how many its result has, over the batch.
+    """
+    vector = vector_length()
+    if not vector:
+        return ()
+    if sizes.is_depthwise:
+        return (DEPTHWISE,) if sizes.channels >= vector else ()
+    return tuple(_products(sizes, pixels, vector))
+
+
+def _products(sizes: Sizes, pixels: int, vector: int) -> Iterator[int]:
+    width = sizes.filters // sizes.groups * sizes.merged
+    padded = {each: -(-width // (each * vector)) * each * vector for each in _WIDTHS}
+    least = min(padded.values())
+    narrow = [each for each in _WIDTHS if padded[each] <= 1.15 * least][:3]
+    few_channels = sizes.channels < vector and sizes.groups == 1 and sizes.kernel[1] > 1
+    for each in narrow:
+        if pixels == 1:
+            if each in (1, 4):
+                yield _ONE_PIXEL + each
+        elif few_channels and sizes.dilation[1] == 1:
+            yield BY_ROWS + each
+        else:
+            yield each
+
+
+def pack(sizes: Sizes, kernel: int, filters: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Filters and bias as a kernel reads them.
+
+    Args:
+        sizes: of the convolution.
+        kernel: which will read them.
+        filters: float32 of shape [filters, channels / groups, height, width], or of a linear layer
+            [filters, channels].
+        bias: [filters], or None for zeros.
+
+    Returns:
+        A 1-D tensor.
+    """
+    if bias is None:
+        bias = filters.new_zeros(sizes.filters)
+    filters = filters.reshape(sizes.filters, sizes.channels // sizes.groups, *sizes.kernel)
+    if kernel == DEPTHWISE:
+        return torch.cat([filters.flatten(1).t(), bias[None]]).flatten()
+    merged = sizes.merged
+    dense = _merged(filters, sizes.groups, merged)  # [supergroups, filters, channels, height, width]
+    supergroups, width = dense.shape[:2]
+    rows = dense.permute(0, 3, 4, 2, 1).reshape(supergroups, -1, width)
+    rows = torch.cat([bias.reshape(supergroups, 1, width), rows], 1)
+    panel = kernel % 10 * vector_length()
+    panels = -(-width // panel)
+    rows = torch.nn.functional.pad(rows, (0, panels * panel - width))
+    return rows.reshape(supergroups, -1, panels, panel).transpose(1, 2).flatten()
+
+
+def _merged(filters: torch.Tensor, groups: int, merged: int) -> torch.Tensor:
+    """Blocks of `merged` groups on the diagonal of one group each."""
+    count, channels, *taps = filters.shape
+    grouped = filters.reshape(groups // merged, merged, count // groups, channels, *taps)
+    if merged == 1:
+        return grouped[:, 0]
+    wide = grouped.new_zeros(groups // merged, merged, count // groups, merged, channels, *taps)
+    for each in range(merged):
+        wide[:, each, :, each] = grouped[:, each]
+    return wide.reshape(groups // merged, merged * count // groups, merged * channels, *taps)

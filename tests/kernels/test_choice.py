@@ -1,0 +1,61 @@
+"""Which implementation is taken: what was measured, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fxpasses.kernels import choice as choices
+from fxpasses.kernels import convolution as kernels
+from fxpasses.kernels.choice import Choice, choose, choose_linear
+from fxpasses.kernels.convolution import Sizes
+
+pytestmark = pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
+
+SIZES = Sizes(16, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1))
+
+
+def test_a_kernel_pays_only_by_more_than_the_noise():
+    assert Choice(1, 0.96, 1.0).pays
+    assert not Choice(1, 0.98, 1.0).pays
+    assert not Choice(None, 1.0, 1.0).pays
+    assert Choice(0, 0.5, 1.0).pays  # the depthwise kernel is number 0
+
+
+@pytest.mark.parametrize("slow", ["theirs", "ours"])
+def test_the_fastest_is_chosen(monkeypatch, slow):
+    theirs = 2.0 if slow == "theirs" else 0.1
+    monkeypatch.setattr(choices, "_medians", lambda calls, copies: [theirs, *(1.0 for _ in calls[1:])])
+    choices._choose.cache_clear()
+    found = choose(SIZES, (1, 16, 8, 8))
+    choices._choose.cache_clear()
+    assert found.pays == (slow == "theirs")
+    assert found.kernel in kernels.kernels_for(SIZES, 64)
+
+
+def test_it_is_measured_once_and_random_numbers_are_left_alone(monkeypatch):
+    choices._choose.cache_clear()
+    choices._choose_linear.cache_clear()
+    state = torch.random.get_rng_state()
+    first = choose(SIZES, (1, 16, 8, 8)), choose_linear(4, 16, 32)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    monkeypatch.setattr(choices, "_medians", None)
+    assert (choose(SIZES, (1, 16, 8, 8)), choose_linear(4, 16, 32)) == first
+    assert all(each.seconds > 0 and each.theirs > 0 for each in first)
+
+
+def test_without_kernels_torch_keeps_the_convolution(monkeypatch):
+    monkeypatch.setattr(choices, "kernels_for", lambda *given: ())
+    choices._choose.cache_clear()
+    choices._choose_linear.cache_clear()
+    assert not choose(SIZES, (1, 16, 8, 8)).pays
+    assert not choose_linear(4, 16, 32).pays
+    choices._choose.cache_clear()
+    choices._choose_linear.cache_clear()
+
+
+def test_a_sum_is_measured_as_one():
+    choices._choose.cache_clear()
+    found = choose(SIZES, (1, 16, 8, 8), summand=True)
+    assert found.kernel in kernels.kernels_for(SIZES, 64)
+    assert found.seconds > 0

@@ -1,0 +1,217 @@
+"""The operator `fxpasses::convolution` against torch's convolution in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fxpasses.kernels import convolution as kernels
+from fxpasses.kernels.convolution import ACTIVATIONS, BY_ROWS, DEPTHWISE, Sizes, kernels_for, pack
+
+pytestmark = pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
+
+REFERENCES = {
+    "none": lambda x: x,
+    "clamp": lambda x: x.clamp(-0.5, 1.5),
+    "silu": functional.silu,
+    "hardswish": functional.hardswish,
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": functional.hardsigmoid,
+    "gelu": functional.gelu,
+}
+EVERY_PRODUCT = (1, 2, 3, 4, 11, 14)
+
+
+def channels_last(*shape):
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+def run(x, sizes, kernel, filters, bias=None, summand=None, activation="none"):
+    packed = pack(sizes, kernel, filters, bias)
+    return torch.ops.fxpasses.convolution(
+        x, packed, summand, sizes.argument(kernel), kernel, ACTIVATIONS.index(activation), -0.5, 1.5
+    )
+
+
+def expected(x, sizes, filters, bias=None):
+    bias = None if bias is None else bias.double()
+    space = (sizes.stride, sizes.padding, sizes.dilation)
+    return torch.conv2d(x.double(), filters.double(), bias, *space, sizes.groups)
+
+
+def assert_equal(found, wanted, scale=None):
+    assert found.shape == wanted.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    largest = (wanted if scale is None else scale).abs().max()
+    assert (found - wanted).abs().max() <= 3e-6 * largest + 1e-12
+
+
+def random_case(chosen: random.Random):
+    groups = chosen.choice((1, 1, 1, 2, 4, 6))
+    channels = groups * chosen.choice((1, 3, 4, 16, 17))
+    filters = groups * chosen.choice((1, 2, 5, 16, 24, 33, 70))
+    if chosen.random() < 0.3:
+        groups = channels = filters = chosen.choice((16, 17, 24, 40))
+    sizes = Sizes(
+        channels,
+        filters,
+        groups,
+        kernel=(chosen.choice((1, 2, 3, 5, 7)), chosen.choice((1, 3, 5, 7))),
+        stride=(chosen.choice((1, 2, 3)), chosen.choice((1, 2))),
+        padding=(chosen.choice((0, 1, 3)), chosen.choice((0, 1, 2))),
+        dilation=(chosen.choice((1, 2)), chosen.choice((1, 1, 2))),
+    )
+    space = [
+        max(chosen.choice((1, 5, 9, 14)), dilation * (size - 1) + 1 - 2 * padding)
+        for size, padding, dilation in zip(sizes.kernel, sizes.padding, sizes.dilation, strict=True)
+    ]
+    return sizes, (chosen.choice((1, 2)), channels, *space)
+
+
+def every_kernel(sizes: Sizes) -> list[int]:
+    found = list(EVERY_PRODUCT)
+    if sizes.is_depthwise and sizes.channels >= kernels.vector_length():
+        found.append(DEPTHWISE)
+    if sizes.groups == 1 and sizes.dilation[1] == 1:
+        found += [BY_ROWS + each for each in (1, 2, 3, 4)]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_every_kernel_equals_float64(seed):
+    chosen = random.Random(seed)
+    torch.manual_seed(seed)
+    sizes, shape = random_case(chosen)
+    x = channels_last(*shape)
+    filters = torch.randn(sizes.filters, sizes.channels // sizes.groups, *sizes.kernel)
+    bias = torch.randn(sizes.filters) if chosen.random() < 0.8 else None
+    plain = expected(x, sizes, filters, bias)
+    summand = torch.randn(plain.shape) if chosen.random() < 0.4 else None
+    activation = chosen.choice(ACTIVATIONS)
+    total = plain if summand is None else plain + summand
+    for kernel in every_kernel(sizes):
+        if kernel == DEPTHWISE and summand is not None:
+            continue
+        found = run(x, sizes, kernel, filters, bias, summand, activation)
+        assert_equal(found, REFERENCES[activation](total), scale=total)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_have_the_values_and_the_specials_of_eager(activation):
+    x = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30])])
+    special = torch.tensor([math.nan, math.inf, -math.inf, 100.0, -100.0])
+    sizes = Sizes.of_linear(1, 1)
+    one = torch.ones(1, 1)
+    found = run(x[:, None], sizes, 1, one, activation=activation)[:, 0]
+    wanted = REFERENCES[activation](x.double())
+    assert ((found - wanted).abs() <= 3e-7 * (1 + x.abs())).all()
+    found = run(special[:, None], sizes, 1, one, activation=activation)[:, 0]
+    wanted = REFERENCES[activation](special.double())  # eager's float32 gelu of infinity is NaN
+    torch.testing.assert_close(found.double(), wanted, equal_nan=True, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 49])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 11, 14])
+def test_a_matrix_is_an_image_of_one_column(rows, kernel):
+    torch.manual_seed(rows)
+    x, weight, bias, summand = (
+        torch.randn(rows, 37),
+        torch.randn(50, 37),
+        torch.randn(50),
+        torch.randn(rows, 50),
+    )
+    found = run(x, Sizes.of_linear(37, 50), kernel, weight, bias, summand)
+    wanted = functional.linear(x.double(), weight.double(), bias.double()) + summand
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=3e-6 * wanted.abs().max().item())
+
+
+def test_operands_in_other_memory_are_copied_not_misread():
+    torch.manual_seed(0)
+    sizes = Sizes(5, 6, 1, (3, 3), (1, 1), (1, 1), (1, 1))
+    filters = torch.randn(6, 5, 3, 3)
+    for x in (
+        torch.randn(2, 5, 6, 7),
+        torch.randn(2, 5, 12, 14)[:, :, ::2, ::2],
+        torch.randn(5, 6, 7).expand(2, -1, -1, -1),
+    ):
+        summand = torch.randn(7, 6, 6, 2).permute(3, 2, 1, 0)
+        assert_equal(run(x, sizes, 2, filters, summand=summand), expected(x, sizes, filters) + summand)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_changes_no_bit(threads):
+    before = torch.get_num_threads()
+    torch.manual_seed(0)
+    x, filters = channels_last(1, 24, 9, 9), torch.randn(40, 24, 3, 3)
+    sizes = Sizes(24, 40, 1, (3, 3), (1, 1), (1, 1), (1, 1))
+    wanted = run(x, sizes, 2, filters)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(run(x, sizes, 2, filters), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_does_not_fit_is_refused():
+    x, sizes = channels_last(1, 16, 5, 5), Sizes(16, 16, 1, (1, 1), (1, 1), (0, 0), (1, 1))
+    filters = torch.randn(16, 16, 1, 1)
+    packed, argument = pack(sizes, 1, filters, None), sizes.argument(1)
+    operator = torch.ops.fxpasses.convolution
+    for given, message in (
+        ((x.double(), packed, None, argument, 1), "float32"),
+        ((x, packed[1:], None, argument, 1), "packed for this"),
+        ((x, packed, x[..., 1:], argument, 1), "summand"),
+        ((x, packed, None, argument, 0), "depthwise"),
+        ((x, packed, None, argument, 21), "no kernel"),
+        ((x, packed, None, argument[1:], 1), "sizes"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            operator(*given, 0, 0.0, 0.0)
+
+
+def test_an_empty_batch_gives_an_empty_result():
+    sizes = Sizes(3, 4, 1, (3, 3), (1, 1), (1, 1), (1, 1))
+    assert run(channels_last(0, 3, 5, 5), sizes, 1, torch.randn(4, 3, 3, 3)).shape == (0, 4, 5, 5)
+
+
+@pytest.mark.parametrize(("n", "c", "h", "w"), list(itertools.product((1, 2), (16, 24), (1, 5), (1, 6))))
+def test_fake_results_have_the_sizes_and_strides_of_real_ones(n, c, h, w):
+    from torch._subclasses import FakeTensorMode
+
+    sizes = Sizes(c, 8, 1, (3, 3), (2, 1), (1, 1), (1, 1))
+    packed = pack(sizes, 1, torch.randn(8, c, 3, 3), None)
+    x = channels_last(n, c, h, w)
+    real = torch.ops.fxpasses.convolution(x, packed, None, sizes.argument(1), 1, 0, 0.0, 0.0)
+    with FakeTensorMode() as mode:
+        fake = torch.ops.fxpasses.convolution(
+            mode.from_tensor(x), mode.from_tensor(packed), None, sizes.argument(1), 1, 0, 0.0, 0.0
+        )
+    assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+def test_candidates():
+    """Groups are merged up to a vector; few channels are read by rows; one pixel has kernels of its own."""
+    vector = kernels.vector_length()
+    depthwise = Sizes(vector, vector, vector, (3, 3), (1, 1), (1, 1), (1, 1))
+    assert kernels_for(depthwise, 100) == (DEPTHWISE,)
+    narrow = Sizes(vector // 2, vector // 2, vector // 2, (3, 3), (1, 1), (1, 1), (1, 1))
+    assert kernels_for(narrow, 100) == ()
+    assert Sizes(64, 64, 16, (3, 3), (1, 1), (1, 1), (1, 1)).merged == vector // 4
+    stem = Sizes(3, 64, 1, (7, 7), (2, 2), (3, 3), (1, 1))
+    assert all(each > BY_ROWS for each in kernels_for(stem, 100))
+    assert set(kernels_for(Sizes.of_linear(8, 1000), 1)) <= {11, 14}
+
+
+def test_without_vectors_there_is_no_kernel(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    kernels.vector_length.cache_clear()
+    try:
+        assert kernels_for(Sizes.of_linear(8, 8), 4) == ()
+    finally:
+        kernels.vector_length.cache_clear()
