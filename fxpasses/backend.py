@@ -21,13 +21,14 @@ from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.context import Executor, GraphContext
 from fxpasses.graph.modes import Modes
 from fxpasses.kept_weights import KeptWeights
+from fxpasses.kernels.convolution import Sizes
 from fxpasses.memory import arrange_memory, exceeds_reuse
 from fxpasses.options import Options
 from fxpasses.passes import own_inputs
 from fxpasses.passes.activation_masks import JointMasks, joint_masks
 from fxpasses.passes.layout.inductor import graph_key_of, joint_layout
-from fxpasses.passes.packed_weights import WeightPacking
-from fxpasses.passes.parameter_work import ParameterWork, split_parameter_work
+from fxpasses.passes.packed_weights import OwnKernels, WeightPacking, own_kernel_of_linear
+from fxpasses.passes.parameter_work import PacksLinear, ParameterWork, split_parameter_work
 from fxpasses.pipeline import keeps_weights, run_passes
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite.decline import Decline
@@ -128,10 +129,18 @@ def _parameter_work(
         return None
     if not keeps_weights(options):
         return Decline("grad-mode", "gradients are on, and kept weights would cut them off")
-    # On a CPU inductor lays convolutions out channels-last, their weights at every call.
-    channels_last = options.inner == "inductor" and _devices(inputs) <= {"cpu"}
+    for_cpu = options.inner == "inductor" and _devices(inputs) <= {"cpu"}
     context = GraphContext(module=rewritten, initial_modes=Modes(grad=False))
-    return split_parameter_work(context, channels_last=channels_last)
+    return split_parameter_work(
+        context, for_cpu=for_cpu, packs_linear=_packs_linear(options) if _packs(inputs, options) else None
+    )
+
+
+def _packs_linear(options: Options) -> PacksLinear:
+    own = _OWN_KERNELS[options.profit]
+    return lambda channels, filters, given: isinstance(
+        own_kernel_of_linear(own, Sizes.of_linear(channels, filters), given), int
+    )
 
 
 def _packs(inputs: Sequence[Any], options: Options) -> bool:
@@ -158,11 +167,18 @@ def _compile_with_kept_weights(
     kept = replace(report, kept_tensors=len(work.examples), kept_bytes=work.kept_bytes)
     if not packs:
         return KeptWeights(_inner(options, mode, patches)(work.main, inputs), work), kept
-    packing = WeightPacking(inputs, kept=len(work.examples))
+    packing = WeightPacking(inputs, len(work.examples), _OWN_KERNELS[options.profit])
     with packing.constants_allowed:
         compiled = _inner(options, mode, packing.patches)(work.main, inputs)
-    kept = replace(kept, remarks=(*report.remarks, *packing.remarks), packed_tensors=len(packing.packed))
-    return KeptWeights(compiled, work, packing.packed), kept
+    kept = replace(
+        kept,
+        remarks=(*report.remarks, *packing.remarks),
+        packed_tensors=len(packing.packed),
+    )
+    return KeptWeights(compiled, work, packing.packed, packing.husks), kept
+
+
+_OWN_KERNELS: dict[str, OwnKernels] = {"model": "measured", "always": "always"}
 
 
 def executor_of(options: Options) -> Executor:

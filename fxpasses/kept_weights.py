@@ -18,7 +18,7 @@ import functools
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, is_
 from typing import Any
@@ -139,18 +139,24 @@ class KeptWeights:
     """A compiled graph that takes kept tensors after its own arguments."""
 
     def __init__(
-        self, compiled: Callable[..., Any], work: ParameterWork, packed: Sequence[PackedWeight] = ()
+        self,
+        compiled: Callable[..., Any],
+        work: ParameterWork,
+        packed: Sequence[PackedWeight] = (),
+        unread: Collection[int] = (),
     ) -> None:
         """Args:
         compiled: the main part, compiled.
         work: the split graph.
         packed: constants of the compiled code that are made from kept tensors.
+        unread: which of the kept tensors the code reads only there.
         """
         self._compiled = compiled
         self._prologue: GraphModule = work.prologue
         self._positions = work.sources
         self._inputs = work.inputs
         self._packed = tuple(packed)
+        self._unread = tuple(unread)
         self._husks: dict[int, torch.Tensor] = {}
         self._snapshot: _Snapshot | None = None
         self._gate = _Gate()
@@ -195,8 +201,8 @@ class KeptWeights:
         with torch.inference_mode(False), torch.no_grad():
             values: list[torch.Tensor] = list(self._prologue(*sources))
             for each in self._packed:
-                each.constant.data = each.pack(values[each.index].detach())
-            for index in {each.index for each in self._packed}:
+                each.constant.data = each.pack(*(values[index].detach() for index in each.indices))
+            for index in self._unread:
                 if index not in self._husks:
                     self._husks[index] = _husk(values[index])
                 values[index] = self._husks[index]

@@ -78,7 +78,8 @@ class Report:
         layout: the layout plan, or None where no layout pass ran.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
         kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, in number and in bytes.
-        packed_tensors: how many convolutions read weights that are kept in oneDNN's own format.
+        packed_tensors: how many convolutions and linear layers read weights that are kept in the format of
+            their kernel: oneDNN's or ours.
         graphs: pictures of the graph before and after, nested graphs included; empty for a graph of more
             than `fxpasses.picture.LARGEST` nodes.
         applications: what each rewrite replaced, where that was kept (`keep_repro`, `verify="numerics"`);

@@ -391,3 +391,37 @@ def test_autocast_inside_the_graph_keeps_its_results_right():
 def test_a_plain_graph_module_cannot_keep_anything_and_says_so():
     with torch.no_grad(), pytest.raises(UnknownOptionError, match="something to keep them"):
         fxpasses.optimize(torch.fx.symbolic_trace(net()), (X,), options={"weights": "cached"})
+
+
+class Identity(nn.Module):
+    """A block whose identity branch becomes part of the weight, as in RepVGG; and a constant beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.identity = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.identity(x) + torch.ones(4, 1, 1, dtype=x.dtype)
+
+
+def test_an_identity_that_is_folded_into_a_weight_is_folded_once():
+    """The identity matrix reads no parameter, so the weight it became part of was made in every call."""
+    torch.manual_seed(0)
+    model = Identity().double().eval()
+    model.identity.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    seen = []
+
+    def inner(graph_module, inputs):
+        seen.extend(node.target for node in graph_module.graph.nodes)
+        return graph_module
+
+    run = torch.compile(model, backend="fxpasses", options={"weights": "cached", "inner": inner})
+    assert_fresh(run, model, x)
+    assert fxpasses.last_report().applied["parallel_conv_merge"] == 1
+    assert torch.eye not in seen
+    assert torch.ones in seen
+    model.identity.running_mean.add_(1)
+    assert_fresh(run, model, x)

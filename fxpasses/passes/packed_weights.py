@@ -1,32 +1,40 @@
-"""Packed weights: convolutions over kept weights, in oneDNN's own format and with its fused epilogues.
+"""Packed weights: convolutions over kept weights, in the format of whichever implementation is the fastest.
 
 Inductor packs weights only where it freezes a model, and what it freezes is stale after an update. Here the
 same operators are written by a pass over inductor's graph, and the packed tensors are ours:
 
     convolution(x, weight, bias)  ->  mkldnn._convolution_pointwise(x, packed, bias, ...)
+    activation(convolution(x, weight, bias) + y)  ->  fxpasses.convolution(x, packed, y, ...)
+
+The second is a kernel of ours (`fxpasses.kernels`), taken where it was measured to be faster.
 
 A packed tensor is a constant of the generated code. When the weights change its content is replaced and the
 code stays, so a refresh costs one pass over the weights. Inductor's own patterns then fuse what follows the
-convolution (an activation, a sum) into it, as they do in a frozen graph.
+convolution (an activation, a sum) into oneDNN's, as they do in a frozen graph; ours are fused here.
 
-The dense tensor that was packed is not needed any more: the graph's input for it becomes a husk, a tensor of
-the same shape and strides without memory.
+A dense tensor that was packed and that nothing else reads is not needed any more: the graph's input for it
+becomes a husk, a tensor of the same shape and strides without memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.fx import Graph, Node
 
+from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
-from fxpasses.report import Remark
+from fxpasses.kernels.choice import Choice, choose, choose_linear
+from fxpasses.kernels.convolution import ACTIVATIONS, DEPTHWISE, Sizes, kernels_for, pack
+from fxpasses.passes.epilogues import epilogue_of
+from fxpasses.report import Remark, Status
 from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals import (
     RealConstantsAllowed,
+    force_stride_order,
     onednn_takes,
     pack_convolution_weight,
     packed_convolution,
@@ -35,6 +43,10 @@ from fxpasses.torch_internals import (
 )
 
 NAME = "packed_weights"
+OWN = "own_kernels"
+
+OwnKernels = Literal["measured", "always", "never"]
+"""When kernels of ours are taken: where they were measured to be faster, wherever there are any, or never."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +54,14 @@ class PackedWeight:
     """One constant of the generated code.
 
     Attributes:
-        index: which of the kept tensors it is packed from.
+        indices: which of the kept tensors it is packed from, the weight first.
         constant: the tensor that the code reads; its content changes, the object stays.
-        pack: from the dense weight to a packed tensor.
+        pack: from those tensors to a packed one.
     """
 
-    index: int
+    indices: tuple[int, ...]
     constant: torch.Tensor
-    pack: Callable[[torch.Tensor], torch.Tensor]
+    pack: Callable[..., torch.Tensor]
 
 
 @dataclass
@@ -59,13 +71,17 @@ class WeightPacking:
     Attributes:
         examples: metadata of the graph's inputs, the kept tensors last.
         kept: how many of the inputs are kept tensors.
+        own: when kernels of ours are taken.
         packed, remarks: what was packed, and what was not and why.
+        husks: kept tensors of which nothing is read any more.
         constants_allowed: the block in which inductor compiles the graph.
     """
 
     examples: Sequence[object]
     kept: int
+    own: OwnKernels = "measured"
     packed: list[PackedWeight] = field(default_factory=list)
+    husks: frozenset[int] = frozenset()
     remarks: list[Remark] = field(default_factory=list)
     constants_allowed: RealConstantsAllowed = field(default_factory=RealConstantsAllowed)
 
@@ -84,6 +100,7 @@ class WeightPacking:
             return
         first = len(placeholders) - self.kept
         for index, weight in enumerate(placeholders[first:]):
+            self._pack_linears(graph, weight, placeholders[first:])
             users = list(weight.users)
             if not any(each.target is torch.ops.aten.convolution.default for each in users):
                 continue
@@ -92,7 +109,10 @@ class WeightPacking:
                 self._decline(reasons[0], users[0].name)
                 continue
             for convolution in users:
-                self._pack(graph, convolution, weight, index)
+                if not self._pack_for_own_kernel(graph, convolution, placeholders[first:]):
+                    self._pack(graph, convolution, weight, index)
+        read = {index for each in self.packed for index in each.indices}
+        self.husks = frozenset(index for index in read if not placeholders[first + index].users)
 
     def _corresponds(self, placeholders: Sequence[Node]) -> bool:
         """Whether the graph's inputs are those of the compiled function, one by one."""
@@ -108,9 +128,8 @@ class WeightPacking:
         return True
 
     def _pack(self, graph: Graph, convolution: Node, weight: Node, index: int) -> None:
-        module = graph.owning_module
+        """Writes a convolution as oneDNN's over a packed weight."""
         found, image = tensor(weight), tensor(convolution.args[0])
-        assert module is not None, "inductor's graphs have a module"
         assert found is not None
         assert image is not None
         self.constants_allowed.allow(found)
@@ -118,20 +137,199 @@ class WeightPacking:
         with without_fake_tensors():
             # The values come before the first call; the format depends on sizes alone.
             constant = pack(torch.zeros(found.shape, dtype=found.dtype))
-        name = f"_fxpasses_packed_{len(self.packed)}"
-        module.register_buffer(name, constant)
         with graph.inserting_before(convolution):
-            read = graph.get_attr(name)
-            set_value(read, found)
+            read = self._constant(graph, constant, found)
             operator, arguments = packed_convolution(convolution.args, read)
             written = graph.call_function(operator, arguments)
         written.meta.update(convolution.meta)
         convolution.replace_all_uses_with(written)
         graph.erase_node(convolution)
-        self.packed.append(PackedWeight(index, constant, pack))
+        self.packed.append(PackedWeight((index,), constant, pack))
+
+    def _constant(self, graph: Graph, constant: torch.Tensor, value: torch.Tensor) -> Node:
+        """A node that reads a constant, with `value` as its metadata."""
+        assert graph.owning_module is not None, "inductor's graphs have a module"
+        name = f"_fxpasses_packed_{len(self.packed)}"
+        graph.owning_module.register_buffer(name, constant)
+        read = graph.get_attr(name)
+        set_value(read, value)
+        return read
+
+    def _pack_for_own_kernel(self, graph: Graph, convolution: Node, kept: Sequence[Node]) -> bool:
+        """Writes a convolution and what follows it as our operator, if that is faster; whether it did."""
+        image, weight, bias, *_ = convolution.args
+        value, result = tensor(image), tensor(convolution)
+        sizes = _own_sizes(convolution)
+        if sizes is None or value is None or result is None or not result.numel():
+            return False
+        if bias is not None and bias not in kept:
+            self._remark(convolution, "declined", "its bias is not kept beside its weight", "live-bias")
+            return False
+        count, channels, height, width = value.shape
+        summand = not sizes.is_depthwise and epilogue_of(convolution, summand=True).summand is not None
+        kernel = own_kernel(
+            self.own,
+            sizes,
+            result.numel() // sizes.filters,
+            lambda: choose(sizes, (count, channels, height, width), summand=summand),
+        )
+        if isinstance(kernel, int):
+            self._write(graph, convolution, (image, weight, bias), kept, sizes, kernel)
+            return True
+        if kernel is not None:
+            self._remark(convolution, "declined", kernel.message, kernel.code)
+        return False
+
+    def _pack_linears(self, graph: Graph, weight: Node, kept: Sequence[Node]) -> None:
+        """Writes the matrix products with a transposed weight as our operator, where that is faster."""
+        found = tensor(weight)
+        if found is None or found.ndim != 2 or not weight.users:
+            return
+        transposed = [each for each in weight.users if _is_transposition(each)]
+        for product in [user for each in transposed for user in each.users]:
+            image, bias = _operands_of_product(product, transposed)
+            value = tensor(image)
+            if value is None or not (bias is None or bias in kept):
+                continue
+            sizes = Sizes.of_linear(found.shape[1], found.shape[0])
+            kernel = own_kernel_of_linear(self.own, sizes, value)
+            if isinstance(kernel, int):
+                self._write(graph, product, (image, weight, bias), kept, sizes, kernel)
+        for each in transposed:
+            if not each.users:
+                graph.erase_node(each)
+
+    def _write(
+        self,
+        graph: Graph,
+        producer: Node,
+        operands: tuple[Any, Any, Any],
+        kept: Sequence[Node],
+        sizes: Sizes,
+        kernel: int,
+    ) -> None:
+        """Replaces a convolution or linear layer, and what follows it, by our operator."""
+        image, weight, bias = operands
+        filters = tensor(weight)
+        assert filters is not None
+        self.constants_allowed.allow(filters)
+
+        def packer(*dense: torch.Tensor) -> torch.Tensor:
+            return pack(sizes, kernel, dense[0], dense[1] if len(dense) > 1 else None)
+
+        with without_fake_tensors():
+            zeros = torch.zeros(filters.shape), torch.zeros(sizes.filters)
+            constant = packer(*(zeros if bias is not None else zeros[:1]))
+        epilogue = epilogue_of(producer, summand=kernel != DEPTHWISE)
+        last, summand = epilogue.last, epilogue.summand
+        with graph.inserting_before(last):
+            read = self._constant(graph, constant, filters.new_empty(constant.shape))
+            arguments = (
+                _in_order(graph, image),
+                read,
+                None if summand is None else _in_order(graph, summand),
+                sizes.argument(kernel),
+                kernel,
+                ACTIVATIONS.index(epilogue.activation),
+                epilogue.low,
+                epilogue.high,
+            )
+            written = graph.call_function(torch.ops.fxpasses.convolution.default, arguments)
+        written.meta.update(last.meta)
+        last.replace_all_uses_with(written)
+        for each in reversed(list(graph.nodes)):
+            if each in epilogue.nodes:
+                graph.erase_node(each)
+        positions = {each: at for at, each in enumerate(kept)}
+        indices = (positions[weight], *((positions[bias],) if bias is not None else ()))
+        self.packed.append(PackedWeight(indices, constant, packer))
+        self._remark(producer, "applied", f"kernel {kernel}, followed by {epilogue.activation}")
+
+    def _remark(self, node: Node, status: Status, message: str, code: str = "applied") -> None:
+        """What happened to a node that a kernel of ours may compute."""
+        stage = "applied" if status == "applied" else "profit"
+        location, module = location_of(node), module_of(node)
+        self.remarks.append(Remark(OWN, status, code, message, node.name, location, stage, module))
 
     def _decline(self, why: Decline, node: str) -> None:
         self.remarks.append(Remark(NAME, "declined", why.code, why.message, node=node, stage="check"))
+
+
+def _own_sizes(convolution: Node) -> Sizes | None:
+    """The sizes of a 2-D convolution in float32; None for any other."""
+    arguments: tuple[Any, ...] = convolution.args
+    image, weight, _, stride, padding, dilation, _, _, groups = arguments
+    value, filters = tensor(image), tensor(weight)
+    if value is None or filters is None or value.dim() != 4 or value.dtype != torch.float32:
+        return None
+    kernel, *space = (_pair(each) for each in (filters.shape[2:], stride, padding, dilation))
+    return Sizes(value.shape[1], filters.shape[0], groups, kernel, *space)
+
+
+def _pair(given: Sequence[int]) -> tuple[int, int]:
+    """Height and width, which are given as one number where they are equal."""
+    return given[0], given[-1]
+
+
+def own_kernel(
+    own: OwnKernels, sizes: Sizes, pixels: int, measure: Callable[[], Choice]
+) -> int | Decline | None:
+    """Which of our kernels to take, why torch's is better, or None where there is none of ours.
+
+    Args:
+        own: whether ours are wanted.
+        sizes: of the convolution.
+        pixels: how many its result has.
+        measure: tells which is the fastest.
+    """
+    kernels = kernels_for(sizes, pixels) if own != "never" else ()
+    if not kernels:
+        return None
+    if own == "always":
+        return kernels[0]
+    choice = measure()
+    if choice.pays:
+        return choice.kernel
+    figures = tuple(round(1e6 * each, 1) for each in (choice.theirs, choice.seconds))
+    return Decline("not-faster", "torch's kernel took {} µs and ours {} µs", None, figures)
+
+
+def own_kernel_of_linear(own: OwnKernels, sizes: Sizes, rows_of: torch.Tensor) -> int | Decline | None:
+    """The same for a linear layer over a tensor's rows."""
+    static = all(type(size) is int for size in rows_of.shape)
+    if not static or rows_of.dtype != torch.float32 or rows_of.device.type != "cpu" or not rows_of.numel():
+        return None
+    rows = rows_of.numel() // sizes.channels
+    return own_kernel(own, sizes, rows, lambda: choose_linear(rows, sizes.channels, sizes.filters))
+
+
+def _is_transposition(node: Node) -> bool:
+    if node.target is torch.ops.aten.t.default:
+        return True
+    return node.target is torch.ops.aten.permute.default and list(node.args[1]) == [1, 0]  # type: ignore[arg-type]
+
+
+def _operands_of_product(node: Node, transposed: Sequence[Node]) -> tuple[Any, Any]:
+    """What a product with a transposed weight reads, and its bias; None for other nodes."""
+    if node.kwargs:
+        return None, None
+    if node.target is torch.ops.aten.addmm.default and node.args[2] in transposed:
+        bias = tensor(node.args[0])
+        return (node.args[1], node.args[0]) if bias is not None and bias.ndim == 1 else (None, None)
+    if node.target is torch.ops.aten.mm.default and node.args[1] in transposed:
+        return node.args[0], None
+    return None, None
+
+
+def _in_order(graph: Graph, node: Node) -> Node:
+    """The same tensor, which inductor is told to put into the memory that our operator reads."""
+    value = tensor(node)
+    assert value is not None
+    layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+    wanted = torch.empty_like(value, memory_format=layout)
+    forced = graph.call_function(force_stride_order(), (node, list(wanted.stride())))
+    set_value(forced, wanted)
+    return forced
 
 
 def _unpackable(node: Node, weight: Node) -> Decline | None:

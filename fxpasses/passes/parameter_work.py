@@ -5,7 +5,8 @@
 The prologue holds every pure, deterministic node whose inputs are all parameters or buffers that nothing in
 the graph writes to: folded batch norms, normalised weights, casts. Views are not kept, since they are free;
 what they view is. On a CPU inductor lays convolution weights out channels-last at every call, so those
-copies belong to the prologue too.
+copies belong to the prologue too. And it works out a batch norm's 1 / sqrt(var + eps) anew for every element,
+so a norm that nothing folded becomes x · s + t, which is how eager's kernel computes it.
 
 Kept tensors never hold more bytes than the parameters and buffers they come from.
 """
@@ -13,17 +14,31 @@ Kept tensors never hold more bytes than the parameters and buffers they come fro
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.graph.modes import difference
-from fxpasses.graph.views import CONVOLUTIONS
+from fxpasses.graph.operands import tensor_of
+from fxpasses.graph.views import CONVOLUTIONS, BatchNorm, Linear, read_linear
+from fxpasses.passes.folding import Terms, norm_at
+from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
-from fxpasses.torch_internals import is_deterministic, is_module_tensor, mark_as_static_input
+from fxpasses.torch_internals import (
+    is_deterministic,
+    is_module_tensor,
+    mark_as_static_input,
+    size_expression,
+)
+
+PacksLinear = Callable[[int, int, torch.Tensor], bool]
+"""Whether a linear layer's weight is packed: from channels before and after, and metadata of the input."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +66,16 @@ class ParameterWork:
         return sum(map(_bytes, self.examples))
 
 
-def split_parameter_work(context: GraphContext, *, channels_last: bool) -> ParameterWork | Decline:
+def split_parameter_work(
+    context: GraphContext, *, for_cpu: bool, packs_linear: PacksLinear | None = None
+) -> ParameterWork | Decline:
     """Splits the graph of `context`, which becomes `main` and is changed in place.
 
     Args:
         context: a graph from Dynamo, with gradients off.
-        channels_last: whether to keep the weights of 2-D convolutions in that layout.
+        for_cpu: whether inductor compiles it for a CPU: then the weights of 2-D convolutions are kept
+            channels-last, and batch norms as a scale and a shift.
+        packs_linear: tells which linear layers will have their weights packed, which are kept then.
 
     Returns:
         The two parts, or why there is nothing to keep.
@@ -64,8 +83,13 @@ def split_parameter_work(context: GraphContext, *, channels_last: bool) -> Param
     placeholders = context.graph.find_nodes(op="placeholder")
     sources = [each for each in placeholders if is_module_tensor(each) and not context.is_written(each)]
     stable = _stable_nodes(context, set(sources))
-    if channels_last:
+    if for_cpu:
+        if _write_norms_as_terms(context, stable):
+            stable = _stable_nodes(context, set(sources))
         _add_layout_copies(context, stable)
+        if packs_linear is not None:
+            _add_linear_copies(context, stable, packs_linear)
+        _keep_strides_of_outputs(context)
     kept = _kept_nodes(context, stable)
     if not kept:
         return Decline("no-parameter-work", "no node depends on parameters alone")
@@ -82,14 +106,20 @@ def split_parameter_work(context: GraphContext, *, channels_last: bool) -> Param
 
 
 def _stable_nodes(context: GraphContext, sources: set[Node]) -> dict[Node, None]:
-    """Nodes that depend on the sources alone, in program order, the sources first."""
+    """Nodes that depend on the sources and on constants alone, in program order, the sources first."""
     stable: dict[Node, None] = dict.fromkeys(sources)
     for node in context.graph.nodes:
-        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        if not node.all_input_nodes and node.target not in _CONSTANTS:
             continue
         if all(each in stable for each in node.all_input_nodes) and _is_repeatable(node, context):
             stable[node] = None
     return stable
+
+
+_CONSTANTS = (torch.eye, torch.full, torch.zeros, torch.ones, torch.arange)
+"""What makes a tensor out of numbers. Alone it is no parameter work; an identity that is folded in is."""
 
 
 def _is_repeatable(node: Node, context: GraphContext) -> bool:
@@ -101,34 +131,175 @@ def _is_repeatable(node: Node, context: GraphContext) -> bool:
     return apart is None and not node.is_impure() and is_deterministic(node) and not context.is_written(node)
 
 
+def _write_norms_as_terms(context: GraphContext, stable: dict[Node, None]) -> bool:
+    """Writes each batch norm with stable statistics as a scale and a shift; whether there was one."""
+    norms = [found for node in context.graph.nodes if (found := norm_at(node)) is not None]
+    written = False
+    for norm in norms:
+        parameters = [each for each in (norm.running_mean, norm.running_var, norm.gamma, norm.beta) if each]
+        result = norm.nodes[-1]
+        if result in stable or not all(each in stable for each in parameters):
+            continue
+        values = [tensor_of(each) for each in (norm.input, *parameters)]
+        if any(each is None or each.dtype not in (torch.float32, torch.float64) for each in values):
+            continue
+        if len({each.dtype for each in values if each is not None}) > 1 or isinstance(norm.eps, Node):
+            continue
+        _write_as_terms(context, norm)
+        written = True
+    return written
+
+
+def _write_as_terms(context: GraphContext, norm: BatchNorm) -> None:
+    result = norm.nodes[-1]
+    found = tensor_of(norm.input)
+    assert found is not None
+    build = Builder(context, norm.nodes[0], norm.nodes[0])
+    terms = Terms(build, found.dtype)
+    terms.normalise(norm)
+    assert isinstance(terms.scale, Node)
+    assert isinstance(terms.shift, Node)
+    shape = [-1, *[1] * (found.ndim - 1 - norm.channel_axis)]
+    scaled = build.mul(build.operand(norm.input), build.reshape(terms.scale, shape))
+    result.replace_all_uses_with(build.add(scaled, build.reshape(terms.shift, shape)))
+    for each in reversed(norm.nodes):
+        context.graph.erase_node(each)
+
+
 def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> None:
-    """Gives every 2-D convolution whose weight is stable a channels-last copy of it."""
-    copies: dict[Node, Node] = {}
+    """Gives every 2-D convolution whose weight is stable a channels-last copy of it, and one of its bias.
+
+    A bias is copied so that it is kept beside its weight, and may be packed with it.
+    """
+    copies = _Copies(context, stable)
     for node in context.graph.nodes:
         if node.target not in CONVOLUTIONS or node in stable:
             continue
-        for weight in node.all_input_nodes:
-            found = tensor(weight)
-            if weight not in stable or found is None or found.ndim != 4:
+        operands = {each: found for each in node.all_input_nodes if (found := tensor(each)) is not None}
+        if not any(each in stable and found.ndim == 4 for each, found in operands.items()):
+            continue
+        for operand, found in operands.items():
+            is_bias = found.ndim == 1 and operand.op == "placeholder"
+            if operand not in stable or not (found.ndim == 4 or is_bias):
                 continue
-            if weight not in copies:
-                copies[weight] = _channels_last_copy(context, weight, found)
-                stable[copies[weight]] = None
-            node.replace_input_with(weight, copies[weight])
+            copies.read(node, operand, None if is_bias else torch.channels_last)
 
 
-def _channels_last_copy(context: GraphContext, weight: Node, found: torch.Tensor) -> Node:
-    with context.graph.inserting_after(weight):
-        copied = context.graph.call_method("contiguous", (weight,), {"memory_format": torch.channels_last})
-    layout = {"memory_format": torch.channels_last}
-    set_value(copied, context.evaluator.call(torch.Tensor.contiguous, (weight,), layout), like=weight)
-    context.adopt(copied, context.modes(weight))
-    return copied
+def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: PacksLinear) -> None:
+    """Gives the linear layers whose weights will be packed copies of them, so that they are kept."""
+    copies = _Copies(context, stable)
+    for node in list(context.graph.nodes):
+        layer = read_linear(node)
+        if not isinstance(layer, Linear) or layer.weight_axis != 0 or node in stable or len(layer.nodes) > 1:
+            continue
+        given, weight = tensor_of(layer.input), tensor_of(layer.weight)
+        operands = [each for each in (layer.weight, layer.bias) if each is not None]
+        known = given is not None and weight is not None
+        if not known or not all(isinstance(each, Node) and each in stable for each in operands):
+            continue
+        assert given is not None
+        assert weight is not None
+        if weight.dtype == torch.float32 and packs(int(weight.shape[1]), int(weight.shape[0]), given):
+            for each in operands:
+                if isinstance(each, Node) and each.op == "placeholder":
+                    copies.read(node, each, None)
+
+
+def _keep_strides_of_outputs(context: GraphContext) -> None:
+    """Writes out the memory order that outputs have in eager mode, where weights decide it.
+
+    A convolution follows the layout of its weight, which is another now.
+    """
+    (output,) = context.graph.find_nodes(op="output")
+    inputs = context.graph.find_nodes(op="placeholder")
+    for node in output.all_input_nodes:
+        found = tensor(node)
+        if found is None or found.ndim not in (4, 5) or node.op in ("placeholder", "get_attr"):
+            continue
+        order = _memory_order(found)
+        if order is None or any(context.may_alias(node, each) for each in inputs):
+            continue
+        build = Builder(context, output, node)
+        back = sorted(order, key=order.__getitem__)
+        in_place = order == list(range(found.ndim))
+        moved = node if in_place else build.call("permute", (node, *order))
+        # Only clone writes the strides of sizes of 1 as eager mode has them.
+        moot = any(type(size) is int and size == 1 for size in found.shape)
+        layout = {"memory_format": torch.contiguous_format}
+        moved = build.call("clone" if moot else "contiguous", (moved,), layout)
+        if not in_place:
+            moved = build.call("permute", (moved, *back))
+        output.replace_input_with(node, moved)
+
+
+def _memory_order(found: torch.Tensor) -> list[int] | None:
+    """The axes from the outermost to the innermost in memory; None where there are gaps or overlaps.
+
+    Symbolic sizes are compared as expressions, without guards, and only found to be contiguous.
+    """
+    order = list(range(found.ndim))
+    if all(type(size) is int for size in (*found.shape, *found.stride())):
+        order.sort(key=found.stride, reverse=True)
+    expected: int | torch.SymInt = 1
+    for axis in reversed(order):
+        size, stride = found.shape[axis], found.stride(axis)
+        if not (type(size) is int and size == 1) and not _are_equal(stride, expected):
+            return None
+        expected = expected * size
+    return order
+
+
+def _are_equal(first: int | torch.SymInt, second: int | torch.SymInt) -> bool:
+    """Whether two sizes are the same expression, written differently perhaps, if no size is zero."""
+    gap = sympy.sympify(size_expression(first)) - size_expression(second)
+    return bool(sympy.expand(gap.replace(_is_at_least_one, _other_argument)) == 0)
+
+
+def _is_at_least_one(expression: sympy.Expr) -> bool:
+    """Whether it is Max(1, size), as torch writes strides; its Max is not sympy's."""
+    return type(expression).__name__ == "Max" and len(expression.args) == 2 and 1 in expression.args
+
+
+def _other_argument(expression: sympy.Expr) -> sympy.Expr:
+    return next(each for each in expression.args if each != 1)
+
+
+class _Copies:
+    """Copies of stable tensors, one for all that read it in the same layout."""
+
+    def __init__(self, context: GraphContext, stable: dict[Node, None]) -> None:
+        self._context = context
+        self._stable = stable
+        self._made: dict[tuple[Node, torch.memory_format | None], Node] = {}
+
+    def read(self, reader: Node, operand: Node, layout: torch.memory_format | None) -> None:
+        """Has a node read a copy in a layout, or (None) in that which the operand has."""
+        if (operand, layout) not in self._made:
+            self._made[operand, layout] = self._copy(operand, layout)
+        reader.replace_input_with(operand, self._made[operand, layout])
+
+    def _copy(self, operand: Node, layout: torch.memory_format | None) -> Node:
+        method = "clone" if layout is None else "contiguous"
+        options: dict[str, Any] = {} if layout is None else {"memory_format": layout}
+        with self._context.graph.inserting_after(operand):
+            copied = self._context.graph.call_method(method, (operand,), options)
+        function = getattr(torch.Tensor, method)
+        set_value(copied, self._context.evaluator.call(function, (operand,), options), like=operand)
+        self._context.adopt(copied, self._context.modes(operand))
+        self._stable[copied] = None
+        return copied
 
 
 def _kept_nodes(context: GraphContext, stable: dict[Node, None]) -> list[Node]:
-    """Stable nodes that the rest of the graph reads, directly or through views, in program order."""
+    """Stable nodes that the rest of the graph reads, directly or through views, in program order.
+
+    Those that depend on no parameter are left where they are.
+    """
     kept: set[Node] = set()
+    dependent = {each for each in stable if each.op == "placeholder"}
+    for node in stable:
+        if not dependent.isdisjoint(node.all_input_nodes):
+            dependent.add(node)
     pending = [
         each
         for node in context.graph.nodes
@@ -139,7 +310,7 @@ def _kept_nodes(context: GraphContext, stable: dict[Node, None]) -> list[Node]:
     seen: set[Node] = set()
     while pending:
         node = pending.pop()
-        if node in seen or node.op == "placeholder":
+        if node in seen or node.op == "placeholder" or node not in dependent:
             continue
         seen.add(node)
         if context.may_return_argument(node) and node.target != "contiguous":

@@ -17,6 +17,10 @@ from torch import nn
 import fxpasses
 from fxpasses import backend as backend_module
 from fxpasses import kept_weights
+from fxpasses.kernels import convolution
+from fxpasses.kernels.choice import Choice
+from fxpasses.kernels.convolution import vector_length
+from fxpasses.passes import packed_weights
 
 CACHED = {"weights": "cached"}
 
@@ -318,3 +322,247 @@ def test_a_second_process_does_not_get_constants_from_a_cache(tmp_path):
             check=True,
         )
         assert done.stdout.split() == ["True", "1"]
+
+
+# Kernels of our own ----------------------------------------------------------------------------------------
+
+own_kernels = pytest.mark.skipif(not vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
+
+
+class Varied(nn.Module):
+    """Convolutions of every kind of kernel, each with an epilogue, and linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6())
+        self.depth = nn.Sequential(
+            nn.Conv2d(32, 32, 5, padding=2, groups=32, bias=False), nn.BatchNorm2d(32), nn.Hardswish()
+        )
+        self.squeeze = nn.Sequential(nn.Conv2d(32, 8, 1), nn.SiLU(), nn.Conv2d(8, 32, 1), nn.Hardsigmoid())
+        self.group = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=8), nn.GELU())
+        self.late = nn.BatchNorm2d(64)
+        self.point = nn.Conv2d(64, 32, 1)
+        self.head = nn.Sequential(nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 7, bias=False))
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.depth(x)
+        y = y * self.squeeze(y.mean((2, 3), keepdim=True))
+        y = torch.relu(self.late(torch.cat([self.group(y), x], 1)))
+        y = torch.relu(self.point(y) + x)
+        return y, self.head(y.mean((2, 3)))
+
+
+def varied(seed: int = 0) -> Varied:
+    torch.manual_seed(seed)
+    model = Varied().eval()
+    for each in model.modules():
+        if isinstance(each, nn.BatchNorm2d):
+            each.running_mean.normal_()
+            each.running_var.uniform_(0.5, 2)
+            nn.init.normal_(each.weight)
+            nn.init.normal_(each.bias)
+    return model
+
+
+def assert_all_fresh(run, model, x):
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(x.double())
+        eager, found = model(x), run(x)
+    for want, plain, got in zip(expected, eager, found, strict=True):
+        allowed = 2 * (plain.double() - want).abs().max() + 1e-6 * want.abs().max()
+        assert (got.double() - want).abs().max() <= allowed
+        assert got.stride() == plain.stride()
+
+
+@own_kernels
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (2, 3, 15, 9), (1, 3, 1, 1), (3, 3, 1, 6)], ids=str)
+def test_own_kernels_give_eagers_outputs_and_strides(shape):
+    model = varied()
+    run = compiled(model, profit="always")
+    assert_all_fresh(run, model, torch.randn(shape))
+    report = fxpasses.last_report()
+    # On an image of one pixel the last sum is a bias, which is not kept, so oneDNN takes that one.
+    left = ["live-bias"] if shape == (1, 3, 1, 1) else []
+    assert (report.packed_tensors, report.applied["own_kernels"]) == (8, 8 - len(left))
+    assert [each.code for each in report.declined if each.rule == "own_kernels"] == left
+    applied = [each for each in report.remarks if each.rule == "own_kernels" and each.status == "applied"]
+    assert all("test_packed_weights.py" in each.location for each in applied)
+    assert {each.message.split()[-1] for each in applied} >= {"clamp", "silu", "hardswish", "gelu"}
+
+
+@own_kernels
+@pytest.mark.parametrize("change", [_load, _step, _data], ids=["load", "step", "data"])
+def test_own_kernels_read_no_stale_weights(change):
+    model = net()
+    run = compiled(model, profit="always")
+    assert_fresh(run, model)
+    assert fxpasses.last_report().applied["own_kernels"] > 0
+    change(model, 3)
+    assert_fresh(run, model)
+
+
+@own_kernels
+def test_a_linear_layer_and_a_bias_are_noticed_when_they_change():
+    model = varied()
+    x = torch.randn(2, 3, 12, 12)
+    run = compiled(model, profit="always")
+    assert_all_fresh(run, model, x)
+    with torch.no_grad():
+        model.head[0].bias.add_(1)
+    assert_all_fresh(run, model, x)
+    model.head[2].weight = nn.Parameter(torch.randn(7, 20))
+    assert_all_fresh(run, model, x)
+    with torch.no_grad():
+        model.squeeze[2].bias.mul_(-2)
+        model.late.running_var.mul_(3)
+    assert_all_fresh(run, model, x)
+    model.load_state_dict(varied(5).state_dict())
+    assert_all_fresh(run, model, x)
+
+
+@own_kernels
+def test_what_is_slower_is_left_to_onednn_and_the_report_says_so(monkeypatch):
+    monkeypatch.setattr(packed_weights, "choose", lambda sizes, image, summand: Choice(1, 2e-3, 1e-3))
+    monkeypatch.setattr(packed_weights, "choose_linear", lambda *sizes: Choice(1, 2e-3, 1e-3))
+    model = varied()
+    x = torch.randn(2, 3, 12, 12)
+    assert_all_fresh(compiled(model), model, x)
+    report = fxpasses.last_report()
+    assert "own_kernels" not in report.applied
+    assert report.packed_tensors == 6
+    remarks = [each for each in report.remarks if each.rule == "own_kernels"]
+    assert {each.code for each in remarks} == {"not-faster"}
+    assert len(remarks) == 6
+    assert "torch's kernel took 1000.0 µs and ours 2000.0 µs" in remarks[0].message
+
+
+@own_kernels
+def test_what_is_faster_is_taken(monkeypatch):
+    """All but the depthwise convolution, which has fewer channels than a vector."""
+    monkeypatch.setattr(packed_weights, "choose", lambda sizes, image, summand: Choice(2, 1e-3, 2e-3))
+    model = net()
+    assert_fresh(compiled(model), model)
+    assert (
+        fxpasses.last_report().applied["own_kernels"] == 3
+    )  # the depthwise one has fewer channels than a vector
+
+
+def test_without_vectors_all_is_left_to_onednn(monkeypatch):
+    monkeypatch.setattr(convolution, "vector_length", lambda: 0)
+    model = varied()
+    x = torch.randn(2, 3, 12, 12)
+    assert_all_fresh(compiled(model, profit="always"), model, x)
+    assert "own_kernels" not in fxpasses.last_report().applied
+
+
+class Shared(nn.Module):
+    """One weight for two convolutions with biases of their own, and one for two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+        self.biases = nn.Parameter(torch.randn(2, 4))
+        self.matrix = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        x = torch.conv2d(x, self.weight, self.biases[0], padding=1)
+        x = torch.conv2d(x, self.weight, self.biases[1], stride=2)
+        y = nn.functional.linear(x.mean((2, 3)), self.matrix)
+        return (x, nn.functional.linear(torch.relu(y), self.matrix))
+
+
+@own_kernels
+def test_shared_weights_are_packed_for_each_reader():
+    torch.manual_seed(0)
+    model = Shared()
+    x = torch.randn(1, 4, 7, 7)
+    run = compiled(model, profit="always")
+    assert_all_fresh(run, model, x)
+    with torch.no_grad():
+        for each in model.parameters():
+            each.mul_(1.5)
+    assert_all_fresh(run, model, x)
+
+
+@own_kernels
+@pytest.mark.parametrize("flags", [{"bias": False}, {"affine": False}, {"train_gamma": False}], ids=str)
+def test_norms_that_nothing_folds_are_kept_as_scale_and_shift(flags):
+    """A norm in front of a convolution that pads cannot be folded into it."""
+
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3, affine=flags.get("affine", True))
+            self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=flags.get("bias", True))
+
+        def forward(self, x):
+            return (self.conv(torch.relu(self.norm(x))),)
+
+    torch.manual_seed(0)
+    model = Late().eval()
+    model.norm.running_mean.normal_()
+    model.norm.running_var.uniform_(0.5, 2)
+    if not flags.get("train_gamma", True):
+        model.norm.weight.requires_grad_(False)
+    run = compiled(model)
+    assert_all_fresh(run, model, X)
+    model.norm.running_mean.add_(1)
+    assert_all_fresh(run, model, X)
+    model.train()  # the statistics of the batch are not kept
+    with torch.no_grad():
+        torch.testing.assert_close(run(X)[0], copy.deepcopy(model)(X)[0], rtol=1e-4, atol=1e-5)
+
+
+class Outputs(nn.Module):
+    """Outputs in several memory orders, one of them a view of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y, y.permute(0, 2, 3, 1), torch.relu(y).transpose(1, 3), y[:, 1:3], x.permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 6, 7), (1, 3, 1, 4)], ids=str)
+def test_outputs_have_eagers_strides_and_views_stay_views(shape, layout):
+    """A convolution's result follows the layout of its weight, and the kept one is channels-last."""
+    torch.manual_seed(0)
+    model = Outputs().eval()
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    run = compiled(model)
+    with torch.no_grad():
+        found, expected = run(x), model(x)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want)
+    assert found[0].stride() == expected[0].stride()
+    for at in (1, 2, 4):  # a slice has gaps; the strides of sizes of 1 are moot
+        assert _strides_that_matter(found[at]) == _strides_that_matter(expected[at])
+    assert found[4].data_ptr() == x.data_ptr()
+
+
+def _strides_that_matter(given):
+    return [stride for size, stride in zip(given.shape, given.stride(), strict=True) if size > 1]
+
+
+def test_outputs_of_symbolic_sizes_have_eagers_strides():
+    model = net()
+    run = torch.compile(model, backend="fxpasses", options=CACHED, dynamic=True)
+    with torch.no_grad():
+        for shape in ((2, 3, 12, 12), (3, 3, 14, 16)):
+            x = torch.randn(shape)
+            assert run(x).stride() == model(x).stride()
+
+
+@own_kernels
+@pytest.mark.parametrize("inductor", [{"cpp_wrapper": True}, {"freezing": True}], ids=str)
+def test_own_kernels_under_settings_of_inductor(inductor):
+    model = net()
+    run = compiled(model, profit="always", inductor=inductor)
+    assert_fresh(run, model)
+    assert fxpasses.last_report().applied["own_kernels"] == 3
+    model.load_state_dict(net(seed=1).state_dict())
+    assert_fresh(run, model)
