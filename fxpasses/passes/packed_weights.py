@@ -163,7 +163,8 @@ class WeightPacking:
         if sizes is None or value is None or result is None or not result.numel():
             return False
         if bias is not None and bias not in kept:
-            self._remark(convolution, "declined", "its bias is not kept beside its weight", "live-bias")
+            live = Decline("live-bias", "its bias is worked out in every call", convolution)
+            self._remark(convolution, "declined", live.message, live.code)
             return False
         count, channels, height, width = value.shape
         summand = not sizes.is_depthwise and epilogue_of(convolution, summand=True).summand is not None
