@@ -106,10 +106,12 @@ struct Geometry {
 template <int R, int NV>
 inline void block(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
                   const float* weight, const float* other, float* out, int64_t first, int rows, int64_t left) {
-  constexpr int64_t NR = NV * VL;
-  Vec sum[R][NV];
+  // Long sums are made of shorter ones, as rounding grows with their length; more than this would cost time.
+  constexpr int64_t NR = NV * VL, TOGETHER = 128;
+  Vec sum[R][NV], total[R][NV];
   for (int v = 0; v < NV; v++)
-    for (int r = 0; r < R; r++) sum[r][v] = load(weight + v * VL);
+    for (int r = 0; r < R; r++) sum[r][v] = load(weight + v * VL), total[r][v] = Vec{};
+  int64_t added = 0;
   weight += NR;
   // Fetched while the sums are made: storing to lines that are not near would stall at the end.
   for (int r = 0; r < rows; r++)
@@ -135,17 +137,28 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
                                      (uint64_t)(side[r] + j * g.dw) < (uint64_t)g.w);
         at[r] = inside ? corner[r] + step : zeros;
       }
-      for (int64_t c = 0; c < g.c; c++) {
-        Vec filter[NV];
-        for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
-        weight += NR;
+      for (int64_t from = 0; from < g.c; from += TOGETHER) {
+        const int64_t to = std::min(g.c, from + TOGETHER);
+        if (added + to - from > TOGETHER) {
+          added = 0;
+          for (int r = 0; r < R; r++)
+            for (int v = 0; v < NV; v++) total[r][v] += sum[r][v], sum[r][v] = Vec{};
+        }
+        added += to - from;
+        for (int64_t c = from; c < to; c++) {
+          Vec filter[NV];
+          for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
+          weight += NR;
 #pragma GCC unroll 32
-        for (int r = 0; r < R; r++) {
-          Vec value = splat(at[r][c]);
-          for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
+          for (int r = 0; r < R; r++) {
+            Vec value = splat(at[r][c]);
+            for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
+          }
         }
       }
     }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < NV; v++) sum[r][v] += total[r][v];
   for (int r = 0; r < R; r++) {
     if (r >= rows) break;
     float* to = out + r * g.out_pixel;

@@ -215,3 +215,13 @@ def test_without_vectors_there_is_no_kernel(monkeypatch):
         assert kernels_for(Sizes.of_linear(8, 8), 4) == ()
     finally:
         kernels.vector_length.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 11, 14])
+def test_long_sums_are_rounded_no_worse_than_eagers(kernel):
+    torch.manual_seed(0)
+    x, weight = torch.rand(64, 4096), torch.rand(64, 4096)
+    wanted = functional.linear(x.double(), weight.double())
+    found = run(x, Sizes.of_linear(4096, 64), kernel, weight)
+    eager = (functional.linear(x, weight) - wanted).abs().mean()
+    assert (found - wanted).abs().mean() <= 2 * eager
