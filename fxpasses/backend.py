@@ -68,7 +68,7 @@ def backend(
     # Packed convolutions work in channels-last, no slower than what a plan would choose from.
     packs = _packs(example_inputs, chosen)
     layout = None if packs else joint_layout(rewritten, example_inputs, chosen)
-    work = _parameter_work(rewritten, example_inputs, chosen)
+    work = _parameter_work(rewritten, example_inputs, chosen, packs=packs)
     if isinstance(work, Decline):
         remark = Remark("kept_weights", "declined", work.code, work.message, node="", stage="check")
         report = replace(report, remarks=(*report.remarks, remark))
@@ -122,7 +122,7 @@ def _in_turn(steps: Iterable[_Patches]) -> _Patches | None:
 
 
 def _parameter_work(
-    rewritten: torch.fx.GraphModule, inputs: Sequence[Any], options: Options
+    rewritten: torch.fx.GraphModule, inputs: Sequence[Any], options: Options, *, packs: bool
 ) -> ParameterWork | Decline | None:
     """The graph in two parts, or why it cannot be split; None where weights are not to be kept."""
     if options.weights != "cached":
@@ -131,9 +131,8 @@ def _parameter_work(
         return Decline("grad-mode", "gradients are on, and kept weights would cut them off")
     for_cpu = options.inner == "inductor" and _devices(inputs) <= {"cpu"}
     context = GraphContext(module=rewritten, initial_modes=Modes(grad=False))
-    return split_parameter_work(
-        context, for_cpu=for_cpu, packs_linear=_packs_linear(options) if _packs(inputs, options) else None
-    )
+    packs_linear = _packs_linear(options) if packs else None
+    return split_parameter_work(context, for_cpu=for_cpu, packs_linear=packs_linear)
 
 
 def _packs_linear(options: Options) -> PacksLinear:

@@ -83,11 +83,7 @@ def _choose(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, threa
         for kernel in ours:
             added = None if kernel == DEPTHWISE else others
             calls.append(_call(sizes, kernel, images, pack(sizes, kernel, filters, bias), added))
-        onednn, *seconds = _medians(calls, copies)
-    if not ours:
-        return Choice(None, onednn, onednn)
-    best, kernel = min(zip(seconds, ours, strict=True))
-    return Choice(kernel, best, onednn)
+        return _fastest(ours, calls, copies)
 
 
 def choose_linear(rows: int, channels: int, filters: int) -> Choice:
@@ -113,10 +109,13 @@ def _choose_linear(rows: int, channels: int, filters: int, threads: int) -> Choi
         calls = [lambda at: torch.addmm(bias, images[at], weight.t())]
         for kernel in ours:
             calls.append(_call(sizes, kernel, images, pack(sizes, kernel, weight, bias)))
-        theirs, *seconds = _medians(calls, copies)
-    if not ours:
-        return Choice(None, theirs, theirs)
-    best, kernel = min(zip(seconds, ours, strict=True))
+        return _fastest(ours, calls, copies)
+
+
+def _fastest(ours: Sequence[int], calls: Sequence[Callable[[int], torch.Tensor]], copies: int) -> Choice:
+    """The choice between torch's call, which is the first, and those of our kernels."""
+    theirs, *seconds = _medians(calls, copies)
+    best, kernel = min(zip(seconds, ours, strict=True), default=(theirs, None))
     return Choice(kernel, best, theirs)
 
 

@@ -3,8 +3,8 @@
     activation(convolution(image, filters) + bias + summand)
 
 over float32 images in channels-last memory on an x86 CPU with AVX2 or AVX-512. A matrix is read as an image
-of one column, so a linear layer is a convolution too. Filters and bias are packed in
-one tensor, in an order that depends on the kernel; a kernel is a number that the operator takes:
+of one column, so a linear layer is a convolution too. Filters and bias are packed in one tensor, in an order
+that depends on the kernel; a kernel is a number that the operator takes:
 
 ====== ======================================================================================================
 0      one filter a channel (depthwise): taps by channels, the bias last

@@ -238,9 +238,8 @@ class WeightPacking:
             written = graph.call_function(torch.ops.fxpasses.convolution.default, arguments)
         written.meta.update(last.meta)
         last.replace_all_uses_with(written)
-        for each in reversed(list(graph.nodes)):
-            if each in epilogue.nodes:
-                graph.erase_node(each)
+        for each in sorted(epilogue.nodes, reverse=True):
+            graph.erase_node(each)
         positions = {each: at for at, each in enumerate(kept)}
         indices = (positions[weight], *((positions[bias],) if bias is not None else ()))
         self.packed.append(PackedWeight(indices, constant, packer))
