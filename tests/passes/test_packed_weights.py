@@ -12,6 +12,7 @@ import threading
 
 import pytest
 import torch
+from helpers import randomised
 from torch import nn
 
 import fxpasses
@@ -45,16 +46,8 @@ def net(seed: int = 0) -> Net:
 
 
 def seeded(kind, seed: int):
-    """A network in eval mode, with norms that do something."""
     torch.manual_seed(seed)
-    model = kind().eval()
-    for each in model.modules():
-        if isinstance(each, nn.BatchNorm2d):
-            each.running_mean.normal_()
-            each.running_var.uniform_(0.5, 2)
-            nn.init.normal_(each.weight)
-            nn.init.normal_(each.bias)
-    return model
+    return randomised(kind(), torch.float32)
 
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
