@@ -5,7 +5,8 @@
 // padding it reads zeros. `depthwise` takes one filter a channel. Weights come packed (convolution.py).
 //
 // At batch 1 a convolution of a small network takes tens of microseconds, as much as oneDNN spends on looking
-// up its primitive. These kernels have nothing to look up.
+// up its primitive. These kernels have nothing to look up. `sequence` runs many of them, one after another, so
+// that a call from Python, an allocation and a walk through cold code are paid once (sequence.py).
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -179,9 +180,104 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
   }
 }
 
+// What a product over single pixels may do with an image while it reads it: images that stand for one another's
+// further channels, times a scale, plus a shift, clamped.
+struct Source {
+  int64_t count;
+  const float* const* images;
+  const int64_t* widths;
+  const float *scale, *shift;  // of each channel, or null
+  int64_t scale_step;          // floats from the scale of one image of the batch to that of the next
+  bool clamped;
+  float low, high;
+
+  // The pixels that `g` reads for results `first` to `last`, end to end.
+  void gather(const Geometry& g, int64_t first, int64_t last, float* to) const {
+    for (int64_t pixel = first; pixel < last; pixel++) {
+      const int64_t x = pixel % g.ow, row = pixel / g.ow, n = row / g.oh;
+      const int64_t place = (n * g.h + row % g.oh * g.sh) * g.w + x * g.sw;
+      const float *times = scale ? scale + n * scale_step : nullptr, *plus = shift;
+      for (int64_t each = 0; each < count; each++) {
+        const int64_t width = widths[each];
+        const float* from = images[each] + place * width;
+        int64_t c = 0;
+        for (; c + VL <= width; c += VL) store(to + c, changed(load(from + c), times, plus, c));
+        if (c < width) {
+          float part[VL] = {}, factors[VL] = {}, terms[VL] = {};
+          const int64_t rest = (width - c) * sizeof(float);
+          std::memcpy(part, from + c, rest);
+          if (times) std::memcpy(factors, times + c, rest);
+          if (plus) std::memcpy(terms, plus + c, rest);
+          store(part, changed(load(part), times ? factors : nullptr, plus ? terms : nullptr, 0));
+          std::memcpy(to + c, part, rest);
+        }
+        to += width;
+        if (times) times += width;
+        if (plus) plus += width;
+      }
+    }
+  }
+
+  inline Vec changed(Vec value, const float* times, const float* plus, int64_t c) const {
+    if (times && plus)
+      value = fma(value, load(times + c), load(plus + c));
+    else if (times)
+      value = value * load(times + c);
+    else if (plus)
+      value = value + load(plus + c);
+    return clamped ? below(high, above(low, value)) : value;
+  }
+};
+
+// The same product as `product`'s, over pixels that `source` gathers.
+template <int R, int NV>
+void gathered_product(const Geometry& g, const Activation& activation, const Source& source, const float* weight,
+                      const float* other, float* out) {
+  constexpr int64_t NR = NV * VL, NEAR = 16384;
+  const int64_t panels = (g.k + NR - 1) / NR, panel = (g.c + 1) * NR;
+  const int64_t pixels = g.n * g.oh * g.ow, blocks = (pixels + R - 1) / R;
+  const int threads = at::get_num_threads();
+  const bool weights_stay = g.c * g.k > pixels * g.c || blocks < 8 * threads;
+  const int64_t together = std::max<int64_t>(1, NEAR / (R * g.c));
+  Geometry line = g;
+  line.n = line.h = line.oh = line.sh = line.sw = 1, line.w = line.ow = pixels;
+  line.ph = line.pw = 0, line.checked = false;
+  // All pixels for everyone, or those at hand for each thread.
+  const int64_t share = weights_stay ? 0 : together * R * g.c;
+  const at::Tensor space = at::empty({weights_stay ? pixels * g.c : share * threads}, at::kFloat);
+  float* const memory = space.mutable_data_ptr<float>();
+  auto one = [&](int64_t p, int64_t b, const float* near, int64_t start) {
+    const int64_t first = b * R, place = first * g.out_pixel + p * NR;
+    block<R, NV>(line, activation, near, nullptr, weight + p * panel, other ? other + place : nullptr, out + place,
+                 first - start, (int)std::min<int64_t>(R, pixels - first), g.k - p * NR);
+  };
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    if (weights_stay) {
+      const int64_t from = pixels * me / all;
+      source.gather(g, from, pixels * (me + 1) / all, memory + from * g.c);
+#pragma omp barrier
+      const int64_t work = panels * blocks;
+      for (int64_t each = work * me / all; each < work * (me + 1) / all; each++)
+        one(each / blocks, each % blocks, memory, 0);
+    } else {
+      float* near = memory + share * me;
+      const int64_t end = blocks * (me + 1) / all;
+      for (int64_t from = blocks * me / all; from < end; from += together) {
+        const int64_t to = std::min(end, from + together);
+        source.gather(g, from * R, std::min(pixels, to * R), near);
+        for (int64_t p = 0; p < panels; p++)
+          for (int64_t b = from; b < to; b++) one(p, b, near, from * R);
+      }
+    }
+  }
+}
+
 template <int R, int NV>
 void product(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
-             const float* weight, const float* other, float* out) {
+             const float* weight, const float* other, float* out, const Source* source) {
+  if (source) return gathered_product<R, NV>(g, activation, *source, weight, other, out);
   constexpr int64_t NR = NV * VL, NEAR = 16384;  // floats of an image that stay near while all panels pass
   const int64_t in_group = (g.k + NR - 1) / NR, panels = in_group * g.groups;
   const int64_t reduced = g.kh * g.kw * g.c, panel = (reduced + 1) * NR;
@@ -303,11 +399,54 @@ void any_depthwise(const Geometry& g, const Activation& activation, const float*
   }
 }
 
+// The images' means of each channel. Long sums are made of shorter ones here too.
+void mean(const float* image, int64_t n, int64_t pixels, int64_t c, float* out) {
+  constexpr int64_t WIDE = 4, TOGETHER = 128;
+  const int64_t strips = (c + WIDE * VL - 1) / (WIDE * VL), work = n * strips;
+  const int threads = at::get_num_threads();
+#pragma omp parallel for schedule(static) num_threads(threads) if (n * pixels * c > 8192)
+  for (int64_t each = 0; each < work; each++) {
+    const float* picture = image + each / strips * pixels * c;
+    float* to = out + each / strips * c;
+    const int64_t from = each % strips * WIDE * VL, width = std::min(c - from, WIDE * VL);
+    Vec total[WIDE] = {};
+    for (int64_t start = 0; start < pixels; start += TOGETHER) {
+      Vec sum[WIDE] = {};
+      for (int64_t pixel = start; pixel < std::min(pixels, start + TOGETHER); pixel++) {
+        const float* at = picture + pixel * c + from;
+        for (int64_t v = 0; v < WIDE; v++) {
+          if ((v + 1) * VL <= width) {
+            sum[v] += load(at + v * VL);
+          } else if (v * VL < width) {
+            float part[VL] = {};
+            std::memcpy(part, at + v * VL, (width - v * VL) * sizeof(float));
+            sum[v] += load(part);
+          }
+        }
+      }
+      for (int64_t v = 0; v < WIDE; v++) total[v] += sum[v];
+    }
+    float means[WIDE * VL];
+    for (int64_t v = 0; v < WIDE; v++) store(means + v * VL, total[v] / splat((float)pixels));
+    std::memcpy(to + from, means, width * sizeof(float));
+  }
+}
+
+// A copy of what a source gives, such as an image times a gate.
+void gathered(const Source& source, const Geometry& g, float* out) {
+  const int64_t pixels = g.n * g.oh * g.ow;
+  const int threads = at::get_num_threads();
+#pragma omp parallel num_threads(threads) if (pixels * g.c > 8192)
+  {
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads(), from = pixels * me / all;
+    source.gather(g, from, pixels * (me + 1) / all, out + from * g.c);
+  }
+}
+
 // A copy of the image with its padding written out, so that the taps of a row lie end to end.
-at::Tensor padded(const at::Tensor& image, const Geometry& g) {
-  const int64_t h = g.h + 2 * g.ph, w = g.w + 2 * g.pw, c = image.size(1);
-  at::Tensor result = at::empty({g.n * h * w * c}, image.options());
-  const float* from = image.const_data_ptr<float>();
+at::Tensor padded(const float* from, const Geometry& g) {
+  const int64_t h = g.h + 2 * g.ph, w = g.w + 2 * g.pw, c = g.c;
+  at::Tensor result = at::empty({g.n * h * w * c}, at::kFloat);
   float* to = result.mutable_data_ptr<float>();
 #pragma omp parallel for schedule(static) num_threads(at::get_num_threads())
   for (int64_t each = 0; each < g.n * h; each++) {
@@ -324,23 +463,79 @@ at::Tensor padded(const at::Tensor& image, const Geometry& g) {
   return result;
 }
 
-at::Tensor convolution(const at::Tensor& given, const at::Tensor& weight, const std::optional<at::Tensor>& summand,
-                       at::IntArrayRef sizes, int64_t kernel, int64_t activation, double low, double high) {
-  TORCH_CHECK(sizes.size() == 10, "sizes: k, groups, kh, kw, sh, sw, ph, pw, dh, dw");
-  const bool flat = given.dim() == 2;  // rows are pixels then
-  TORCH_CHECK((flat || given.dim() == 4) && given.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat,
-              "a 2-D or 4-D float32 image and a packed float32 weight");
-  const auto format = flat ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
-  const at::Tensor image = given.contiguous(format);
+// Sizes: k, groups, kh, kw, sh, sw, ph, pw, dh, dw; of the image: n, h, w, c.
+Geometry geometry_of(const int64_t* sizes, int64_t n, int64_t h, int64_t w, int64_t c) {
   Geometry g{};
-  g.n = flat ? 1 : image.size(0), g.c = image.size(1);
-  g.h = flat ? image.size(0) : image.size(2), g.w = flat ? 1 : image.size(3);
+  g.n = n, g.h = h, g.w = w, g.c = c;
   g.k = sizes[0], g.groups = sizes[1], g.kh = sizes[2], g.kw = sizes[3], g.sh = sizes[4], g.sw = sizes[5];
   g.ph = sizes[6], g.pw = sizes[7], g.dh = sizes[8], g.dw = sizes[9];
   g.oh = (g.h + 2 * g.ph - g.dh * (g.kh - 1) - 1) / g.sh + 1;
   g.ow = (g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1) / g.sw + 1;
   g.image_pixel = g.c, g.out_pixel = g.k;
   g.checked = g.ph > 0 || g.pw > 0;
+  return g;
+}
+
+// One convolution. `image` is null where there is a `source`.
+void run(Geometry g, int64_t kernel, const Activation& after, const float* image, const Source* source,
+         const at::Tensor& weight, const float* add, float* to) {
+  if (g.n * g.oh * g.ow * g.k == 0) return;
+  const float* filters = weight.const_data_ptr<float>();
+  TORCH_CHECK(!source || (g.groups == 1 && g.kh * g.kw == 1 && !g.checked && kernel > 0 && kernel < 10),
+              "only a product over single pixels gathers them");
+  if (kernel == 0) {
+    TORCH_CHECK(g.groups == g.c && g.k == g.c && g.c >= VL && !add, "a depthwise convolution");
+    TORCH_CHECK(weight.numel() == (g.kh * g.kw + 1) * g.c, "a weight packed for this convolution");
+    return any_depthwise(g, after, image, filters, to);
+  }
+  const bool by_rows = kernel >= 100;
+  at::Tensor copy;
+  if (by_rows) {
+    TORCH_CHECK(g.groups == 1 && g.dw == 1, "taps end to end need one group without dilation");
+    copy = padded(image, g);
+    image = copy.const_data_ptr<float>();
+    g.h += 2 * g.ph, g.w += 2 * g.pw, g.ph = g.pw = 0, g.checked = false;
+    g.c *= g.kw, g.kw = 1;
+  }
+  g.c /= g.groups, g.k /= g.groups;
+  const int64_t wide = kernel % 10 * VL;
+  TORCH_CHECK(weight.numel() == (g.k + wide - 1) / wide * wide * g.groups * (g.kh * g.kw * g.c + 1),
+              "a weight packed for this convolution");
+  static thread_local std::vector<float> zeros;
+  if ((int64_t)zeros.size() < g.c) zeros.assign(g.c, 0.f);
+  const float* nothing = zeros.data();
+  switch (kernel % 100) {
+#if defined(__AVX512F__)
+    case 1: product<14, 1>(g, after, image, nothing, filters, add, to, source); break;
+    case 2: product<14, 2>(g, after, image, nothing, filters, add, to, source); break;
+    case 3: product<8, 3>(g, after, image, nothing, filters, add, to, source); break;
+    case 4: product<7, 4>(g, after, image, nothing, filters, add, to, source); break;
+#else
+    case 1: product<12, 1>(g, after, image, nothing, filters, add, to, source); break;
+    case 2: product<6, 2>(g, after, image, nothing, filters, add, to, source); break;
+    case 3: product<4, 3>(g, after, image, nothing, filters, add, to, source); break;
+    case 4: product<3, 4>(g, after, image, nothing, filters, add, to, source); break;
+#endif
+    case 11: product<1, 1>(g, after, image, nothing, filters, add, to, nullptr); break;
+    case 14: product<1, 4>(g, after, image, nothing, filters, add, to, nullptr); break;
+    default: TORCH_CHECK(false, "no kernel ", kernel);
+  }
+}
+
+at::MemoryFormat format_of(int64_t dimensions) {
+  return dimensions == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+at::Tensor convolution(const at::Tensor& given, const at::Tensor& weight, const std::optional<at::Tensor>& summand,
+                       at::IntArrayRef sizes, int64_t kernel, int64_t activation, double low, double high) {
+  TORCH_CHECK(sizes.size() == 10, "sizes: k, groups, kh, kw, sh, sw, ph, pw, dh, dw");
+  const bool flat = given.dim() == 2;  // rows are pixels then
+  TORCH_CHECK((flat || given.dim() == 4) && given.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat,
+              "a 2-D or 4-D float32 image and a packed float32 weight");
+  const auto format = format_of(given.dim());
+  const at::Tensor image = given.contiguous(format);
+  const Geometry g = flat ? geometry_of(sizes.data(), 1, image.size(0), 1, image.size(1))
+                          : geometry_of(sizes.data(), image.size(0), image.size(2), image.size(3), image.size(1));
   at::Tensor out = flat ? at::empty({g.oh, g.k}, image.options())
                         : at::empty({g.n, g.k, g.oh, g.ow}, image.options(), format);
   at::Tensor other;
@@ -349,52 +544,93 @@ at::Tensor convolution(const at::Tensor& given, const at::Tensor& weight, const 
     other = summand->contiguous(format);
   }
   const Activation after{activation, (float)low, (float)high};
-  const float* filters = weight.const_data_ptr<float>();
-  const float* add = summand ? other.const_data_ptr<float>() : nullptr;
-  float* to = out.mutable_data_ptr<float>();
-  if (out.numel() == 0) return out;
-  if (kernel == 0) {
-    TORCH_CHECK(g.groups == g.c && g.k == g.c && g.c >= VL && !summand, "a depthwise convolution");
-    TORCH_CHECK(weight.numel() == (g.kh * g.kw + 1) * g.c, "a weight packed for this convolution");
-    any_depthwise(g, after, image.const_data_ptr<float>(), filters, to);
-    return out;
-  }
-  const bool by_rows = kernel >= 100;
-  at::Tensor source = image;
-  g.c /= g.groups, g.k /= g.groups;
-  if (by_rows) {
-    TORCH_CHECK(g.groups == 1 && g.dw == 1, "taps end to end need one group without dilation");
-    source = padded(image, g);
-    g.h += 2 * g.ph, g.w += 2 * g.pw, g.ph = g.pw = 0, g.checked = false;
-    g.c *= g.kw, g.kw = 1;
-  }
-  const int64_t wide = kernel % 10 * VL;
-  TORCH_CHECK(weight.numel() == (g.k + wide - 1) / wide * wide * g.groups * (g.kh * g.kw * g.c + 1),
-              "a weight packed for this convolution");
-  static thread_local std::vector<float> zeros;
-  if ((int64_t)zeros.size() < g.c) zeros.assign(g.c, 0.f);
-  const float* from = source.const_data_ptr<float>();
-  const float* nothing = zeros.data();
-  switch (kernel % 100) {
-#if defined(__AVX512F__)
-    case 1: product<14, 1>(g, after, from, nothing, filters, add, to); break;
-    case 2: product<14, 2>(g, after, from, nothing, filters, add, to); break;
-    case 3: product<8, 3>(g, after, from, nothing, filters, add, to); break;
-    case 4: product<7, 4>(g, after, from, nothing, filters, add, to); break;
-#else
-    case 1: product<12, 1>(g, after, from, nothing, filters, add, to); break;
-    case 2: product<6, 2>(g, after, from, nothing, filters, add, to); break;
-    case 3: product<4, 3>(g, after, from, nothing, filters, add, to); break;
-    case 4: product<3, 4>(g, after, from, nothing, filters, add, to); break;
-#endif
-    case 11: product<1, 1>(g, after, from, nothing, filters, add, to); break;
-    case 14: product<1, 4>(g, after, from, nothing, filters, add, to); break;
-    default: TORCH_CHECK(false, "no kernel ", kernel);
-  }
+  run(g, kernel, after, image.const_data_ptr<float>(), nullptr, weight, summand ? other.const_data_ptr<float>() : nullptr,
+      out.mutable_data_ptr<float>());
   return out;
 }
 
-TORCH_LIBRARY_IMPL(fxpasses, CPU, library) { library.impl("convolution", convolution); }
+inline float number(int64_t bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return (float)value;
+}
+
+// Reads a program word by word.
+struct Reader {
+  const int64_t *at, *end;
+
+  const int64_t* take(int64_t count) {
+    TORCH_CHECK(count >= 0 && count <= end - at, "a program that ends where its length says");
+    at += count;
+    return at - count;
+  }
+  int64_t next() { return *take(1); }
+};
+
+// Steps over values that are numbered: the inputs, then the results, then those that live in one block of memory.
+std::vector<at::Tensor> sequence(at::TensorList inputs, at::TensorList constants, const at::Tensor& program,
+                                 at::IntArrayRef shapes) {
+  TORCH_CHECK(program.scalar_type() == at::kLong && program.is_contiguous() && shapes.size() % 4 == 0,
+              "a program and four sizes for each result");
+  Reader read{program.const_data_ptr<int64_t>(), program.const_data_ptr<int64_t>() + program.numel()};
+  const int64_t locals = read.next(), floats = read.next(), steps = read.next();
+  const int64_t* offsets = read.take(locals);
+  std::vector<at::Tensor> held, results;
+  std::vector<float*> values;
+  for (const at::Tensor& each : inputs) {
+    TORCH_CHECK(each.scalar_type() == at::kFloat, "float32 inputs");
+    held.push_back(each.contiguous(format_of(each.dim())));
+    values.push_back(const_cast<float*>(held.back().const_data_ptr<float>()));
+  }
+  for (size_t each = 0; each < shapes.size(); each += 4) {
+    const auto n = shapes[each], c = shapes[each + 1], h = shapes[each + 2], w = shapes[each + 3];
+    results.push_back(h < 0 ? at::empty({n, c}, at::kFloat)
+                            : at::empty({n, c, h, w}, at::TensorOptions(at::kFloat), at::MemoryFormat::ChannelsLast));
+    values.push_back(results.back().mutable_data_ptr<float>());
+  }
+  const at::Tensor arena = at::empty({floats}, at::kFloat);
+  for (int64_t each = 0; each < locals; each++) values.push_back(arena.mutable_data_ptr<float>() + offsets[each]);
+  auto constant = [&](int64_t which) { return which < 0 ? nullptr : constants.at(which).const_data_ptr<float>(); };
+  std::vector<const float*> images;
+  std::vector<int64_t> widths;
+  for (int64_t step = 0; step < steps; step++) {
+    const int64_t kind = read.next();
+    float* const out = values.at(read.next());
+    const int64_t count = read.next();
+    images.clear(), widths.clear();
+    for (int64_t each = 0; each < count; each++) {
+      images.push_back(values.at(read.next()));
+      widths.push_back(read.next());
+    }
+    const int64_t *image = read.take(4), n = image[0], h = image[1], w = image[2], c = image[3];
+    if (kind == 1) {
+      mean(images.at(0), n, h * w, c, out);
+      continue;
+    }
+    const int64_t gate = read.next();
+    Source source{count, images.data(), widths.data(), constant(read.next()), constant(read.next()), 0};
+    if (gate >= 0) source.scale = values.at(gate), source.scale_step = c;
+    source.clamped = read.next(), source.low = number(read.next()), source.high = number(read.next());
+    if (kind == 2) {
+      const int64_t same[] = {c, 1, 1, 1, 1, 1, 0, 0, 1, 1};
+      gathered(source, geometry_of(same, n, h, w, c), out);
+      continue;
+    }
+    TORCH_CHECK(kind == 0, "no step ", kind);
+    const bool plain = count == 1 && !source.scale && !source.shift && !source.clamped;
+    const Geometry g = geometry_of(read.take(10), n, h, w, c);
+    const int64_t kernel = read.next(), weight = read.next(), summand = read.next();
+    const int64_t* after = read.take(3);
+    run(g, kernel, Activation{after[0], number(after[1]), number(after[2])}, images.at(0), plain ? nullptr : &source,
+        constants.at(weight), summand < 0 ? nullptr : values.at(summand), out);
+  }
+  return results;
+}
+
+TORCH_LIBRARY_IMPL(fxpasses, CPU, library) {
+  library.impl("convolution", convolution);
+  library.impl("sequence", sequence);
+}
 
 }  // namespace
 

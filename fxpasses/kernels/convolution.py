@@ -36,6 +36,7 @@ _SCHEMA = (
     "(Tensor image, Tensor filters, Tensor? summand, int[] sizes, int kernel, int activation, float low,"
     " float high) -> Tensor"
 )
+_SEQUENCE_SCHEMA = "(Tensor[] inputs, Tensor[] constants, Tensor program, int[] shapes) -> Tensor[]"
 ACTIVATIONS = ("none", "clamp", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu")
 """What the operator's argument `activation` counts."""
 
@@ -100,6 +101,8 @@ def vector_length() -> int:
 def _define() -> None:
     torch.library.define("fxpasses::convolution", _SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,))
     torch.library.register_fake("fxpasses::convolution", _fake)
+    torch.library.define("fxpasses::sequence", _SEQUENCE_SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,))
+    torch.library.register_fake("fxpasses::sequence", _fake_sequence)
 
 
 def _fake(
@@ -126,6 +129,23 @@ def _fake(
         device=image.device,
         memory_format=torch.channels_last,
     )
+
+
+def _fake_sequence(
+    inputs: Sequence[torch.Tensor],
+    constants: Sequence[torch.Tensor],
+    program: torch.Tensor,
+    shapes: Sequence[int],
+) -> list[torch.Tensor]:
+    del inputs, program
+    like = constants[0]
+    made = []
+    for n, c, h, w in zip(*(shapes[at::4] for at in range(4)), strict=True):
+        if h < 0:
+            made.append(like.new_empty((n, c)))
+        else:
+            made.append(like.new_empty((n, h, w, c)).permute(0, 3, 1, 2))
+    return made
 
 
 def kernels_for(sizes: Sizes, pixels: int) -> tuple[int, ...]:

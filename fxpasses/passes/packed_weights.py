@@ -18,6 +18,7 @@ becomes a husk, a tensor of the same shape and strides without memory.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,11 +31,11 @@ from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.kernels.choice import Choice, choose, choose_linear
 from fxpasses.kernels.convolution import ACTIVATIONS, DEPTHWISE, Sizes, kernels_for, pack
 from fxpasses.passes.epilogues import epilogue_of
+from fxpasses.passes.sequences import in_order, write_sequences
 from fxpasses.report import Remark, Status
 from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals import (
     RealConstantsAllowed,
-    force_stride_order,
     onednn_takes,
     pack_convolution_weight,
     packed_convolution,
@@ -44,6 +45,7 @@ from fxpasses.torch_internals import (
 
 NAME = "packed_weights"
 OWN = "own_kernels"
+SEQUENCES = "kernel_sequences"
 
 OwnKernels = Literal["measured", "always", "never"]
 """When kernels of ours are taken: where they were measured to be faster, wherever there are any, or never."""
@@ -111,6 +113,9 @@ class WeightPacking:
             for convolution in users:
                 if not self._pack_for_own_kernel(graph, convolution, placeholders[first:]):
                     self._pack(graph, convolution, weight, index)
+        if self.packed:
+            for kernels in write_sequences(graph, functools.partial(self._constant, graph)):
+                self.remarks.append(Remark(SEQUENCES, "applied", "applied", f"{kernels} kernels in one call", node=""))
         read = {index for each in self.packed for index in each.indices}
         self.husks = frozenset(index for index in read if not placeholders[first + index].users)
 
@@ -138,7 +143,7 @@ class WeightPacking:
             # The values come before the first call; the format depends on sizes alone.
             constant = pack(torch.zeros(found.shape, dtype=found.dtype))
         with graph.inserting_before(convolution):
-            read = self._constant(graph, constant, found)
+            read = self._constant(graph, self._next_name(), constant, found)
             operator, arguments = packed_convolution(convolution.args, read)
             written = graph.call_function(operator, arguments)
         written.meta.update(convolution.meta)
@@ -146,14 +151,16 @@ class WeightPacking:
         graph.erase_node(convolution)
         self.packed.append(PackedWeight((index,), constant, pack))
 
-    def _constant(self, graph: Graph, constant: torch.Tensor, value: torch.Tensor) -> Node:
+    def _constant(self, graph: Graph, name: str, constant: torch.Tensor, value: torch.Tensor) -> Node:
         """A node that reads a constant, with `value` as its metadata."""
         assert graph.owning_module is not None, "inductor's graphs have a module"
-        name = f"_fxpasses_packed_{len(self.packed)}"
         graph.owning_module.register_buffer(name, constant)
         read = graph.get_attr(name)
         set_value(read, value)
         return read
+
+    def _next_name(self) -> str:
+        return f"_fxpasses_packed_{len(self.packed)}"
 
     def _pack_for_own_kernel(self, graph: Graph, convolution: Node, kept: Sequence[Node]) -> bool:
         """Writes a convolution and what follows it as our operator, if that is faster; whether it did."""
@@ -224,11 +231,11 @@ class WeightPacking:
         epilogue = epilogue_of(producer, summand=kernel != DEPTHWISE)
         last, summand = epilogue.last, epilogue.summand
         with graph.inserting_before(last):
-            read = self._constant(graph, constant, filters.new_empty(constant.shape))
+            read = self._constant(graph, self._next_name(), constant, filters.new_empty(constant.shape))
             arguments = (
-                _in_order(graph, image),
+                in_order(graph, image),
                 read,
-                None if summand is None else _in_order(graph, summand),
+                None if summand is None else in_order(graph, summand),
                 sizes.argument(kernel),
                 kernel,
                 ACTIVATIONS.index(epilogue.activation),
@@ -319,17 +326,6 @@ def _operands_of_product(node: Node, transposed: Sequence[Node]) -> tuple[Any, A
     if node.target is torch.ops.aten.mm.default and node.args[1] in transposed:
         return node.args[0], None
     return None, None
-
-
-def _in_order(graph: Graph, node: Node) -> Node:
-    """The same tensor, which inductor is told to put into the memory that our operator reads."""
-    value = tensor(node)
-    assert value is not None
-    layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
-    wanted = torch.empty_like(value, memory_format=layout)
-    forced = graph.call_function(force_stride_order(), (node, list(wanted.stride())))
-    set_value(forced, wanted)
-    return forced
 
 
 def _unpackable(node: Node, weight: Node) -> Decline | None:

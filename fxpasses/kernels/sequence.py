@@ -1,0 +1,133 @@
+"""The operator `fxpasses::sequence`: many steps over float32 images in one call.
+
+A call from Python costs a step of a small network as much as the step itself: the call, an allocation, and a
+walk through code that the last kernel drove out of the caches. Here the steps are words of a program that the
+operator reads; what passes between them lives in one block of memory, planned ahead. A product over single
+pixels may also gather what it reads: several images as one's channels (so that a concatenation is never
+written), times a scale or a gate, plus a shift, clamped.
+
+Values are numbered: the inputs, then the results, then the others.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+PRODUCT, MEAN, GATHER = range(3)
+_ALIGNED = 16
+"""Floats: a line of the caches."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a step reads, and what it does with that first.
+
+    Attributes:
+        values: images of the same batch, height and width, one after another along the channels.
+        widths: the channels of each.
+        gate: a value of shape [batch, channels] that the image is multiplied by, or None.
+        scale, shift: constants of shape [channels], or None.
+        limits: of a clamp afterwards, or None.
+    """
+
+    values: tuple[int, ...]
+    widths: tuple[int, ...]
+    gate: int | None = None
+    scale: int | None = None
+    shift: int | None = None
+    limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a program.
+
+    Attributes:
+        kind: `PRODUCT` is a convolution, `MEAN` each channel's over the pixels, `GATHER` what is read itself.
+        result: the value that it gives.
+        reading: what it reads.
+        image: batch, height, width and channels of that.
+        convolution: the operator's arguments for a `PRODUCT`: `Sizes.argument`, the kernel, the constant that
+            holds the filters, the value of the summand or None, the activation and its limits.
+    """
+
+    kind: int
+    result: int
+    reading: Reading
+    image: tuple[int, int, int, int]
+    convolution: tuple[list[int], int, int, int | None, int, float, float] | None = None
+
+    @property
+    def read(self) -> list[int]:
+        """The values that the step reads."""
+        others = [self.reading.gate, self.convolution[3] if self.convolution is not None else None]
+        return [*self.reading.values, *(each for each in others if each is not None)]
+
+    def words(self) -> list[int]:
+        """The step as the operator reads it."""
+        reading = self.reading
+        pairs = [word for pair in zip(reading.values, reading.widths, strict=True) for word in pair]
+        words = [self.kind, self.result, len(reading.values), *pairs, *self.image]
+        if self.kind == MEAN:
+            return words
+        words += [-1 if each is None else each for each in (reading.gate, reading.scale, reading.shift)]
+        words += [reading.limits is not None, *map(_bits, reading.limits or (0.0, 0.0))]
+        if self.convolution is not None:
+            sizes, kernel, filters, summand, activation, low, high = self.convolution
+            words += [*sizes, kernel, filters, -1 if summand is None else summand]
+            words += [activation, _bits(low), _bits(high)]
+        return words
+
+
+def program(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> list[int]:
+    """The words that the operator reads.
+
+    Args:
+        steps: in an order in which they can be done.
+        given: how many values are inputs or results.
+        sizes: floats of each other value.
+    """
+    offsets, floats = _places(steps, given, sizes)
+    return [len(offsets), floats, len(steps), *offsets, *(word for each in steps for word in each.words())]
+
+
+def _places(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Where each other value lies in one block of memory, and how large that is: the first gap that fits.
+
+    A value needs its place from the step that gives it to the last that reads it.
+    """
+    last = {value: at for at, step in enumerate(steps) for value in (step.result, *step.read)}
+    offsets = [0] * len(sizes)
+    lying: list[tuple[int, int, int]] = []  # offset, end, the last step
+    for at, step in enumerate(steps):
+        if step.result < given:
+            continue
+        lying = sorted(each for each in lying if each[2] >= at)
+        floats = -(-sizes[step.result - given] // _ALIGNED) * _ALIGNED
+        place = 0
+        for start, end, _ in lying:
+            if place + floats <= start:
+                break
+            place = max(place, end)
+        offsets[step.result - given] = place
+        lying.append((place, place + floats, last[step.result]))
+    ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
+    return offsets, max(ends, default=0)
+
+
+def shapes_argument(shapes: Sequence[Sequence[int]]) -> list[int]:
+    """The operator's argument `shapes`: four words for each result; a matrix has -1 for height and width."""
+    return [size for each in shapes for size in (*each, *(() if len(each) == 4 else (-1, -1)))]
+
+
+def floats_of(shape: Sequence[int]) -> int:
+    """How many numbers a tensor has."""
+    return prod(shape)
+
+
+def _bits(number: float) -> int:
+    """A double as an integer of the same bits."""
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
