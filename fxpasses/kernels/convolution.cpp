@@ -36,20 +36,27 @@ typedef int Ints __attribute__((vector_size(VL * 4)));
 
 inline Vec load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* to, Vec value) { *reinterpret_cast<Unaligned*>(to) = value; }
-inline Vec splat(float value) { return Vec{} + value; }
-// NaN in the second argument stays.
-inline Vec above(float low, Vec value) { return low > value ? splat(low) : value; }
-inline Vec below(float high, Vec value) { return high < value ? splat(high) : value; }
+// Intrinsics, since `Vec{} + value` is an addition for the compiler, which cannot know that it is no minus zero.
 #if defined(__AVX512F__)
+inline Vec splat(float value) { return (Vec)_mm512_set1_ps(value); }
 inline Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 #else
+inline Vec splat(float value) { return (Vec)_mm256_set1_ps(value); }
 inline Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 #endif
 
+// NaN in the second argument stays.
+inline Vec above(float low, Vec value) { return low > value ? splat(low) : value; }
+inline Vec below(float high, Vec value) { return high < value ? splat(high) : value; }
+
 // e to the x, to 2 units in the last place: 2^n times a polynomial (the coefficients are those of Cephes' expf).
 inline Vec exponential(Vec x) {
+#if defined(__AVX512F__)
+  Vec n = (Vec)_mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   x = below(88.9f, above(-87.3f, x));  // infinity above
   Vec n = (x * 1.44269504f + 12582912.f) - 12582912.f;
+#endif
   Vec f = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), x));
   Vec p = splat(1.9875691500e-4f);
   p = fma(p, f, splat(1.3981999507e-3f));
@@ -58,7 +65,11 @@ inline Vec exponential(Vec x) {
   p = fma(p, f, splat(1.6666665459e-1f));
   p = fma(p, f, splat(5.0000001201e-1f));
   Vec y = fma(p * f, f, f) + 1.f;
+#if defined(__AVX512F__)
+  return (Vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
   return y * (Vec)((__builtin_convertvector(n, Ints) + 127) << 23);
+#endif
 }
 
 // The error function, to 1e-7: a quotient of polynomials (the coefficients are those of Eigen's).
@@ -84,15 +95,18 @@ struct Activation {
   int64_t kind;
   float low, high;
 
-  inline Vec operator()(Vec x) const {
+  // Calls `use` with a function of a vector, so that loops inside `use` do not ask again which it is.
+  template <class Use>
+  __attribute__((always_inline)) inline void apply(const Use& use) const {
+    const float l = low, h = high;
     switch (kind) {
-      case 1: return below(high, above(low, x));                             // clamp
-      case 2: return x / (1.f + exponential(-x));                            // silu
-      case 3: return x * below(6.f, above(0.f, x + 3.f)) / 6.f;              // hardswish
-      case 4: return 1.f / (1.f + exponential(-x));                          // sigmoid
-      case 5: return below(6.f, above(0.f, x + 3.f)) / 6.f;                  // hardsigmoid
-      case 6: return 0.5f * x * (1.f + error_function(x * 0.70710678f));     // gelu
-      default: return x;
+      case 1: return use([l, h](Vec x) { return below(h, above(l, x)); });                   // clamp
+      case 2: return use([](Vec x) { return x / (1.f + exponential(-x)); });                 // silu
+      case 3: return use([](Vec x) { return x * below(6.f, above(0.f, x + 3.f)) / 6.f; });   // hardswish
+      case 4: return use([](Vec x) { return 1.f / (1.f + exponential(-x)); });               // sigmoid
+      case 5: return use([](Vec x) { return below(6.f, above(0.f, x + 3.f)) / 6.f; });       // hardsigmoid
+      case 6: return use([](Vec x) { return 0.5f * x * (1.f + error_function(x * 0.70710678f)); });  // gelu
+      default: return use([](Vec x) { return x; });
     }
   }
 };
@@ -102,20 +116,30 @@ struct Geometry {
   int64_t n, h, w, c, oh, ow, k, groups, kh, kw, sh, sw, ph, pw, dh, dw;
   int64_t image_pixel, out_pixel;
   bool checked;  // whether a tap may fall on padding
+  bool in_line;  // whether pixel by pixel one is read for each result
 };
 
 template <int R, int NV>
 inline void block(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
-                  const float* weight, const float* other, float* out, int64_t first, int rows, int64_t left) {
+                  const float* weight, const float* other, float* out, int64_t first, int rows, int64_t left, bool near = false) {
   // Long sums are made of shorter ones, as rounding grows with their length; more than this would cost time.
   constexpr int64_t NR = NV * VL, TOGETHER = 128;
+  // Loops over `sum` are unrolled so that it stays in registers.
   Vec sum[R][NV], total[R][NV];
-  for (int v = 0; v < NV; v++)
-    for (int r = 0; r < R; r++) sum[r][v] = load(weight + v * VL), total[r][v] = Vec{};
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; v++) {
+    const Vec bias = load(weight + v * VL);
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) sum[r][v] = bias;
+  }
+  const bool is_long = g.kh * g.kw * g.c > TOGETHER;
+  if (is_long)
+    for (int v = 0; v < NV; v++)
+      for (int r = 0; r < R; r++) total[r][v] = Vec{};
   int64_t added = 0;
   weight += NR;
   // Fetched while the sums are made: storing to lines that are not near would stall at the end.
-  for (int r = 0; r < rows; r++)
+  for (int r = 0; r < (near ? 0 : rows); r++)
     for (int v = 0; v < NV; v++)
       if (v * VL < left) {
         __builtin_prefetch(out + r * g.out_pixel + v * VL, 1);
@@ -123,12 +147,19 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
       }
   const float *corner[R], *at[R];
   int64_t top[R], side[R];
-  for (int r = 0; r < R; r++) {
-    int64_t pixel = first + std::min(r, rows - 1);
-    int64_t x = pixel % g.ow, row = pixel / g.ow, y = row % g.oh, n = row / g.oh;
-    top[r] = y * g.sh - g.ph;
-    side[r] = x * g.sw - g.pw;
-    corner[r] = image + ((n * g.h + top[r]) * g.w + side[r]) * g.image_pixel;
+  if (g.in_line) {
+    for (int r = 0; r < R; r++) corner[r] = image + (first + std::min(r, rows - 1)) * g.image_pixel;
+  } else {
+    int64_t x = first % g.ow, y = first / g.ow % g.oh, n = first / g.ow / g.oh;
+    for (int r = 0; r < R; r++) {
+      top[r] = y * g.sh - g.ph;
+      side[r] = x * g.sw - g.pw;
+      corner[r] = image + ((n * g.h + top[r]) * g.w + side[r]) * g.image_pixel;
+      if (r + 1 < rows && ++x == g.ow) {
+        x = 0;
+        if (++y == g.oh) y = 0, n++;
+      }
+    }
   }
   for (int64_t i = 0; i < g.kh; i++)
     for (int64_t j = 0; j < g.kw; j++) {
@@ -142,42 +173,56 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
         const int64_t to = std::min(g.c, from + TOGETHER);
         if (added + to - from > TOGETHER) {
           added = 0;
+#pragma GCC unroll 32
           for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
             for (int v = 0; v < NV; v++) total[r][v] += sum[r][v], sum[r][v] = Vec{};
         }
         added += to - from;
         for (int64_t c = from; c < to; c++) {
           Vec filter[NV];
+#pragma GCC unroll 4
           for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
           weight += NR;
 #pragma GCC unroll 32
           for (int r = 0; r < R; r++) {
             Vec value = splat(at[r][c]);
+#pragma GCC unroll 4
             for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
           }
         }
       }
     }
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < NV; v++) sum[r][v] += total[r][v];
-  for (int r = 0; r < R; r++) {
-    if (r >= rows) break;
-    float* to = out + r * g.out_pixel;
-    const float* add = other ? other + r * g.out_pixel : nullptr;
-    for (int v = 0; v < NV; v++) {
-      const int64_t have = left - v * VL;
-      if (have <= 0) break;
-      if (have >= VL) {
-        Vec value = add ? sum[r][v] + load(add + v * VL) : sum[r][v];
-        store(to + v * VL, activation(value));
-      } else {
-        float part[VL] = {};
-        if (add) std::memcpy(part, add + v * VL, have * sizeof(float));
-        store(part, activation(sum[r][v] + load(part)));
-        std::memcpy(to + v * VL, part, have * sizeof(float));
+  if (is_long) {
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) total[r][v] += sum[r][v];
+  } else {
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) total[r][v] = sum[r][v];
+  }
+  const int64_t step = g.out_pixel;
+  activation.apply([=, &total](auto activated) {
+    for (int r = 0; r < rows; r++) {
+      float* to = out + r * step;
+      const float* add = other ? other + r * step : nullptr;
+      for (int v = 0; v < NV; v++) {
+        const int64_t have = left - v * VL;
+        if (have <= 0) break;
+        if (have >= VL) {
+          store(to + v * VL, activated(add ? total[r][v] + load(add + v * VL) : total[r][v]));
+        } else {
+          float part[VL] = {};
+          if (add) std::memcpy(part, add + v * VL, have * sizeof(float));
+          store(part, activated(total[r][v] + load(part)));
+          std::memcpy(to + v * VL, part, have * sizeof(float));
+        }
       }
     }
-  }
+  });
 }
 
 // What a product over single pixels may do with an image while it reads it: images that stand for one another's
@@ -193,10 +238,14 @@ struct Source {
 
   // The pixels that `g` reads for results `first` to `last`, end to end.
   void gather(const Geometry& g, int64_t first, int64_t last, float* to) const {
+    int64_t x = first % g.ow, y = first / g.ow % g.oh, n = first / g.ow / g.oh;
     for (int64_t pixel = first; pixel < last; pixel++) {
-      const int64_t x = pixel % g.ow, row = pixel / g.ow, n = row / g.oh;
-      const int64_t place = (n * g.h + row % g.oh * g.sh) * g.w + x * g.sw;
+      const int64_t place = (n * g.h + y * g.sh) * g.w + x * g.sw;
       const float *times = scale ? scale + n * scale_step : nullptr, *plus = shift;
+      if (++x == g.ow) {
+        x = 0;
+        if (++y == g.oh) y = 0, n++;
+      }
       for (int64_t each = 0; each < count; each++) {
         const int64_t width = widths[each];
         const float* from = images[each] + place * width;
@@ -241,7 +290,7 @@ void gathered_product(const Geometry& g, const Activation& activation, const Sou
   const int64_t together = std::max<int64_t>(1, NEAR / (R * g.c));
   Geometry line = g;
   line.n = line.h = line.oh = line.sh = line.sw = 1, line.w = line.ow = pixels;
-  line.ph = line.pw = 0, line.checked = false;
+  line.in_line = true;
   // All pixels for everyone, or those at hand for each thread.
   const int64_t share = weights_stay ? 0 : together * R * g.c;
   const at::Tensor space = at::empty({weights_stay ? pixels * g.c : share * threads}, at::kFloat);
@@ -338,7 +387,9 @@ inline void pixels_within(const Geometry& g, const Activation& activation, const
         }
       }
     }
-    for (int q = 0; q < P; q++) store(out + q * g.c + at, activation(sum[q]));
+    activation.apply([&](auto activated) {
+      for (int q = 0; q < P; q++) store(out + q * g.c + at, activated(sum[q]));
+    });
   }
 }
 
@@ -356,46 +407,130 @@ inline void pixel_at_border(const Geometry& g, const Activation& activation, con
         sum = fma(load(image + (y * g.w + x) * g.c + at), load(weight + (i * g.kw + j) * g.c + at), sum);
       }
     }
-    store(out + at, activation(sum));
+    activation.apply([&](auto activated) { store(out + at, activated(sum)); });
   }
 }
 
+// One row of results, over channels `from` to `to`. `picture` is one image of the batch.
 template <int P, int KW, int S>
+inline void depthwise_row(const Geometry& g, const Activation& activation, const float* picture, const float* weight,
+                          float* line, int64_t top, int64_t from, int64_t to) {
+  const int64_t first = std::min(g.ow, (g.pw + g.sw - 1) / g.sw);
+  const int64_t reach = g.w - 1 - (g.kw - 1) * g.dw + g.pw;
+  const int64_t beyond = std::max(first, std::min(g.ow, reach < 0 ? 0 : reach / g.sw + 1));
+  int64_t x = 0;
+  for (; x < first; x++)
+    pixel_at_border(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
+  for (; x + P <= beyond; x += P)
+    pixels_within<P, KW, S>(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
+  for (; x + 2 <= beyond; x += 2)
+    pixels_within<2, KW, S>(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
+  for (; x < g.ow; x++)
+    pixel_at_border(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
+}
+
+using Row = void (*)(const Geometry&, const Activation&, const float*, const float*, float*, int64_t, int64_t, int64_t);
+
+Row depthwise_row_for(const Geometry& g) {
+  const int64_t key = g.dw == 1 && g.sw <= 2 ? g.kw * 10 + g.sw : 0;
+  switch (key) {
+    case 31: return depthwise_row<7, 3, 1>;
+    case 32: return depthwise_row<7, 3, 2>;
+    case 51: return depthwise_row<7, 5, 1>;
+    case 52: return depthwise_row<7, 5, 2>;
+    case 71: return depthwise_row<7, 7, 1>;
+    default: return depthwise_row<7, 0, 0>;
+  }
+}
+
 void depthwise(const Geometry& g, const Activation& activation, const float* image, const float* weight, float* out) {
   const int64_t rows = g.n * g.oh;
   const int threads = at::get_num_threads();
   // Few rows cannot be shared out evenly, but parts of rows can.
   const int64_t vectors = (g.c + VL - 1) / VL, parts = rows < 16 * threads && vectors >= 2 * threads ? threads : 1;
-  const int64_t first = std::min(g.ow, (g.pw + g.sw - 1) / g.sw);
-  const int64_t reach = g.w - 1 - (g.kw - 1) * g.dw + g.pw;
-  const int64_t beyond = std::max(first, std::min(g.ow, reach < 0 ? 0 : reach / g.sw + 1));
+  const Row one = depthwise_row_for(g);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t each = 0; each < rows * parts; each++) {
     const int64_t row = each / parts, part = each % parts, n = row / g.oh, top = row % g.oh * g.sh - g.ph;
     const int64_t from = vectors * part / parts * VL, to = std::min(g.c, vectors * (part + 1) / parts * VL);
-    const float* picture = image + n * g.h * g.w * g.c;
-    float* line = out + row * g.ow * g.c;
-    int64_t x = 0;
-    for (; x < first; x++)
-      pixel_at_border(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
-    for (; x + P <= beyond; x += P)
-      pixels_within<P, KW, S>(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
-    for (; x + 2 <= beyond; x += 2)
-      pixels_within<2, KW, S>(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
-    for (; x < g.ow; x++)
-      pixel_at_border(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
+    one(g, activation, image + n * g.h * g.w * g.c, weight, out + row * g.ow * g.c, top, from, to);
   }
 }
 
-void any_depthwise(const Geometry& g, const Activation& activation, const float* image, const float* weight, float* out) {
-  const int64_t key = g.dw == 1 && g.sw <= 2 ? g.kw * 10 + g.sw : 0;
-  switch (key) {
-    case 31: return depthwise<7, 3, 1>(g, activation, image, weight, out);
-    case 32: return depthwise<7, 3, 2>(g, activation, image, weight, out);
-    case 51: return depthwise<7, 5, 1>(g, activation, image, weight, out);
-    case 52: return depthwise<7, 5, 2>(g, activation, image, weight, out);
-    case 71: return depthwise<7, 7, 1>(g, activation, image, weight, out);
-    default: return depthwise<7, 0, 0>(g, activation, image, weight, out);
+// A product over the single pixels of an image, by one thread.
+template <int R, int NV>
+void product_of_pixels(const Geometry& g, const Activation& activation, const float* image, const float* weight,
+                       float* out, int64_t pixels) {
+  constexpr int64_t NR = NV * VL, NEAR = 16384;
+  const int64_t panels = (g.k + NR - 1) / NR, panel = (g.c + 1) * NR, blocks = (pixels + R - 1) / R;
+  const int64_t together = std::max<int64_t>(1, NEAR / (R * g.image_pixel));
+  Geometry line = g;
+  line.n = line.h = line.oh = 1, line.w = line.ow = pixels;
+  for (int64_t from = 0; from < blocks; from += together)
+    for (int64_t p = 0; p < panels; p++)
+      for (int64_t b = from; b < std::min(blocks, from + together); b++)
+        block<R, NV>(line, activation, image, nullptr, weight + p * panel, nullptr, out + b * R * g.k + p * NR, b * R,
+                     (int)std::min<int64_t>(R, pixels - b * R), g.k - p * NR, true);
+}
+
+using Pixels = void (*)(const Geometry&, const Activation&, const float*, const float*, float*, int64_t);
+
+Pixels product_of_pixels_for(int64_t kernel) {
+  switch (kernel) {
+#if defined(__AVX512F__)
+    case 1: return product_of_pixels<14, 1>;
+    case 2: return product_of_pixels<14, 2>;
+    case 3: return product_of_pixels<8, 3>;
+    case 4: return product_of_pixels<7, 4>;
+#else
+    case 1: return product_of_pixels<12, 1>;
+    case 2: return product_of_pixels<6, 2>;
+    case 3: return product_of_pixels<4, 3>;
+    case 4: return product_of_pixels<3, 4>;
+#endif
+    default: TORCH_CHECK(false, "no kernel over single pixels: ", kernel);
+  }
+}
+
+// A product over single pixels and the depthwise convolution that alone reads it: rows of the first are made as
+// the second needs them, and never leave the nearer caches.
+struct Half {
+  const Geometry& g;
+  const Activation& activation;
+  const float* weight;
+};
+
+void expanded_depthwise(const Half& wide, int64_t kernel, const Half& deep, const float* image, float* out) {
+  constexpr int64_t NEAR = 65536;  // floats of the rows in between
+  const Geometry &g = wide.g, &d = deep.g;
+  const Pixels expand = product_of_pixels_for(kernel);
+  const Row filter = depthwise_row_for(d);
+  const int threads = at::get_num_threads();
+  const int64_t row = d.w * d.c, reach = (d.kh - 1) * d.dh + 1;
+  const int64_t band = std::max<int64_t>(1, (std::max(reach, NEAR / row) - reach) / d.sh + 1);
+  const int64_t held = (band - 1) * d.sh + reach, share = held * row, lines = d.n * d.oh;
+  const at::Tensor space = at::empty({share * threads}, at::kFloat);
+  float* const memory = space.mutable_data_ptr<float>();
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads(), end = lines * (me + 1) / all;
+    float* const near = memory + share * me;
+    int64_t in = -1, start = 0, stop = 0;  // rows of image `in` that are here
+    for (int64_t at = lines * me / all; at < end;) {
+      const int64_t n = at / d.oh, y = at % d.oh, last = std::min({y + band, d.oh, y + end - at});
+      const int64_t low = std::clamp<int64_t>(y * d.sh - d.ph, 0, d.h);
+      const int64_t high = std::clamp<int64_t>((last - 1) * d.sh - d.ph + reach, low, d.h);
+      const int64_t kept = in == n && start <= low && low < stop ? std::min(stop, high) - low : 0;
+      if (kept > 0) std::memmove(near, near + (low - start) * row, kept * row * sizeof(float));
+      if (low + kept < high)
+        expand(g, wide.activation, image + ((n * g.h + low + kept) * g.w) * g.c, wide.weight, near + kept * row,
+               (high - low - kept) * g.w);
+      in = n, start = low, stop = high;
+      for (int64_t each = y; each < last; each++)
+        filter(d, deep.activation, near - low * row, deep.weight, out + (n * d.oh + each) * d.ow * d.c,
+               each * d.sh - d.ph, 0, d.c);
+      at += last - y;
+    }
   }
 }
 
@@ -473,7 +608,15 @@ Geometry geometry_of(const int64_t* sizes, int64_t n, int64_t h, int64_t w, int6
   g.ow = (g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1) / g.sw + 1;
   g.image_pixel = g.c, g.out_pixel = g.k;
   g.checked = g.ph > 0 || g.pw > 0;
+  g.in_line = !g.checked && g.kh * g.kw * g.sh * g.sw == 1;
   return g;
+}
+
+// `g` is of one group.
+void check_packed(const at::Tensor& weight, const Geometry& g, int64_t kernel) {
+  const int64_t wide = kernel % 10 * VL;
+  TORCH_CHECK(wide > 0 && weight.numel() == (g.k + wide - 1) / wide * wide * g.groups * (g.kh * g.kw * g.c + 1),
+              "a weight packed for this convolution");
 }
 
 // One convolution. `image` is null where there is a `source`.
@@ -486,7 +629,7 @@ void run(Geometry g, int64_t kernel, const Activation& after, const float* image
   if (kernel == 0) {
     TORCH_CHECK(g.groups == g.c && g.k == g.c && g.c >= VL && !add, "a depthwise convolution");
     TORCH_CHECK(weight.numel() == (g.kh * g.kw + 1) * g.c, "a weight packed for this convolution");
-    return any_depthwise(g, after, image, filters, to);
+    return depthwise(g, after, image, filters, to);
   }
   const bool by_rows = kernel >= 100;
   at::Tensor copy;
@@ -498,9 +641,7 @@ void run(Geometry g, int64_t kernel, const Activation& after, const float* image
     g.c *= g.kw, g.kw = 1;
   }
   g.c /= g.groups, g.k /= g.groups;
-  const int64_t wide = kernel % 10 * VL;
-  TORCH_CHECK(weight.numel() == (g.k + wide - 1) / wide * wide * g.groups * (g.kh * g.kw * g.c + 1),
-              "a weight packed for this convolution");
+  check_packed(weight, g, kernel);
   static thread_local std::vector<float> zeros;
   if ((int64_t)zeros.size() < g.c) zeros.assign(g.c, 0.f);
   const float* nothing = zeros.data();
@@ -554,6 +695,8 @@ inline float number(int64_t bits) {
   std::memcpy(&value, &bits, sizeof value);
   return (float)value;
 }
+
+inline Activation activation_of(const int64_t* words) { return {words[0], number(words[1]), number(words[2])}; }
 
 // Reads a program word by word.
 struct Reader {
@@ -616,13 +759,26 @@ std::vector<at::Tensor> sequence(at::TensorList inputs, at::TensorList constants
       gathered(source, geometry_of(same, n, h, w, c), out);
       continue;
     }
-    TORCH_CHECK(kind == 0, "no step ", kind);
+    TORCH_CHECK(kind == 0 || kind == 3, "no step ", kind);
     const bool plain = count == 1 && !source.scale && !source.shift && !source.clamped;
     const Geometry g = geometry_of(read.take(10), n, h, w, c);
     const int64_t kernel = read.next(), weight = read.next(), summand = read.next();
-    const int64_t* after = read.take(3);
-    run(g, kernel, Activation{after[0], number(after[1]), number(after[2])}, images.at(0), plain ? nullptr : &source,
-        constants.at(weight), summand < 0 ? nullptr : values.at(summand), out);
+    const Activation after = activation_of(read.take(3));
+    if (kind == 0) {
+      run(g, kernel, after, images.at(0), plain ? nullptr : &source, constants.at(weight),
+          summand < 0 ? nullptr : values.at(summand), out);
+      continue;
+    }
+    const Geometry d = geometry_of(read.take(10), n, g.oh, g.ow, g.k);
+    const int64_t filters = read.next();
+    const Activation then = activation_of(read.take(3));
+    TORCH_CHECK(plain && summand < 0 && g.groups * g.kh * g.kw * g.sh * g.sw == 1 && !g.checked && d.groups == d.c &&
+                    d.k == d.c && d.c >= VL,
+                "a product over single pixels that a depthwise convolution reads");
+    TORCH_CHECK(constants.at(filters).numel() == (d.kh * d.kw + 1) * d.c, "a weight packed for this convolution");
+    check_packed(constants.at(weight), g, kernel);
+    expanded_depthwise({g, after, constants.at(weight).const_data_ptr<float>()}, kernel,
+                       {d, then, constants.at(filters).const_data_ptr<float>()}, images.at(0), out);
   }
   return results;
 }

@@ -12,13 +12,20 @@ Values are numbered: the inputs, then the results, then the others.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-PRODUCT, MEAN, GATHER = range(3)
+import torch
+
+from fxpasses.kernels.convolution import DEPTHWISE
+
+PRODUCT, MEAN, GATHER, EXPANDED = range(4)
 _ALIGNED = 16
 """Floats: a line of the caches."""
+_NEAR = 2**20
+"""Bytes of a tensor that the nearer caches hold, so that it need not be made row by row."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +48,30 @@ class Reading:
     limits: tuple[float, float] | None = None
 
 
+Convolution = tuple[list[int], int, int, int | None, int, float, float]
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of a program.
 
     Attributes:
-        kind: `PRODUCT` is a convolution, `MEAN` each channel's over the pixels, `GATHER` what is read itself.
+        kind: `PRODUCT` is a convolution, `MEAN` each channel's over the pixels, `GATHER` what is read itself,
+            `EXPANDED` a convolution over single pixels and a depthwise one of its result.
         result: the value that it gives.
         reading: what it reads.
         image: batch, height, width and channels of that.
         convolution: the operator's arguments for a `PRODUCT`: `Sizes.argument`, the kernel, the constant that
             holds the filters, the value of the summand or None, the activation and its limits.
+        depthwise: those of the second convolution of `EXPANDED`.
     """
 
     kind: int
     result: int
     reading: Reading
     image: tuple[int, int, int, int]
-    convolution: tuple[list[int], int, int, int | None, int, float, float] | None = None
+    convolution: Convolution | None = None
+    depthwise: Convolution | None = None
 
     @property
     def read(self) -> list[int]:
@@ -79,7 +92,39 @@ class Step:
             sizes, kernel, filters, summand, activation, low, high = self.convolution
             words += [*sizes, kernel, filters, -1 if summand is None else summand]
             words += [activation, _bits(low), _bits(high)]
+        if self.depthwise is not None:
+            sizes, _, filters, _, activation, low, high = self.depthwise
+            words += [*sizes, filters, activation, _bits(low), _bits(high)]
         return words
+
+    def followed_by(self, other: Step) -> Step | None:
+        """Both as one `EXPANDED`; None where they cannot be."""
+        mine, theirs = self.convolution, other.convolution
+        if (self.kind, other.kind) != (PRODUCT, PRODUCT) or mine is None or theirs is None:
+            return None
+        single = mine[0][1:] == [1, 1, 1, 1, 1, 0, 0, 1, 1] and 0 < mine[1] < 10 and mine[3] is None
+        alone = other.reading == Reading((self.result,), (mine[0][0],))
+        mine_plain = self.reading == Reading(self.reading.values[:1], self.reading.widths[:1])
+        if not (single and alone and mine_plain and theirs[1] == DEPTHWISE):
+            return None
+        count, height, width, _ = self.image
+        again = theirs[0][2] * torch.get_num_threads()  # rows at most that two threads both make
+        if 4 * count * height * width * mine[0][0] < _NEAR or 8 * again > count * height:
+            return None
+        return Step(EXPANDED, other.result, self.reading, self.image, mine, theirs)
+
+
+def joined(steps: Sequence[Step], given: int) -> list[Step]:
+    """The steps, with those joined whose result only the next one reads."""
+    readers = Counter(value for step in steps for value in step.read)
+    done: list[Step] = []
+    for step in steps:
+        both = done[-1].followed_by(step) if done else None
+        if both is not None and done[-1].result >= given and readers[done[-1].result] == 1:
+            done[-1] = both
+        else:
+            done.append(step)
+    return done
 
 
 def program(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> list[int]:
@@ -90,6 +135,7 @@ def program(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> list[int
         given: how many values are inputs or results.
         sizes: floats of each other value.
     """
+    steps = joined(steps, given)
     offsets, floats = _places(steps, given, sizes)
     return [len(offsets), floats, len(steps), *offsets, *(word for each in steps for word in each.words())]
 
@@ -100,7 +146,7 @@ def _places(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> tuple[li
     A value needs its place from the step that gives it to the last that reads it.
     """
     last = {value: at for at, step in enumerate(steps) for value in (step.result, *step.read)}
-    offsets = [0] * len(sizes)
+    offsets, end = [0] * len(sizes), 0
     lying: list[tuple[int, int, int]] = []  # offset, end, the last step
     for at, step in enumerate(steps):
         if step.result < given:
@@ -108,14 +154,14 @@ def _places(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> tuple[li
         lying = sorted(each for each in lying if each[2] >= at)
         floats = -(-sizes[step.result - given] // _ALIGNED) * _ALIGNED
         place = 0
-        for start, end, _ in lying:
+        for start, stop, _ in lying:
             if place + floats <= start:
                 break
-            place = max(place, end)
+            place = max(place, stop)
         offsets[step.result - given] = place
         lying.append((place, place + floats, last[step.result]))
-    ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
-    return offsets, max(ends, default=0)
+        end = max(end, place + floats)
+    return offsets, end
 
 
 def shapes_argument(shapes: Sequence[Sequence[int]]) -> list[int]:
