@@ -28,7 +28,7 @@ from torch.fx import GraphModule
 
 from fxpasses.passes.packed_weights import PackedWeight
 from fxpasses.passes.parameter_work import ParameterWork
-from fxpasses.torch_internals import same_memory_function
+from fxpasses.torch_internals import same_memory_function, unchanged_function
 
 _version = attrgetter("_version")
 _address = torch.Tensor.data_ptr
@@ -89,24 +89,53 @@ class _Blocks:
         return bool(self._compare())
 
 
+class _Signs:
+    """What tells of a change: which objects tensors are, their versions, and where their memory is."""
+
+    def __init__(self, sources: Sequence[torch.Tensor], positions: Sequence[int]) -> None:
+        """Args:
+        sources: the tensors.
+        positions: where they are among the arguments of a call.
+        """
+        self._sources = tuple(sources)
+        self._positions = tuple(positions)
+        self._versions = list(map(_version, sources))
+        self._addresses = list(map(_address, sources))
+        self._native: Callable[[tuple[Any, ...]], int] | None = None
+        compare = unchanged_function()
+        if compare is not None:
+            with torch.inference_mode(False):
+                lists = (self._positions, self._versions, self._addresses)
+                self._words = [torch.tensor(each, dtype=torch.int64) for each in lists]
+            where, versions, addresses = (each.data_ptr() for each in self._words)
+            count, known = len(self._sources), self._sources
+            self._native = lambda given: compare(given, where, count, known, versions, addresses)
+
+    def hold(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether nothing tells of a change, by the arguments of a call."""
+        if self._native is not None:
+            return bool(self._native(arguments))
+        sources = [arguments[position] for position in self._positions]
+        return (
+            all(map(is_, sources, self._sources))
+            and list(map(_version, sources)) == self._versions
+            and list(map(_address, sources)) == self._addresses
+        )
+
+
 @dataclass(frozen=True)
 class _Snapshot:
     """Parameters as they were, and what was computed from them. Immutable, so threads may share it."""
 
     sources: tuple[torch.Tensor, ...]
     memory: tuple[torch.Tensor, ...]
-    versions: list[int]
-    addresses: list[int]
+    signs: _Signs
     statistics: _Statistics
     values: tuple[torch.Tensor, ...]
 
-    def holds(self, sources: Sequence[torch.Tensor]) -> bool:
-        return (
-            all(map(is_, sources, self.sources))
-            and list(map(_version, sources)) == self.versions
-            and list(map(_address, sources)) == self.addresses
-            and self.statistics.hold(sources)
-        )
+    def holds(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether the parameters among the arguments of a call are what they were."""
+        return self.signs.hold(arguments) and self.statistics.hold(self.sources)
 
 
 class _Gate:
@@ -163,36 +192,36 @@ class KeptWeights:
         _alive.add(self)
 
     def __call__(self, *arguments: Any) -> Any:
-        sources = [arguments[position] for position in self._positions]
         given = [arguments[position] for position in self._inputs]
         snapshot = self._snapshot
         if not self._packed:
-            if snapshot is None or not snapshot.holds(sources):
-                return self._compiled(*given, *self._renewed(sources))
+            if snapshot is None or not snapshot.holds(arguments):
+                return self._compiled(*given, *self._renewed(arguments))
             return self._compiled(*given, *snapshot.values)
         with self._gate.call():
             snapshot = self._snapshot
-            if snapshot is not None and snapshot.holds(sources):
+            if snapshot is not None and snapshot.holds(arguments):
                 return self._compiled(*given, *snapshot.values)
         # The code reads the packed weights as constants, so this call ends before anyone may change them.
         with self._gate.renewal():
-            return self._compiled(*given, *self._renewed(sources))
+            return self._compiled(*given, *self._renewed(arguments))
 
     def forget(self) -> None:
         """Drops what is kept; the next call computes it again."""
         self._snapshot = None
 
-    def _renewed(self, sources: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def _renewed(self, arguments: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+        sources = [arguments[position] for position in self._positions]
         self._snapshot = None  # what is packed is overwritten now
         if any(map(torch.Tensor.is_inference, sources)):
             return self._compute(sources)  # nothing will tell whether they change
-        # The versions are read first: an update while the work is done makes the snapshot stale, not wrong.
-        versions, addresses = list(map(_version, sources)), list(map(_address, sources))
+        # The signs are read first: an update while the work is done makes the snapshot stale, not wrong.
+        signs = _Signs(sources, self._positions)
         with torch.inference_mode(False), torch.no_grad():
             statistics = _Statistics.of(sources)
             memory = tuple(each.detach() for each in sources)
         values = self._compute(sources)
-        self._snapshot = _Snapshot(tuple(sources), memory, versions, addresses, statistics, values)
+        self._snapshot = _Snapshot(tuple(sources), memory, signs, statistics, values)
         return values
 
     def _compute(self, sources: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
