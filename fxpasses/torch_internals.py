@@ -539,6 +539,13 @@ def force_stride_order() -> OpOverload:
     return cast(OpOverload, inductor_prims.force_stride_order)
 
 
+def writes_cpp_wrapper() -> bool:
+    """Whether inductor, as it is set now, calls kernels from C++; that crashes with lists of tensors."""
+    from torch._inductor import config
+
+    return bool(config.cpp_wrapper)
+
+
 class RealConstantsAllowed:
     """Lets fake modes meet real tensors until the end of a block, as inductor does where it freezes."""
 

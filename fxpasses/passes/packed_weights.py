@@ -36,11 +36,13 @@ from fxpasses.report import Remark, Status
 from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals import (
     RealConstantsAllowed,
+    force_stride_order,
     onednn_takes,
     pack_convolution_weight,
     packed_convolution,
     with_joint_pass,
     without_fake_tensors,
+    writes_cpp_wrapper,
 )
 
 NAME = "packed_weights"
@@ -101,6 +103,7 @@ class WeightPacking:
             self._decline(Decline("inputs-changed", "AOTAutograd gave the graph other inputs"), "")
             return
         first = len(placeholders) - self.kept
+        strides = _strides_of_outputs(graph)
         for index, weight in enumerate(placeholders[first:]):
             self._pack_linears(graph, weight, placeholders[first:])
             users = list(weight.users)
@@ -113,9 +116,11 @@ class WeightPacking:
             for convolution in users:
                 if not self._pack_for_own_kernel(graph, convolution, placeholders[first:]):
                     self._pack(graph, convolution, weight, index)
-        if self.packed:
+        if self.packed and not writes_cpp_wrapper():
             for kernels in write_sequences(graph, functools.partial(self._constant, graph)):
                 self.remarks.append(Remark(SEQUENCES, "applied", "applied", f"{kernels} kernels in one call", node=""))
+        if self.packed:
+            _keep_strides(graph, strides)
         read = {index for each in self.packed for index in each.indices}
         self.husks = frozenset(index for index in read if not placeholders[first + index].users)
 
@@ -260,6 +265,38 @@ class WeightPacking:
 
     def _decline(self, why: Decline, node: str) -> None:
         self.remarks.append(Remark(NAME, "declined", why.code, why.message, node=node, stage="check"))
+
+
+def _strides_of_outputs(graph: Graph) -> list[tuple[int, ...] | None]:
+    """The strides of each result that is an image or a volume; None for others, and where they are symbolic."""
+    (output,) = graph.find_nodes(op="output")
+    found = [tensor(each) if isinstance(each, Node) else None for each in output.args[0]]
+    return [
+        tuple(each.stride())
+        if each is not None and each.ndim in (4, 5) and all(type(stride) is int for stride in each.stride())
+        else None
+        for each in found
+    ]
+
+
+def _keep_strides(graph: Graph, strides: Sequence[tuple[int, ...] | None]) -> None:
+    """Has results lie in memory as they did.
+
+    Our operators always write channels-last, whereas a convolution's result depends on its operands: behind
+    weights of one pixel it is as its image is.
+    """
+    (output,) = graph.find_nodes(op="output")
+    results = list(output.args[0])
+    for at, (result, wanted) in enumerate(zip(results, strides, strict=True)):
+        if wanted is None or not isinstance(result, Node) or result.op == "placeholder":
+            continue
+        found = tensor(result)
+        assert found is not None
+        with graph.inserting_before(output):
+            forced = graph.call_function(force_stride_order(), (result, list(wanted)))
+        set_value(forced, found.new_empty_strided(found.shape, wanted))
+        results[at] = forced
+    output.args = (type(output.args[0])(results),)
 
 
 def _own_sizes(convolution: Node) -> Sizes | None:

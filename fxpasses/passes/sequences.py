@@ -182,7 +182,7 @@ def _gated(node: Node) -> tuple[Node, Node] | None:
             continue
         assert result is not None
         assert factor is not None
-        if tuple(factor.shape) == (*result.shape[:2], 1, 1) and result.shape[2] * result.shape[3] > 1:
+        if tuple(factor.shape) == (*result.shape[:2], 1, 1):
             return image, gate
     return None
 
@@ -339,7 +339,10 @@ def _write(
     last = run.members[-1].node
     outer = _outer_readers(run)
     # A renaming that is read outside stays what it was, behind the call.
-    stays = [each.node for each in run.members if each.read is None and outer[each.node]]
+    stays: set[Node] = set()
+    for each in reversed(run.members):
+        if each.read is None and (outer[each.node] or not stays.isdisjoint(each.node.users)):
+            stays.add(each.node)
     given = dict.fromkeys(
         replaced.get(each, each)
         for member in run.members
@@ -350,7 +353,7 @@ def _write(
     results = [
         each.node
         for each in run.members
-        if each.read is not None and (outer[each.node] or any(user in stays for user in each.node.users))
+        if each.read is not None and (outer[each.node] or not stays.isdisjoint(each.node.users))
     ]
     values = {node: at for at, node in enumerate((*inputs, *results))}
     known = len(values)

@@ -1,0 +1,318 @@
+"""The operator `fxpasses::sequence` against the same steps in float64."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fxpasses.kernels import convolution as kernels
+from fxpasses.kernels import sequence
+from fxpasses.kernels.convolution import ACTIVATIONS, DEPTHWISE, Sizes, pack
+from fxpasses.kernels.sequence import (
+    EXPANDED,
+    GATHER,
+    MEAN,
+    PRODUCT,
+    Reading,
+    Step,
+    floats_of,
+    joined,
+    program,
+    shapes_argument,
+)
+
+pytestmark = pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
+
+LIMITS = (-0.5, 1.5)
+REFERENCES = {"none": lambda x: x, "clamp": lambda x: x.clamp(*LIMITS), "silu": functional.silu}
+
+
+def channels_last(*shape):
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+class Program:
+    """Steps, and what they give in float64."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+        self.exact = [each.double() for each in inputs]
+        self.constants = []
+        self.steps = []
+
+    def constant(self, tensor):
+        self.constants.append(tensor)
+        return len(self.constants) - 1
+
+    def read(self, reading):
+        image = torch.cat([self.exact[each] for each in reading.values], 1)
+        if reading.gate is not None:
+            image = image * self.exact[reading.gate]
+        if reading.scale is not None:
+            image = image * self.constants[reading.scale].double()[:, None, None]
+        if reading.shift is not None:
+            image = image + self.constants[reading.shift].double()[:, None, None]
+        return image if reading.limits is None else image.clamp(*reading.limits)
+
+    def convolution(self, sizes, kernel, summand=None, activation="none"):
+        filters = torch.randn(sizes.filters, sizes.channels // sizes.groups, *sizes.kernel)
+        filters /= filters[0].numel() ** 0.5  # so that values stay about one, as errors do
+        bias = torch.randn(sizes.filters)
+        at = self.constant(pack(sizes, kernel, filters, bias))
+        arguments = (
+            sizes.argument(kernel), kernel, at, summand, ACTIVATIONS.index(activation), *LIMITS
+        )  # fmt: skip
+        space = (sizes.stride, sizes.padding, sizes.dilation)
+
+        def exact(image):
+            found = torch.conv2d(image, filters.double(), bias.double(), *space, sizes.groups)
+            return REFERENCES[activation](found if summand is None else found + self.exact[summand])
+
+        return arguments, exact
+
+    def add(self, kind, reading, result, *convolutions):
+        image = self.read(reading)
+        shape = (image.shape[0], *image.shape[2:], image.shape[1])
+        self.steps.append(Step(kind, len(self.exact), reading, shape, *(each for each, _ in convolutions)))
+        self.exact.append(result(image))
+        return len(self.exact) - 1
+
+    def plain(self, value):
+        return Reading((value,), (self.exact[value].shape[1],))
+
+    def run(self, results):
+        """The values at `results`, which are numbered after the inputs as the operator wants them."""
+        given = [*range(len(self.inputs)), *results]
+        order = [*given, *(each for each in range(len(self.exact)) if each not in given)]
+        number = {value: at for at, value in enumerate(order)}.__getitem__
+        steps = [_renumbered(each, number) for each in self.steps]
+        sizes = [floats_of(self.exact[each].shape) for each in order[len(given) :]]
+        words = torch.tensor(program(steps, len(given), sizes))
+        shapes = shapes_argument([self.exact[each].shape for each in results])
+        return torch.ops.fxpasses.sequence(self.inputs, self.constants, words, shapes)
+
+
+def _renumbered(step, number):
+    reading = step.reading
+    gate = None if reading.gate is None else number(reading.gate)
+    values = tuple(map(number, reading.values))
+    read = Reading(values, reading.widths, gate, reading.scale, reading.shift, reading.limits)
+    convolution = step.convolution
+    if convolution is not None and convolution[3] is not None:
+        convolution = (*convolution[:3], number(convolution[3]), *convolution[4:])
+    return Step(step.kind, number(step.result), read, step.image, convolution, step.depthwise)
+
+
+def assert_equal(found, wanted):
+    assert found.shape == wanted.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max() + 1e-12
+
+
+def _single(channels, filters, stride=1):
+    return Sizes(channels, filters, 1, (1, 1), (stride, stride), (0, 0), (1, 1))
+
+
+def _depthwise(channels, side=3, stride=1, padding=1, dilation=1):
+    return Sizes(channels, channels, channels, (side, side), (stride,) * 2, (padding,) * 2, (dilation,) * 2)
+
+
+def random_program(chosen: random.Random) -> Program:
+    count, height, width = chosen.choice([(1, 6, 5), (2, 4, 7), (3, 1, 1), (1, 17, 9)])
+    made = Program([channels_last(count, each, height, width) for each in (16, 19, 3)])
+    images, gates = [0, 1, 2], {}
+    for _ in range(8):
+        kind = chosen.choice(("gathering", "gathering", "square", "depthwise", "gate", "mean"))
+        value = chosen.choice(images)
+        channels = made.exact[value].shape[1]
+        if kind == "gathering":
+            values = tuple(chosen.choice(images) for _ in range(chosen.choice((1, 1, 2, 3))))
+            widths = tuple(made.exact[each].shape[1] for each in values)
+            total = sum(widths)
+            gate = gates.get(values[0]) if len(values) == 1 else None
+            scale = made.constant(torch.randn(total)) if gate is None and chosen.random() < 0.5 else None
+            shift = made.constant(torch.randn(total)) if chosen.random() < 0.5 else None
+            limits = chosen.choice((None, (0.0, 6.0), (0.0, float("inf"))))
+            sizes = _single(total, chosen.choice((5, 16, 24, 48, 130)))
+            same = [each for each in images if made.exact[each].shape[1] == sizes.filters]
+            summand = chosen.choice(same) if same and chosen.random() < 0.5 else None
+            activation = chosen.choice(list(REFERENCES))
+            convolution = made.convolution(sizes, chosen.choice((1, 2, 3, 4)), summand, activation)
+            reading = Reading(values, widths, gate, scale, shift, limits)
+            images.append(made.add(PRODUCT, reading, convolution[1], convolution))
+        elif kind == "square":
+            sizes = Sizes(channels, 20, 1, (3, 3), (1, 1), (1, 1), (1, 1))
+            convolution = made.convolution(sizes, chosen.choice((1, 2)))
+            images.append(made.add(PRODUCT, made.plain(value), convolution[1], convolution))
+        elif kind == "depthwise" and channels >= kernels.vector_length():
+            convolution = made.convolution(_depthwise(channels), DEPTHWISE, None, "silu")
+            images.append(made.add(PRODUCT, made.plain(value), convolution[1], convolution))
+        elif kind == "mean":
+            mean = made.add(MEAN, made.plain(value), lambda image: image.mean((2, 3), keepdim=True))
+            gates[value] = mean
+        elif kind == "gate" and value in gates:
+            reading = Reading((value,), (channels,), gates[value])
+            images.append(made.add(GATHER, reading, lambda image: image))
+    return made
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_programs_equal_float64(seed):
+    torch.manual_seed(seed)
+    chosen = random.Random(seed)
+    made = random_program(chosen)
+    values = range(len(made.inputs), len(made.exact))
+    results = sorted(chosen.sample(values, chosen.randint(1, len(values))))
+    for found, at in zip(made.run(results), results, strict=True):
+        assert_equal(found, made.exact[at])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("image", "deep"),
+    [
+        ((1, 24, 60, 40), _depthwise(64)),  # more rows than are near at a time
+        ((2, 24, 61, 40), _depthwise(64, stride=2)),
+        ((2, 8, 33, 50), _depthwise(48, side=5, padding=2)),
+        ((3, 8, 5, 4), _depthwise(16, side=5, padding=2, stride=2)),
+        ((1, 8, 40, 40), _depthwise(64, side=3, padding=3, dilation=3)),
+        ((1, 8, 1, 1), _depthwise(16, side=5, padding=2)),
+        ((2, 8, 9, 9), _depthwise(16, side=3, padding=0)),
+        ((1, 8, 70, 30), _depthwise(64, side=2, padding=0, stride=3)),  # rows that nothing reads
+    ],
+    ids=str,
+)
+def test_an_expansion_row_by_row_equals_float64(image, deep, threads):
+    torch.manual_seed(0)
+    made = Program([channels_last(*image)])
+    wide = made.convolution(_single(image[1], deep.channels), 2, None, "silu")
+    narrow = made.convolution(deep, DEPTHWISE, None, "clamp")
+    made.add(EXPANDED, made.plain(0), lambda x: narrow[1](wide[1](x)), wide, narrow)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        (found,) = made.run([1])
+        (again,) = made.run([1])
+    finally:
+        torch.set_num_threads(before)
+    assert_equal(found, made.exact[1])
+    assert torch.equal(found, again)
+
+
+def expansion(image, *, summand=False, activation="clamp", deep=None, kernel=2):
+    made = Program([channels_last(*image), channels_last(image[0], 64, *image[2:])])
+    wide = made.convolution(_single(image[1], 64), kernel, 1 if summand else None, activation)
+    mid = made.add(PRODUCT, made.plain(0), wide[1], wide)
+    narrow = made.convolution(deep or _depthwise(64), DEPTHWISE)
+    made.add(PRODUCT, made.plain(mid), narrow[1], narrow)
+    return made
+
+
+LARGE = (1, 8, 80, 64)  # 1.3 MB times 64 channels
+
+
+def test_a_large_expansion_is_made_row_by_row():
+    made = expansion(LARGE)
+    assert [each.kind for each in joined(made.steps, 2)] == [EXPANDED]
+    (found,) = made.run([3])
+    assert_equal(found, made.exact[3])
+
+
+@pytest.mark.parametrize(
+    "why", ["small", "summand", "read twice", "a result", "few rows", "not depthwise", "gated"]
+)
+def test_what_is_no_expansion_stays_two_steps(why):
+    made = expansion((1, 8, 8, 8) if why == "small" else LARGE, summand=why == "summand")
+    given = 2
+    if why == "read twice":
+        made.add(MEAN, made.plain(2), lambda image: image.mean((2, 3), keepdim=True))
+    elif why == "a result":
+        given = 3
+    elif why == "few rows":
+        made = expansion((1, 8, 4, 2000))
+    elif why == "not depthwise":
+        made.steps.pop()
+        square = made.convolution(_single(64, 64), 2)
+        made.exact.pop()
+        made.add(PRODUCT, made.plain(2), square[1], square)
+    elif why == "gated":
+        first = made.steps[0]
+        read = Reading(first.reading.values, first.reading.widths, limits=(0.0, 6.0))
+        made.steps[0] = Step(PRODUCT, first.result, read, first.image, first.convolution)
+    assert Counter(each.kind for each in joined(made.steps, given))[EXPANDED] == 0
+
+
+def test_values_that_live_at_the_same_time_never_share_memory():
+    chosen = random.Random(0)
+    for _ in range(200):
+        given, count = 2, chosen.randint(1, 12)
+        steps = [
+            Step(GATHER, given + at, Reading((chosen.randrange(given + at),), (1,)), (1, 1, 1, 1))
+            for at in range(count)
+        ]
+        sizes = [chosen.randint(1, 100) for _ in steps]
+        offsets, floats = sequence._places(steps, given, sizes)
+        last = {value: at for at, step in enumerate(steps) for value in (step.result, *step.read)}
+        for at in range(count):
+            living = [each for each in range(at + 1) if last[given + each] >= at]
+            taken = [place for each in living for place in range(offsets[each], offsets[each] + sizes[each])]
+            assert len(taken) == len(set(taken))
+            assert max(taken) < floats
+
+
+def test_memory_is_used_again():
+    steps = [Step(GATHER, 1 + at, Reading((at,), (1,)), (1, 1, 1, 1)) for at in range(10)]
+    assert sequence._places(steps, 1, [160] * 10)[1] == 320
+
+
+def test_a_matrix_is_an_image_of_one_pixel():
+    made = Program([torch.randn(3, 24)])
+    layer = made.convolution(Sizes.of_linear(24, 40), 2)
+    reading = Reading((0,), (24,))
+    words = program([Step(PRODUCT, 1, reading, (1, 3, 1, 24), layer[0])], 2, [])
+    (found,) = torch.ops.fxpasses.sequence(made.inputs, made.constants, torch.tensor(words), [3, 40, -1, -1])
+    wanted = layer[1](made.inputs[0].double()[:, :, None, None])[:, :, 0, 0]
+    assert found.shape == (3, 40)
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda words, given: words[:-1], "ends where its length says"),
+        (lambda words, given: [*words[:3], 9, *words[4:]], "no step 9"),
+        (lambda words, given: given[1].pop(), "out of range|index|at"),
+        (lambda words, given: given[1].insert(0, torch.zeros(7)), "packed for this convolution"),
+        (lambda words, given: given[0].__setitem__(0, given[0][0].double()), "float32 inputs"),
+    ],
+    ids=["cut", "kind", "constant", "weight", "dtype"],
+)
+def test_what_does_not_fit_is_refused(spoil, message):
+    made = Program([channels_last(1, 16, 4, 4)])
+    layer = made.convolution(_single(16, 16), 2)
+    words = program([Step(PRODUCT, 1, made.plain(0), (1, 4, 4, 16), layer[0])], 2, [])
+    given = (made.inputs, made.constants)
+    spoilt = spoil(words, given)
+    words = spoilt if isinstance(spoilt, list) else words
+    with pytest.raises((RuntimeError, IndexError), match=message):
+        torch.ops.fxpasses.sequence(*given, torch.tensor(words), [1, 16, 4, 4])
+
+
+def test_fake_results_have_the_sizes_and_strides_of_real_ones():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    made = random_program(random.Random(1))
+    results = [len(made.exact) - 1]
+    (real,) = made.run(results)
+    with FakeTensorMode() as mode:
+        inputs = [mode.from_tensor(each) for each in made.inputs]
+        constants = [mode.from_tensor(each) for each in made.constants]
+        shapes = shapes_argument([real.shape, (3, 5)])
+        words = torch.zeros(4, dtype=torch.int64)
+        first, second = torch.ops.fxpasses.sequence(inputs, constants, words, shapes)
+    assert (first.shape, first.stride()) == (real.shape, real.stride())
+    assert (second.shape, second.stride()) == ((3, 5), (5, 1))

@@ -1,0 +1,236 @@
+"""Kernels that follow one another in one call, against eager in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers import randomised
+from torch import nn
+
+import fxpasses
+from fxpasses.kernels.convolution import vector_length
+
+pytestmark = pytest.mark.skipif(not vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
+
+
+def compiled(model):
+    options = {"weights": "cached", "profit": "always"}
+    return torch.compile(model, backend="fxpasses", options=options)
+
+
+def seeded(kind, seed=0):
+    torch.manual_seed(seed)
+    return randomised(kind(), torch.float32)
+
+
+def assert_eagers(run, model, *inputs):
+    """Within twice of eager's own rounding error of a float64 reference, and with eager's strides."""
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(*(each.double() for each in inputs))
+        eager, found = model(*(each.clone() for each in inputs)), run(*(each.clone() for each in inputs))
+    if isinstance(found, torch.Tensor):
+        exact, eager, found = (exact,), (eager,), (found,)
+    for want, plain, got in zip(exact, eager, found, strict=True):
+        allowed = 2 * (plain.double() - want).abs().max() + 1e-6 * want.abs().max()
+        assert (got.double() - want).abs().max() <= allowed
+        assert got.stride() == plain.stride()
+
+
+def calls():
+    """How many kernels each call has."""
+    remarks = fxpasses.last_report().remarks
+    return [int(each.message.split()[0]) for each in remarks if each.rule == "kernel_sequences"]
+
+
+class Dense(nn.Module):
+    """Layers that read all before them, as in DenseNet: norm, clamp, convolution, concatenation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16 + 12 * at) for at in range(3))
+        self.points = nn.ModuleList(nn.Conv2d(16 + 12 * at, 24, 1) for at in range(3))
+        self.squares = nn.ModuleList(nn.Conv2d(24, 12, 3, padding=1) for at in range(3))
+
+    def forward(self, x):
+        found = [self.first(x)]
+        for norm, point, square in zip(self.norms, self.points, self.squares, strict=True):
+            found.append(square(torch.relu(point(torch.relu(norm(torch.cat(found, 1)))))))
+        return torch.cat(found, 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 12, 12), (2, 3, 9, 5), (1, 3, 1, 1)], ids=str)
+def test_dense_layers_read_their_operands_where_they_lie(shape):
+    model = seeded(Dense)
+    run = compiled(model)
+    assert_eagers(run, model, torch.randn(shape))
+    if shape[2] > 1:  # one pixel at a time has kernels of its own, which do not gather
+        assert calls() == [7]
+    with torch.no_grad():
+        model.norms[1].running_var.mul_(3)
+        model.norms[2].bias.add_(1)
+    assert_eagers(run, model, torch.randn(shape))
+    model.load_state_dict(seeded(Dense, 5).state_dict())
+    assert_eagers(run, model, torch.randn(shape))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation round a depthwise convolution, twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.expand = nn.Sequential(nn.Conv2d(16, 32, 1), nn.SiLU())
+        self.deep = nn.Sequential(nn.Conv2d(32, 32, 3, 2, 1, groups=32), nn.SiLU())
+        self.squeeze = nn.Sequential(nn.Conv2d(32, 8, 1), nn.ReLU(), nn.Conv2d(8, 32, 1), nn.Sigmoid())
+        self.back = nn.Conv2d(32, 16, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        y = self.deep(self.expand(x))
+        y = self.back(y * self.squeeze(y.mean((2, 3), keepdim=True)))
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 12, 12), (3, 16, 7, 9), (2, 16, 1, 1)], ids=str)
+def test_a_gate_is_applied_while_the_image_is_read(shape):
+    model = seeded(Gated)
+    run = compiled(model)
+    assert_eagers(run, model, torch.randn(shape))
+    # Inductor writes the product of one row as a sum.
+    assert calls() == [5 if shape[0] == 1 else 6]
+    model.load_state_dict(seeded(Gated, 5).state_dict())
+    assert_eagers(run, model, torch.randn(shape))
+
+
+class Convolutions(nn.Module):
+    """Three convolutions over single pixels, put together by a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(16, 16, 1) for _ in range(3))
+        self.vector = nn.Parameter(torch.rand(16) + 0.5)
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+X = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("function", "kernels"),
+    [
+        (lambda m, x: m.c(m.b(m.a(x))), [3]),
+        (lambda m, x: (m.a(x), m.c(m.b(m.a(x)))), [4]),
+        # What lies between two of them is not ours.
+        (lambda m, x: m.c(torch.sin(m.b(m.a(x)))), [2]),
+        (lambda m, x: m.c(m.b(torch.sin(m.a(x)))), [2]),
+        # A reader of the first, which stands before the last.
+        (lambda m, x: (torch.sin(y := m.a(x)), m.b(y)), [2]),
+        (lambda m, x: torch.cos(torch.sin(y := m.a(x))) * m.c(m.b(y)), [3]),
+        # What is added last is an operand of the last kernel.
+        (lambda m, x: torch.cos(torch.sin(y := m.a(x))) + m.c(m.b(y)), [2]),
+        # One that both follows one and precedes another.
+        (lambda m, x: m.c(m.b(y := m.a(x)) + torch.sin(y)), [2]),
+        (lambda m, x: (y := m.a(x), m.b(x).flatten(1), m.c(y).mean((2, 3))), [3]),
+    ],
+    ids=str,
+)
+def test_runs_end_where_something_else_lies_between(function, kernels):
+    model = seeded(lambda: Convolutions(function))
+    assert_eagers(compiled(model), model, X)
+    assert calls() == kernels
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        # A gate of every image, of one channel, of a row; and one that is as large as the image.
+        lambda m, x: m.b(m.a(x) * m.c(x).mean((0, 2, 3), keepdim=True)),
+        lambda m, x: m.b(m.a(x) * m.c(x).mean((1, 2, 3), keepdim=True)),
+        lambda m, x: m.b(m.a(x) * m.c(x).mean((1, 2), keepdim=True)),
+        lambda m, x: m.b(m.a(x) * m.c(x)),
+        # Vectors along the channels, the rows and the columns.
+        lambda m, x: m.b(m.a(x) * m.vector[:, None, None]),
+        lambda m, x: m.b(m.a(x) * m.vector[:, None]),
+        lambda m, x: m.b(m.a(x) * m.vector),
+        lambda m, x: m.b((m.a(x) * m.vector.exp()[None, :, None, None] + m.vector.neg()[:, None, None]).relu()),
+        lambda m, x: m.b(torch.add(m.a(x), m.vector.neg()[:, None, None], alpha=2)),
+        # Read by something else too.
+        lambda m, x: (y := m.a(x) * m.c(x).mean((2, 3), keepdim=True), m.b(y)),
+        lambda m, x: (y := torch.cat([m.a(x), x], 1)[:, 8:24], m.b(y)),
+        lambda m, x: (m.b(y := torch.relu(m.a(x) + x)), m.c(y)),
+        # Along another axis, or of other sizes.
+        lambda m, x: m.b(torch.cat([m.a(x), x], 2)),
+        lambda m, x: m.b(torch.cat([m.a(x), m.c(x)], 1).view(2, 16, 32, 16)),
+        lambda m, x: m.b(torch.cat([m.a(x)[:, :8], m.c(x)[:, 8:]], 1)),
+        # Means over other axes, and of a few pixels.
+        lambda m, x: m.b(m.a(x).mean((-1, -2), keepdim=True)),
+        lambda m, x: m.b(m.a(x).mean(2, keepdim=True)),
+        lambda m, x: m.b(m.a(x).mean((1, 2), keepdim=True).expand(2, 16, 16, 16)),
+        lambda m, x: (y := m.a(x).mean((2, 3)), m.b(y[:, :, None, None])),
+        lambda m, x: (y := m.a(x).mean((2, 3), keepdim=True).flatten(1), m.b(y.view(2, 16, 1, 1)), y + 1),
+        lambda m, x: m.c(m.b(nn.functional.hardtanh(m.a(x), -0.5, 0.5))),
+        lambda m, x: m.b(nn.functional.hardtanh(x * m.c(x).mean((2, 3), keepdim=True), -0.5, 0.5)),
+    ],
+    ids=lambda given: "",
+)
+def test_near_misses_and_what_is_read_in_other_ways(function):
+    model = seeded(lambda: Convolutions(function))
+    run = compiled(model)
+    assert_eagers(run, model, X)
+    model.load_state_dict(seeded(lambda: Convolutions(function), 3).state_dict())
+    assert_eagers(run, model, X)
+
+
+def test_an_input_that_is_written_to_is_read_before():
+    def function(m, x):
+        y = m.a(x)
+        x.mul_(2)
+        return m.c(m.b(y) + m.b(x))
+
+    model = seeded(lambda: Convolutions(function))
+    run = compiled(model)
+    assert_eagers(run, model, X)
+    mine, theirs = X.clone(), X.clone()
+    with torch.no_grad():
+        run(mine)
+        model(theirs)
+    assert torch.equal(mine, theirs)
+
+
+def test_a_large_expansion_in_a_model():
+    class Expansion(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Sequential(nn.Conv2d(8, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU6())
+            self.deep = nn.Sequential(nn.Conv2d(64, 64, 3, 2, 1, groups=64), nn.BatchNorm2d(64), nn.ReLU6())
+            self.back = nn.Conv2d(64, 8, 1)
+
+        def forward(self, x):
+            return self.back(self.deep(self.wide(x)))
+
+    model = seeded(Expansion)
+    assert_eagers(compiled(model), model, torch.randn(1, 8, 96, 70))
+    assert calls() == [3]
+
+
+def test_several_threads_share_a_sequence():
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = seeded(Gated)
+    run = compiled(model)
+    inputs = [torch.randn(1, 16, 12, 12) for _ in range(8)]
+    with torch.no_grad():
+        wanted = [run(each) for each in inputs]
+
+    def call(x):
+        with torch.no_grad():
+            return run(x)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(call, inputs * 5))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted * 5, strict=True))
