@@ -20,7 +20,7 @@ from fxpasses.torch_internals import (
 )
 
 _MARGIN = 1.05
-"""Ours may take this part of their time: among others of ours it reads what was just written (sequence.py)."""
+"""Ours may take this part of their time: among others of ours it reads what was just written."""
 _CALL = 10e-6
 """Seconds that a call of an operator from Python takes in a model, which ours saves there."""
 _ROUNDS = (5, 15)

@@ -118,7 +118,9 @@ class WeightPacking:
                     self._pack(graph, convolution, weight, index)
         if self.packed and not writes_cpp_wrapper():
             for kernels in write_sequences(graph, functools.partial(self._constant, graph)):
-                self.remarks.append(Remark(SEQUENCES, "applied", "applied", f"{kernels} kernels in one call", node=""))
+                self.remarks.append(
+                    Remark(SEQUENCES, "applied", "applied", f"{kernels} kernels in one call", node="")
+                )
         if self.packed:
             _keep_strides(graph, strides)
         read = {index for each in self.packed for index in each.indices}
@@ -268,7 +270,7 @@ class WeightPacking:
 
 
 def _strides_of_outputs(graph: Graph) -> list[tuple[int, ...] | None]:
-    """The strides of each result that is an image or a volume; None for others, and where they are symbolic."""
+    """The strides of each result that is an image or a volume; None for others and for symbolic ones."""
     (output,) = graph.find_nodes(op="output")
     found = [tensor(each) if isinstance(each, Node) else None for each in output.args[0]]
     return [

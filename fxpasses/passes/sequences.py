@@ -118,7 +118,7 @@ def read_ahead(image: Node, *, only_reader: bool = True) -> Read:
     elif _is_free(at, nodes) and shift is None and (gated := _gated(at)) is not None:
         nodes.append(at)
         at, gate = gated
-    images = (at,)
+    images: tuple[Node, ...] = (at,)
     if _is_free(at, nodes) and (parts := _concatenated(at)) is not None:
         nodes.append(at)
         images = parts
@@ -188,12 +188,13 @@ def _gated(node: Node) -> tuple[Node, Node] | None:
 
 
 def _concatenated(node: Node) -> tuple[Node, ...] | None:
-    if node.target is not aten.cat.default or node.kwargs or len(node.args) != 2 or node.args[1] not in (1, -3):
+    """The images whose channels a node puts one after another."""
+    if node.target is not aten.cat.default or node.kwargs or len(node.args) != 2:
         return None
-    parts = node.args[0]
+    parts, axis = node.args
     assert isinstance(parts, (list, tuple))
-    images = [each for each in parts if isinstance(each, Node)]
-    return tuple(images) if len(images) == len(parts) and all(_is_image(tensor(each)) for each in images) else None
+    images = tuple(each for each in parts if isinstance(each, Node) and _is_image(tensor(each)))
+    return images if axis in (1, -3) and len(images) == len(parts) else None
 
 
 def _alike(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
@@ -215,7 +216,7 @@ def _source(argument: object) -> Node:
     """What a node stands for, without the order in memory that inductor is told."""
     assert isinstance(argument, Node)
     while argument.target is force_stride_order():
-        argument = argument.args[0]  # type: ignore[assignment]  # it is a node
+        argument = argument.args[0]
         assert isinstance(argument, Node)
     return argument
 
@@ -340,14 +341,11 @@ def _write(
     outer = _outer_readers(run)
     # A renaming that is read outside stays what it was, behind the call.
     stays: set[Node] = set()
-    for each in reversed(run.members):
-        if each.read is None and (outer[each.node] or not stays.isdisjoint(each.node.users)):
-            stays.add(each.node)
+    for member in reversed(run.members):
+        if member.read is None and (outer[member.node] or not stays.isdisjoint(member.node.users)):
+            stays.add(member.node)
     given = dict.fromkeys(
-        replaced.get(each, each)
-        for member in run.members
-        for each in member.inputs
-        if each not in run.inside
+        replaced.get(each, each) for member in run.members for each in member.inputs if each not in run.inside
     )
     inputs = list(given)
     results = [

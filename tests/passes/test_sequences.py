@@ -157,7 +157,9 @@ def test_runs_end_where_something_else_lies_between(function, kernels):
         lambda m, x: m.b(m.a(x) * m.vector[:, None, None]),
         lambda m, x: m.b(m.a(x) * m.vector[:, None]),
         lambda m, x: m.b(m.a(x) * m.vector),
-        lambda m, x: m.b((m.a(x) * m.vector.exp()[None, :, None, None] + m.vector.neg()[:, None, None]).relu()),
+        lambda m, x: m.b(
+            (m.a(x) * m.vector.exp()[None, :, None, None] + m.vector.neg()[:, None, None]).relu()
+        ),
         lambda m, x: m.b(torch.add(m.a(x), m.vector.neg()[:, None, None], alpha=2)),
         # Read by something else too.
         lambda m, x: (y := m.a(x) * m.c(x).mean((2, 3), keepdim=True), m.b(y)),
