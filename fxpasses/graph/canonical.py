@@ -253,12 +253,16 @@ def _listed(bound: dict[str, Any], overload: OpOverload) -> dict[str, Any]:
     }
 
 
+_FIRST = ("Tensor", "List[Tensor]")
+"""What an overload may take first. Others are for numbers alone."""
+
+
 @functools.cache
 def _overloads(packet: OpOverloadPacket) -> tuple[OpOverload, ...]:
     return tuple(
         each
         for each in packet_overloads(packet)
-        if "out" not in each._overloadname and next(iter(_types(each).values()), "") == "Tensor"
+        if "out" not in each._overloadname and next(iter(_types(each).values()), "") in _FIRST
     )
 
 

@@ -105,6 +105,11 @@ AFFINE = rule(
     *(torch.randn(2, 3), torch.randn(3, 4), torch.randn(4)),
     check=lambda match: match.tensor("x").ndim == 2,
 )
+JOINED = rule(
+    lambda x, y: torch.relu(torch.cat([x, y], 1)),
+    lambda x, y: torch.cat([x.relu(), y.relu()], 1),
+    *torch.randn(2, 2, 3).unbind(),
+)
 SILU = rule(lambda x: F.silu(x) * 2, lambda x: x * torch.sigmoid(x) * 2, torch.randn(2, 3))
 
 
@@ -118,6 +123,8 @@ SILU = rule(lambda x: F.silu(x) * 2, lambda x: x * torch.sigmoid(x) * 2, torch.r
         (AFFINE, lambda x, w, b: b + x @ w, [(8, 8), (8,)]),
         (AFFINE, lambda x, w, b: torch.add(input=torch.mm(x, mat2=w), other=b), [(8, 8), (8,)]),
         (SCALED, lambda x, y: x.add(y, alpha=2), [(3, 8)]),
+        (JOINED, lambda x, y: torch.cat((x, y), dim=1).relu(), [(3, 8)]),
+        (JOINED, lambda x, y: F.relu(torch.cat(dim=1, tensors=[x, y])), [(3, 8)]),
         (SILU, lambda x: 2 * F.silu(input=x), ()),
         (SILU, lambda x: torch.mul(F.silu(x), 2), ()),
     ],
@@ -206,6 +213,8 @@ def test_a_replacement_that_specialises_a_number_is_caught_by_structure():
         ("other-constant", SCALED, lambda x, y: torch.add(x, y, alpha=3), [(3, 8)]),
         ("other-constant", RMS, lambda x, w: x * torch.rsqrt(x.pow(3).mean(-1, True).abs() + 1) * w, [(8,)]),
         ("other-constant", RMS, lambda x, w: x * torch.rsqrt(x.pow(2).mean(0, True) + 1.0) * w, [(8,)]),
+        ("other-constant", JOINED, lambda x, y: torch.cat([x, y]).relu(), [(3, 8)]),
+        ("other-constant", JOINED, lambda x, y: torch.cat([x, y, x], 1).relu(), [(3, 8)]),
         ("other-operand", RMS, lambda x, w: x.cos() * torch.rsqrt(x.pow(2).mean(-1, True) + 1.0) * w, [(8,)]),
         ("operand-kind", RMS, lambda x, w: x * torch.rsqrt(x.pow(2).mean(-1, True) + w) * w, [(8,)]),
         ("other-operator", NEGATION, lambda x: -x.exp(), ()),
