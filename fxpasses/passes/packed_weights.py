@@ -28,6 +28,7 @@ from torch.fx import Graph, Node
 
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
+from fxpasses.graph.strides import has_gaps, memory_order
 from fxpasses.kernels.choice import Choice, choose, choose_linear
 from fxpasses.kernels.convolution import ACTIVATIONS, DEPTHWISE, Sizes, kernels_for, pack
 from fxpasses.passes.epilogues import epilogue_of
@@ -270,12 +271,14 @@ class WeightPacking:
 
 
 def _strides_of_outputs(graph: Graph) -> list[tuple[int, ...] | None]:
-    """The strides of each result that is an image or a volume; None for others and for symbolic ones."""
+    """The strides of each result; None where they are symbolic, or no order in memory."""
     (output,) = graph.find_nodes(op="output")
     found = [tensor(each) if isinstance(each, Node) else None for each in output.args[0]]
     return [
         tuple(each.stride())
-        if each is not None and each.ndim in (4, 5) and all(type(stride) is int for stride in each.stride())
+        if each is not None
+        and all(type(stride) is int for stride in each.stride())
+        and memory_order(each) is not None
         else None
         for each in found
     ]
@@ -285,7 +288,8 @@ def _keep_strides(graph: Graph, strides: Sequence[tuple[int, ...] | None]) -> No
     """Has results lie in memory as they did.
 
     Our operators always write channels-last, whereas a convolution's result depends on its operands: behind
-    weights of one pixel it is as its image is.
+    weights of one pixel it is as its image is. A result without gaps is copied where it is part of another
+    tensor, in which it may have gaps now: inductor keeps only the order of the axes.
     """
     (output,) = graph.find_nodes(op="output")
     results = list(output.args[0])
@@ -295,10 +299,19 @@ def _keep_strides(graph: Graph, strides: Sequence[tuple[int, ...] | None]) -> No
         found = tensor(result)
         assert found is not None
         with graph.inserting_before(output):
+            if _is_part(found) and not has_gaps(found):
+                result = graph.call_function(torch.ops.aten.clone.default, (result,))
+                set_value(result, found.new_empty_strided(found.shape, wanted))
             forced = graph.call_function(force_stride_order(), (result, list(wanted)))
         set_value(forced, found.new_empty_strided(found.shape, wanted))
         results[at] = forced
     output.args = (type(output.args[0])(results),)
+
+
+def _is_part(found: torch.Tensor) -> bool:
+    """Whether a tensor is, or may be, a view of a larger one."""
+    held = found.untyped_storage().nbytes()
+    return type(held) is not int or held > found.numel() * found.element_size()
 
 
 def _own_sizes(convolution: Node) -> Sizes | None:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
@@ -26,6 +25,7 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.graph.modes import difference
 from fxpasses.graph.operands import tensor_of
+from fxpasses.graph.strides import has_gaps, memory_order
 from fxpasses.graph.views import CONVOLUTIONS, BatchNorm, Linear, read_linear
 from fxpasses.passes.folding import Terms, norm_at
 from fxpasses.rewrite.builder import Builder
@@ -34,7 +34,6 @@ from fxpasses.torch_internals import (
     is_deterministic,
     is_module_tensor,
     mark_as_static_input,
-    size_expression,
 )
 
 PacksLinear = Callable[[int, int, torch.Tensor], bool]
@@ -208,16 +207,19 @@ def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: P
 def _keep_strides_of_outputs(context: GraphContext) -> None:
     """Writes out the memory order that outputs have in eager mode, where weights decide it.
 
-    A convolution follows the layout of its weight, which is another now.
+    A convolution follows the layout of its weight, which is another now. A slice in the order of its axes
+    keeps that order without the gaps, as inductor gives it; one in another order is left alone.
     """
     (output,) = context.graph.find_nodes(op="output")
     inputs = context.graph.find_nodes(op="placeholder")
     for node in output.all_input_nodes:
         found = tensor(node)
-        if found is None or found.ndim not in (4, 5) or node.op in ("placeholder", "get_attr"):
+        if found is None or node.op in ("placeholder", "get_attr"):
             continue
-        order = _memory_order(found)
-        if order is None or any(context.may_alias(node, each) for each in inputs):
+        order = memory_order(found)
+        if order is None or (has_gaps(found) and order != list(range(found.ndim))):
+            continue
+        if any(context.may_alias(node, each) for each in inputs):
             continue
         build = Builder(context, output, node)
         back = sorted(order, key=order.__getitem__)
@@ -230,38 +232,6 @@ def _keep_strides_of_outputs(context: GraphContext) -> None:
         if not in_place:
             moved = build.call("permute", (moved, *back))
         output.replace_input_with(node, moved)
-
-
-def _memory_order(found: torch.Tensor) -> list[int] | None:
-    """The axes from the outermost to the innermost in memory; None where there are gaps or overlaps.
-
-    Symbolic sizes are compared as expressions, without guards, and only found to be contiguous.
-    """
-    order = list(range(found.ndim))
-    if all(type(size) is int for size in (*found.shape, *found.stride())):
-        order.sort(key=found.stride, reverse=True)
-    expected: int | torch.SymInt = 1
-    for axis in reversed(order):
-        size, stride = found.shape[axis], found.stride(axis)
-        if not (type(size) is int and size == 1) and not _are_equal(stride, expected):
-            return None
-        expected = expected * size
-    return order
-
-
-def _are_equal(first: int | torch.SymInt, second: int | torch.SymInt) -> bool:
-    """Whether two sizes are the same expression, written differently perhaps, if no size is zero."""
-    gap = sympy.sympify(size_expression(first)) - size_expression(second)
-    return bool(sympy.expand(gap.replace(_is_at_least_one, _other_argument)) == 0)
-
-
-def _is_at_least_one(expression: sympy.Expr) -> bool:
-    """Whether it is Max(1, size), as torch writes strides; its Max is not sympy's."""
-    return type(expression).__name__ == "Max" and len(expression.args) == 2 and 1 in expression.args
-
-
-def _other_argument(expression: sympy.Expr) -> sympy.Expr:
-    return next(each for each in expression.args if each != 1)
 
 
 class _Copies:
