@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -49,26 +50,27 @@ inline Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm256_fmadd_ps((__m256)a, (__
 inline Vec above(float low, Vec value) { return low > value ? splat(low) : value; }
 inline Vec below(float high, Vec value) { return high < value ? splat(high) : value; }
 
-// e to the x, to 2 units in the last place: 2^n times a polynomial (the coefficients are those of Cephes' expf).
+// e to the x as 2^n times 2^f, to 1e-7 and what rounding of x * log2(e) adds: 2e-8 times x. The polynomial is the
+// one of degree 5 with the least error for f from -0.5 to 0.5 that gives one for zero.
 inline Vec exponential(Vec x) {
+  constexpr float LOG2_E = 1.44269504f;
 #if defined(__AVX512F__)
-  Vec n = (Vec)_mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Vec n = (Vec)_mm512_roundscale_ps((__m512)(x * LOG2_E), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   x = below(88.9f, above(-87.3f, x));  // infinity above
-  Vec n = (x * 1.44269504f + 12582912.f) - 12582912.f;
+  Vec n = (x * LOG2_E + 12582912.f) - 12582912.f;
 #endif
-  Vec f = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), x));
-  Vec p = splat(1.9875691500e-4f);
-  p = fma(p, f, splat(1.3981999507e-3f));
-  p = fma(p, f, splat(8.3334519073e-3f));
-  p = fma(p, f, splat(4.1665795894e-2f));
-  p = fma(p, f, splat(1.6666665459e-1f));
-  p = fma(p, f, splat(5.0000001201e-1f));
-  Vec y = fma(p * f, f, f) + 1.f;
+  Vec f = fma(x, splat(LOG2_E), -n);
+  Vec p = splat(1.326472749e-3f);
+  p = fma(p, f, splat(9.671512642e-3f));
+  p = fma(p, f, splat(5.550733742e-2f));
+  p = fma(p, f, splat(2.402224209e-1f));
+  p = fma(p, f, splat(6.931469776e-1f));
+  p = fma(p, f, splat(1.f));
 #if defined(__AVX512F__)
-  return (Vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-  return y * (Vec)((__builtin_convertvector(n, Ints) + 127) << 23);
+  return p * (Vec)((__builtin_convertvector(n, Ints) + 127) << 23);
 #endif
 }
 
@@ -91,6 +93,8 @@ inline Vec error_function(Vec x) {
   return x * p / q;
 }
 
+constexpr float SIXTH = 1.f / 6.f;  // a division takes as long as ten products
+
 struct Activation {
   int64_t kind;
   float low, high;
@@ -102,9 +106,9 @@ struct Activation {
     switch (kind) {
       case 1: return use([l, h](Vec x) { return below(h, above(l, x)); });                   // clamp
       case 2: return use([](Vec x) { return x / (1.f + exponential(-x)); });                 // silu
-      case 3: return use([](Vec x) { return x * below(6.f, above(0.f, x + 3.f)) / 6.f; });   // hardswish
+      case 3: return use([](Vec x) { return x * (below(6.f, above(0.f, x + 3.f)) * SIXTH); });  // hardswish
       case 4: return use([](Vec x) { return 1.f / (1.f + exponential(-x)); });               // sigmoid
-      case 5: return use([](Vec x) { return below(6.f, above(0.f, x + 3.f)) / 6.f; });       // hardsigmoid
+      case 5: return use([](Vec x) { return below(6.f, above(0.f, x + 3.f)) * SIXTH; });     // hardsigmoid
       case 6: return use([](Vec x) { return 0.5f * x * (1.f + error_function(x * 0.70710678f)); });  // gelu
       default: return use([](Vec x) { return x; });
     }
@@ -355,11 +359,11 @@ void product(const Geometry& g, const Activation& activation, const float* image
   }
 }
 
-// P pixels of a row, none of whose taps falls on padding to the left or right. KW and S are zero where the sizes
-// are to be read from `g`.
-template <int P, int KW, int S>
-inline void pixels_within(const Geometry& g, const Activation& activation, const float* image, const float* weight,
-                          float* out, int64_t top, int64_t side, int64_t from, int64_t to) {
+// P pixels of a row. KW and S are zero where the sizes are to be read from `g`; `checked`: taps may fall on padding
+// to the left or right.
+template <int P, int KW, int S, bool checked>
+inline void pixels(const Geometry& g, const Activation& activation, const float* image, const float* weight,
+                   float* out, int64_t top, int64_t side, int64_t from, int64_t to) {
   for (int64_t c = from; c < to; c += VL) {
     const int64_t at = std::min(c, g.c - VL);  // the last vector may overlap the one before
     Vec sum[P];
@@ -368,14 +372,15 @@ inline void pixels_within(const Geometry& g, const Activation& activation, const
     for (int64_t i = 0; i < g.kh; i++) {
       const int64_t y = top + i * g.dh;
       if ((uint64_t)y >= (uint64_t)g.h) continue;
-      const float* row = image + (y * g.w + side) * g.c + at;
+      const float* row = image + y * g.w * g.c + at;
       const float* filter = weight + i * g.kw * g.c + at;
       if constexpr (KW > 0) {
         Vec taps[KW];
         for (int j = 0; j < KW; j++) taps[j] = load(filter + j * g.c);
 #pragma GCC unroll 32
         for (int x = 0; x < (P - 1) * S + KW; x++) {
-          const Vec value = load(row + x * g.c);
+          if (checked && (uint64_t)(side + x) >= (uint64_t)g.w) continue;
+          const Vec value = load(row + (side + x) * g.c);
 #pragma GCC unroll 8
           for (int q = 0; q < P; q++)
             if (x - q * S >= 0 && x - q * S < KW) sum[q] = fma(value, taps[x - q * S], sum[q]);
@@ -383,7 +388,10 @@ inline void pixels_within(const Geometry& g, const Activation& activation, const
       } else {
         for (int64_t j = 0; j < g.kw; j++) {
           const Vec tap = load(filter + j * g.c);
-          for (int q = 0; q < P; q++) sum[q] = fma(load(row + (q * g.sw + j * g.dw) * g.c), tap, sum[q]);
+          for (int q = 0; q < P; q++) {
+            const int64_t x = side + q * g.sw + j * g.dw;
+            if (!checked || (uint64_t)x < (uint64_t)g.w) sum[q] = fma(load(row + x * g.c), tap, sum[q]);
+          }
         }
       }
     }
@@ -393,40 +401,23 @@ inline void pixels_within(const Geometry& g, const Activation& activation, const
   }
 }
 
-inline void pixel_at_border(const Geometry& g, const Activation& activation, const float* image, const float* weight,
-                            float* out, int64_t top, int64_t side, int64_t from, int64_t to) {
-  for (int64_t c = from; c < to; c += VL) {
-    const int64_t at = std::min(c, g.c - VL);
-    Vec sum = load(weight + g.kh * g.kw * g.c + at);
-    for (int64_t i = 0; i < g.kh; i++) {
-      const int64_t y = top + i * g.dh;
-      if ((uint64_t)y >= (uint64_t)g.h) continue;
-      for (int64_t j = 0; j < g.kw; j++) {
-        const int64_t x = side + j * g.dw;
-        if ((uint64_t)x >= (uint64_t)g.w) continue;
-        sum = fma(load(image + (y * g.w + x) * g.c + at), load(weight + (i * g.kw + j) * g.c + at), sum);
-      }
-    }
-    activation.apply([&](auto activated) { store(out + at, activated(sum)); });
-  }
-}
-
 // One row of results, over channels `from` to `to`. `picture` is one image of the batch.
 template <int P, int KW, int S>
 inline void depthwise_row(const Geometry& g, const Activation& activation, const float* picture, const float* weight,
                           float* line, int64_t top, int64_t from, int64_t to) {
-  const int64_t first = std::min(g.ow, (g.pw + g.sw - 1) / g.sw);
-  const int64_t reach = g.w - 1 - (g.kw - 1) * g.dw + g.pw;
-  const int64_t beyond = std::max(first, std::min(g.ow, reach < 0 ? 0 : reach / g.sw + 1));
+  const int64_t reach = (g.kw - 1) * g.dw;
+  auto few = [&](auto count, int64_t x) {
+    constexpr int N = decltype(count)::value;
+    const int64_t side = x * g.sw - g.pw;
+    if (side < 0 || side + (N - 1) * g.sw + reach >= g.w)
+      pixels<N, KW, S, true>(g, activation, picture, weight, line + x * g.c, top, side, from, to);
+    else
+      pixels<N, KW, S, false>(g, activation, picture, weight, line + x * g.c, top, side, from, to);
+  };
   int64_t x = 0;
-  for (; x < first; x++)
-    pixel_at_border(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
-  for (; x + P <= beyond; x += P)
-    pixels_within<P, KW, S>(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
-  for (; x + 2 <= beyond; x += 2)
-    pixels_within<2, KW, S>(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
-  for (; x < g.ow; x++)
-    pixel_at_border(g, activation, picture, weight, line + x * g.c, top, x * g.sw - g.pw, from, to);
+  for (; x + P <= g.ow; x += P) few(std::integral_constant<int, P>{}, x);
+  for (; x + 2 <= g.ow; x += 2) few(std::integral_constant<int, 2>{}, x);
+  if (x < g.ow) few(std::integral_constant<int, 1>{}, x);
 }
 
 using Row = void (*)(const Geometry&, const Activation&, const float*, const float*, float*, int64_t, int64_t, int64_t);
