@@ -50,22 +50,29 @@ class Choice:
         return self.kernel is not None and self.seconds < _MARGIN * self.theirs + _CALL
 
 
-def choose(sizes: Sizes, image: tuple[int, int, int, int], *, summand: bool = False) -> Choice:
+def choose(
+    sizes: Sizes, image: tuple[int, int, int, int], *, summand: bool = False, planar: bool = False
+) -> Choice:
     """Measures a convolution with random operands, once in a process for the same sizes and threads.
 
     Args:
         sizes: of the convolution.
         image: the sizes of what it reads: batch, channels, height, width.
         summand: whether a tensor is added to the result, which oneDNN does in that tensor's memory.
+        planar: whether the image is in contiguous memory, not in channels-last.
     """
-    return _choose(sizes, image, summand, torch.get_num_threads())
+    return _choose(sizes, image, summand, planar, torch.get_num_threads())
 
 
 @functools.cache
-def _choose(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, threads: int) -> Choice:
+def _choose(
+    sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool, threads: int
+) -> Choice:
     del threads  # part of the key
     with without_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=()):
-        x = torch.randn(image).contiguous(memory_format=torch.channels_last)
+        x = torch.randn(image)
+        if not planar:
+            x = x.contiguous(memory_format=torch.channels_last)
         filters = torch.randn(sizes.filters, sizes.channels // sizes.groups, *sizes.kernel)
         bias = torch.randn(sizes.filters)
         space = map(list, (sizes.stride, sizes.padding, sizes.dilation))
@@ -75,7 +82,7 @@ def _choose(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, threa
         result = operator(*given)
         copies = _copies(x, filters, result)
         images = [x, *(x.clone() for _ in range(copies - 1))]
-        ours = kernels_for(sizes, result.shape[0] * result.shape[2] * result.shape[3])
+        ours = kernels_for(sizes, result.shape[0] * result.shape[2] * result.shape[3], planar=planar)
         others = [result.clone() for _ in images] if summand else None
         if others is None:
             calls = [lambda at: operator(images[at], *given[1:])]

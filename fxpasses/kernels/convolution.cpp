@@ -1,8 +1,9 @@
 // Convolutions over channels-last float32 images, with bias, a summand and an activation fused in.
 //
-// Two kernels. `product` takes any convolution: a block of R output pixels times NV vectors of output channels
+// Three kernels. `product` takes any convolution: a block of R output pixels times NV vectors of output channels
 // stays in registers while the taps and input channels of the filter are added up; where a tap falls on
-// padding it reads zeros. `depthwise` takes one filter a channel. Weights come packed (convolution.py).
+// padding it reads zeros. `few_channels` does the same where the taps of a row lie end to end, also in an image
+// that lies plane by plane. `depthwise` takes one filter a channel. Weights come packed (convolution.py).
 //
 // At batch 1 a convolution of a small network takes tens of microseconds, as much as oneDNN spends on looking
 // up its primitive. These kernels have nothing to look up. `sequence` runs many of them, one after another, so
@@ -20,17 +21,23 @@
 #include <cstring>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
 
 using std::int64_t;
 
+template <int N>
+using Constant = std::integral_constant<int, N>;
+
+// PIXELS: how many stay in registers beside 1 to 4 vectors of output channels.
 #if defined(__AVX512F__)
-constexpr int VL = 16;
+constexpr int VL = 16, PIXELS[] = {0, 14, 14, 8, 7};
 #else
-constexpr int VL = 8;
+constexpr int VL = 8, PIXELS[] = {0, 12, 6, 4, 3};
 #endif
+constexpr int64_t BY_PLANES = 200;  // and more: kernels that read an image plane by plane
 typedef float Vec __attribute__((vector_size(VL * 4)));
 typedef float Unaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef int Ints __attribute__((vector_size(VL * 4)));
@@ -104,11 +111,11 @@ struct Activation {
   __attribute__((always_inline)) inline void apply(const Use& use) const {
     const float l = low, h = high;
     switch (kind) {
-      case 1: return use([l, h](Vec x) { return below(h, above(l, x)); });                   // clamp
-      case 2: return use([](Vec x) { return x / (1.f + exponential(-x)); });                 // silu
-      case 3: return use([](Vec x) { return x * (below(6.f, above(0.f, x + 3.f)) * SIXTH); });  // hardswish
-      case 4: return use([](Vec x) { return 1.f / (1.f + exponential(-x)); });               // sigmoid
-      case 5: return use([](Vec x) { return below(6.f, above(0.f, x + 3.f)) * SIXTH; });     // hardsigmoid
+      case 1: return use([l, h](Vec x) { return below(h, above(l, x)); });                         // clamp
+      case 2: return use([](Vec x) { return x / (1.f + exponential(-x)); });                       // silu
+      case 3: return use([](Vec x) { return x * (below(6.f, above(0.f, x + 3.f)) * SIXTH); });     // hardswish
+      case 4: return use([](Vec x) { return 1.f / (1.f + exponential(-x)); });                     // sigmoid
+      case 5: return use([](Vec x) { return below(6.f, above(0.f, x + 3.f)) * SIXTH; });           // hardsigmoid
       case 6: return use([](Vec x) { return 0.5f * x * (1.f + error_function(x * 0.70710678f)); });  // gelu
       default: return use([](Vec x) { return x; });
     }
@@ -123,9 +130,34 @@ struct Geometry {
   bool in_line;  // whether pixel by pixel one is read for each result
 };
 
+// Writes a block of sums, of which `rows` pixels and `left` channels are wanted.
+template <int R, int NV>
+inline void finish(const Vec (&total)[R][NV], const Activation& activation, const float* other, float* out,
+                   int64_t step, int rows, int64_t left) {
+  activation.apply([=, &total](auto activated) {
+    for (int r = 0; r < rows; r++) {
+      float* to = out + r * step;
+      const float* add = other ? other + r * step : nullptr;
+      for (int v = 0; v < NV; v++) {
+        const int64_t have = left - v * VL;
+        if (have <= 0) break;
+        if (have >= VL) {
+          store(to + v * VL, activated(add ? total[r][v] + load(add + v * VL) : total[r][v]));
+        } else {
+          float part[VL] = {};
+          if (add) std::memcpy(part, add + v * VL, have * sizeof(float));
+          store(part, activated(total[r][v] + load(part)));
+          std::memcpy(to + v * VL, part, have * sizeof(float));
+        }
+      }
+    }
+  });
+}
+
 template <int R, int NV>
 inline void block(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
-                  const float* weight, const float* other, float* out, int64_t first, int rows, int64_t left, bool near = false) {
+                  const float* weight, const float* other, float* out, int64_t first, int rows, int64_t left,
+                  bool near = false) {
   // Long sums are made of shorter ones, as rounding grows with their length; more than this would cost time.
   constexpr int64_t NR = NV * VL, TOGETHER = 128;
   // Loops over `sum` are unrolled so that it stays in registers.
@@ -208,25 +240,7 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
 #pragma GCC unroll 4
       for (int v = 0; v < NV; v++) total[r][v] = sum[r][v];
   }
-  const int64_t step = g.out_pixel;
-  activation.apply([=, &total](auto activated) {
-    for (int r = 0; r < rows; r++) {
-      float* to = out + r * step;
-      const float* add = other ? other + r * step : nullptr;
-      for (int v = 0; v < NV; v++) {
-        const int64_t have = left - v * VL;
-        if (have <= 0) break;
-        if (have >= VL) {
-          store(to + v * VL, activated(add ? total[r][v] + load(add + v * VL) : total[r][v]));
-        } else {
-          float part[VL] = {};
-          if (add) std::memcpy(part, add + v * VL, have * sizeof(float));
-          store(part, activated(total[r][v] + load(part)));
-          std::memcpy(to + v * VL, part, have * sizeof(float));
-        }
-      }
-    }
-  });
+  finish<R, NV>(total, activation, other, out, g.out_pixel, rows, left);
 }
 
 // What a product over single pixels may do with an image while it reads it: images that stand for one another's
@@ -415,9 +429,9 @@ inline void depthwise_row(const Geometry& g, const Activation& activation, const
       pixels<N, KW, S, false>(g, activation, picture, weight, line + x * g.c, top, side, from, to);
   };
   int64_t x = 0;
-  for (; x + P <= g.ow; x += P) few(std::integral_constant<int, P>{}, x);
-  for (; x + 2 <= g.ow; x += 2) few(std::integral_constant<int, 2>{}, x);
-  if (x < g.ow) few(std::integral_constant<int, 1>{}, x);
+  for (; x + P <= g.ow; x += P) few(Constant<P>{}, x);
+  for (; x + 2 <= g.ow; x += 2) few(Constant<2>{}, x);
+  if (x < g.ow) few(Constant<1>{}, x);
 }
 
 using Row = void (*)(const Geometry&, const Activation&, const float*, const float*, float*, int64_t, int64_t, int64_t);
@@ -451,7 +465,7 @@ void depthwise(const Geometry& g, const Activation& activation, const float* ima
 // A product over the single pixels of an image, by one thread.
 template <int R, int NV>
 void product_of_pixels(const Geometry& g, const Activation& activation, const float* image, const float* weight,
-                       float* out, int64_t pixels) {
+                       const float* other, float* out, int64_t pixels, bool near) {
   constexpr int64_t NR = NV * VL, NEAR = 16384;
   const int64_t panels = (g.k + NR - 1) / NR, panel = (g.c + 1) * NR, blocks = (pixels + R - 1) / R;
   const int64_t together = std::max<int64_t>(1, NEAR / (R * g.image_pixel));
@@ -459,69 +473,22 @@ void product_of_pixels(const Geometry& g, const Activation& activation, const fl
   line.n = line.h = line.oh = 1, line.w = line.ow = pixels;
   for (int64_t from = 0; from < blocks; from += together)
     for (int64_t p = 0; p < panels; p++)
-      for (int64_t b = from; b < std::min(blocks, from + together); b++)
-        block<R, NV>(line, activation, image, nullptr, weight + p * panel, nullptr, out + b * R * g.k + p * NR, b * R,
-                     (int)std::min<int64_t>(R, pixels - b * R), g.k - p * NR, true);
+      for (int64_t b = from; b < std::min(blocks, from + together); b++) {
+        const int64_t place = b * R * g.k + p * NR;
+        block<R, NV>(line, activation, image, nullptr, weight + p * panel, other ? other + place : nullptr, out + place,
+                     b * R, (int)std::min<int64_t>(R, pixels - b * R), g.k - p * NR, near);
+      }
 }
 
-using Pixels = void (*)(const Geometry&, const Activation&, const float*, const float*, float*, int64_t);
+using Pixels = decltype(&product_of_pixels<PIXELS[1], 1>);
 
 Pixels product_of_pixels_for(int64_t kernel) {
   switch (kernel) {
-#if defined(__AVX512F__)
-    case 1: return product_of_pixels<14, 1>;
-    case 2: return product_of_pixels<14, 2>;
-    case 3: return product_of_pixels<8, 3>;
-    case 4: return product_of_pixels<7, 4>;
-#else
-    case 1: return product_of_pixels<12, 1>;
-    case 2: return product_of_pixels<6, 2>;
-    case 3: return product_of_pixels<4, 3>;
-    case 4: return product_of_pixels<3, 4>;
-#endif
+    case 1: return product_of_pixels<PIXELS[1], 1>;
+    case 2: return product_of_pixels<PIXELS[2], 2>;
+    case 3: return product_of_pixels<PIXELS[3], 3>;
+    case 4: return product_of_pixels<PIXELS[4], 4>;
     default: TORCH_CHECK(false, "no kernel over single pixels: ", kernel);
-  }
-}
-
-// A product over single pixels and the depthwise convolution that alone reads it: rows of the first are made as
-// the second needs them, and never leave the nearer caches.
-struct Half {
-  const Geometry& g;
-  const Activation& activation;
-  const float* weight;
-};
-
-void expanded_depthwise(const Half& wide, int64_t kernel, const Half& deep, const float* image, float* out) {
-  constexpr int64_t NEAR = 65536;  // floats of the rows in between
-  const Geometry &g = wide.g, &d = deep.g;
-  const Pixels expand = product_of_pixels_for(kernel);
-  const Row filter = depthwise_row_for(d);
-  const int threads = at::get_num_threads();
-  const int64_t row = d.w * d.c, reach = (d.kh - 1) * d.dh + 1;
-  const int64_t band = std::max<int64_t>(1, (std::max(reach, NEAR / row) - reach) / d.sh + 1);
-  const int64_t held = (band - 1) * d.sh + reach, share = held * row, lines = d.n * d.oh;
-  const at::Tensor space = at::empty({share * threads}, at::kFloat);
-  float* const memory = space.mutable_data_ptr<float>();
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads(), end = lines * (me + 1) / all;
-    float* const near = memory + share * me;
-    int64_t in = -1, start = 0, stop = 0;  // rows of image `in` that are here
-    for (int64_t at = lines * me / all; at < end;) {
-      const int64_t n = at / d.oh, y = at % d.oh, last = std::min({y + band, d.oh, y + end - at});
-      const int64_t low = std::clamp<int64_t>(y * d.sh - d.ph, 0, d.h);
-      const int64_t high = std::clamp<int64_t>((last - 1) * d.sh - d.ph + reach, low, d.h);
-      const int64_t kept = in == n && start <= low && low < stop ? std::min(stop, high) - low : 0;
-      if (kept > 0) std::memmove(near, near + (low - start) * row, kept * row * sizeof(float));
-      if (low + kept < high)
-        expand(g, wide.activation, image + ((n * g.h + low + kept) * g.w) * g.c, wide.weight, near + kept * row,
-               (high - low - kept) * g.w);
-      in = n, start = low, stop = high;
-      for (int64_t each = y; each < last; each++)
-        filter(d, deep.activation, near - low * row, deep.weight, out + (n * d.oh + each) * d.ow * d.c,
-               each * d.sh - d.ph, 0, d.c);
-      at += last - y;
-    }
   }
 }
 
@@ -569,25 +536,246 @@ void gathered(const Source& source, const Geometry& g, float* out) {
   }
 }
 
-// A copy of the image with its padding written out, so that the taps of a row lie end to end.
-at::Tensor padded(const float* from, const Geometry& g) {
-  const int64_t h = g.h + 2 * g.ph, w = g.w + 2 * g.pw, c = g.c;
-  at::Tensor result = at::empty({g.n * h * w * c}, at::kFloat);
-  float* to = result.mutable_data_ptr<float>();
-#pragma omp parallel for schedule(static) num_threads(at::get_num_threads())
-  for (int64_t each = 0; each < g.n * h; each++) {
-    const int64_t n = each / h, y = each % h - g.ph;
-    float* line = to + each * w * c;
-    if (y < 0 || y >= g.h) {
-      std::memset(line, 0, w * c * sizeof(float));
-      continue;
-    }
-    std::memset(line, 0, g.pw * c * sizeof(float));
-    std::memcpy(line + g.pw * c, from + (n * g.h + y) * g.w * c, g.w * c * sizeof(float));
-    std::memset(line + (g.pw + g.w) * c, 0, g.pw * c * sizeof(float));
+// A block over the taps of `lines`, each of which holds them for all pixels: those of the next pixel are `Q` floats
+// further (`step` where Q is zero).
+template <int R, int NV, int Q>
+inline void block_of_lines(const Activation& activation, const float* const* lines, int64_t count, int64_t taps,
+                           int64_t step, const float* weight, const float* other, float* out, int64_t out_pixel,
+                           int rows, int64_t left) {
+  constexpr int64_t NR = NV * VL, TOGETHER = 128;  // as in `block`
+  if (Q) step = Q;
+  Vec sum[R][NV], total[R][NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; v++) {
+    const Vec bias = load(weight + v * VL);
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) sum[r][v] = bias;
   }
-  return result;
+  for (int v = 0; v < NV; v++)
+    for (int r = 0; r < R; r++) total[r][v] = Vec{};
+  weight += NR;
+  int64_t added = 0;
+  for (int64_t each = 0; each < count; each++) {
+    const float* line = lines[each];
+    if (added + taps > TOGETHER) {
+      added = 0;
+#pragma GCC unroll 32
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) total[r][v] += sum[r][v], sum[r][v] = Vec{};
+    }
+    added += taps;
+    for (int64_t tap = 0; tap < taps; tap++) {
+      Vec filter[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
+      weight += NR;
+#pragma GCC unroll 32
+      for (int r = 0; r < R; r++) {
+        const Vec value = splat(line[r * step + tap]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
+      }
+    }
+  }
+#pragma GCC unroll 32
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) total[r][v] += sum[r][v];
+  finish<R, NV>(total, activation, other, out, out_pixel, rows, left);
 }
+
+// Memory of one thread for `row_of_few`.
+struct Scratch {
+  std::vector<const float*> lines;
+  std::vector<float> copies, zeros;
+};
+
+// A row of results over an image of few channels, which lies pixel by pixel or, `planar`, plane by plane. What a
+// block reads at a border is copied with zeros beside it. `image` is one image of the batch.
+template <int R, int NV>
+void row_of_few(const Geometry& g, const Activation& activation, const float* image, bool planar, const float* weight,
+                const float* other, float* out, int64_t top, Scratch& scratch) {
+  constexpr int64_t NR = NV * VL;
+  const int64_t pixel = planar ? 1 : g.c, planes = planar ? g.c : 1;
+  const int64_t count = planes * g.kh, taps = g.kw * pixel, step = g.sw * pixel, row = g.w * pixel;
+  const int64_t panels = (g.k + NR - 1) / NR, panel = (count * taps + 1) * NR, blocks = (g.ow + R - 1) / R;
+  const int64_t across = (R - 1) * g.sw + g.kw, span = across * pixel;
+  auto run_block = step == 1   ? block_of_lines<R, NV, 1>
+                   : step == 2 ? block_of_lines<R, NV, 2>
+                   : step == 4 ? block_of_lines<R, NV, 4>
+                               : block_of_lines<R, NV, 0>;
+  scratch.lines.resize(blocks * count), scratch.copies.resize(blocks * count * span), scratch.zeros.resize(span);
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t side = b * R * g.sw - g.pw;
+    const int64_t start = std::clamp<int64_t>(side, 0, g.w), stop = std::clamp<int64_t>(side + across, start, g.w);
+    for (int64_t each = 0; each < count; each++) {
+      const int64_t y = top + each % g.kh * g.dh;
+      const float*& line = scratch.lines[b * count + each];
+      if ((uint64_t)y >= (uint64_t)g.h) {
+        line = scratch.zeros.data();
+        continue;
+      }
+      const float* from = image + (each / g.kh * g.h + y) * row;
+      if (stop - start == across) {
+        line = from + side * pixel;
+        continue;
+      }
+      float* copy = scratch.copies.data() + (b * count + each) * span;
+      std::memset(copy, 0, span * sizeof(float));
+      std::memcpy(copy + (start - side) * pixel, from + start * pixel, (stop - start) * pixel * sizeof(float));
+      line = copy;
+    }
+  }
+  for (int64_t p = 0; p < panels; p++)
+    for (int64_t b = 0; b < blocks; b++) {
+      const int64_t place = b * R * g.out_pixel + p * NR;
+      run_block(activation, scratch.lines.data() + b * count, count, taps, step, weight + p * panel,
+                other ? other + place : nullptr, out + place, g.out_pixel, (int)std::min<int64_t>(R, g.ow - b * R),
+                g.k - p * NR);
+    }
+}
+
+using RowOfFew = decltype(&row_of_few<PIXELS[1], 1>);
+
+RowOfFew row_of_few_for(int64_t kernel) {
+  switch (kernel % 100) {
+    case 1: return row_of_few<PIXELS[1], 1>;
+    case 2: return row_of_few<PIXELS[2], 2>;
+    case 3: return row_of_few<PIXELS[3], 3>;
+    case 4: return row_of_few<PIXELS[4], 4>;
+    default: TORCH_CHECK(false, "no kernel ", kernel);
+  }
+}
+
+void few_channels(const Geometry& g, int64_t kernel, const Activation& activation, const float* image,
+                  const float* weight, const float* other, float* out) {
+  const RowOfFew one = row_of_few_for(kernel);
+  const int64_t row = g.ow * g.out_pixel, picture = g.h * g.w * g.c;
+#pragma omp parallel num_threads(at::get_num_threads())
+  {
+    Scratch scratch;
+#pragma omp for schedule(static)
+    for (int64_t each = 0; each < g.n * g.oh; each++)
+      one(g, activation, image + each / g.oh * picture, kernel >= BY_PLANES, weight,
+          other ? other + each * row : nullptr, out + each * row, each % g.oh * g.sh - g.ph, scratch);
+  }
+}
+
+// One convolution of a chain: the first, or one that reads what the stage before it gives.
+struct Stage {
+  Geometry g;
+  int64_t kernel;
+  Activation after;
+  const float *weight, *other;
+
+  int64_t row() const { return g.ow * g.k; }
+  // The rows of its image that it reads for rows `low` to `high` of its result.
+  std::pair<int64_t, int64_t> reads(int64_t low, int64_t high) const {
+    const int64_t start = std::clamp<int64_t>(low * g.sh - g.ph, 0, g.h);
+    return {start, std::clamp<int64_t>((high - 1) * g.sh - g.ph + (g.kh - 1) * g.dh + 1, start, g.h)};
+  }
+  // Those rows of the result for image `n` of the batch. `picture` is where the image's first row is or would be.
+  void make(int64_t n, int64_t low, int64_t high, const float* picture, float* to, bool near, Scratch& scratch) const {
+    const float* add = other ? other + (n * g.oh + low) * row() : nullptr;
+    if (kernel == 0) {
+      const Row one = depthwise_row_for(g);
+      for (int64_t y = low; y < high; y++)
+        one(g, after, picture, weight, to + (y - low) * row(), y * g.sh - g.ph, 0, g.c);
+    } else if (kernel >= 100) {
+      const RowOfFew one = row_of_few_for(kernel);
+      for (int64_t y = low; y < high; y++)
+        one(g, after, picture, kernel >= BY_PLANES, weight, add ? add + (y - low) * row() : nullptr,
+            to + (y - low) * row(), y * g.sh - g.ph, scratch);
+    } else {
+      product_of_pixels_for(kernel)(g, after, picture + low * g.w * g.c, weight, add, to, (high - low) * g.w, near);
+    }
+  }
+};
+
+// Convolutions of which each reads only the one before: rows of each are made as the next needs them, and none but
+// the last leaves the nearer caches.
+class Chain {
+ public:
+  Chain(const std::vector<Stage>& stages, const float* image) : stages(stages), image(image) {
+    constexpr int64_t NEAR = 65536;  // floats of the rows in between
+    while (band < stages.back().g.oh && floats_for(band + 1) <= NEAR) band++;
+  }
+
+  void run(float* out) const {
+    const Geometry& g = stages.back().g;
+    const int threads = at::get_num_threads();
+    const int64_t share = floats_for(band), lines = g.n * g.oh;
+    const at::Tensor space = at::empty({share * threads}, at::kFloat);
+    float* const memory = space.mutable_data_ptr<float>();
+#pragma omp parallel num_threads(threads)
+    {
+      const int64_t me = omp_get_thread_num(), all = omp_get_num_threads(), end = lines * (me + 1) / all;
+      Thread mine{std::vector<Window>(stages.size()), {}};
+      float* place = memory + share * me;
+      for (size_t each = 0; each + 1 < stages.size(); each++) {
+        mine.windows[each].memory = place;
+        place += rows_for(band, each) * stages[each].row();
+      }
+      for (int64_t at = lines * me / all; at < end;) {
+        const int64_t n = at / g.oh, y = at % g.oh, rows = std::min({band, g.oh - y, end - at});
+        make(mine, stages.size() - 1, n, y, y + rows, out + at * stages.back().row());
+        at += rows;
+      }
+    }
+  }
+
+ private:
+  struct Window {
+    float* memory = nullptr;
+    int64_t n = -1, start = 0, stop = 0;  // rows `start` to `stop` of image `n` are in it
+  };
+  struct Thread {
+    std::vector<Window> windows;
+    Scratch scratch;
+  };
+
+  const std::vector<Stage>& stages;
+  const float* image;
+  int64_t band = 1;  // rows of the last result that are made together
+
+  // The most rows of a stage's result that `rows` of the last one's need.
+  int64_t rows_for(int64_t rows, size_t which) const {
+    for (size_t each = stages.size() - 1; each > which; each--) {
+      const Geometry& g = stages[each].g;
+      rows = std::min((rows - 1) * g.sh + (g.kh - 1) * g.dh + 1, g.h);
+    }
+    return rows;
+  }
+  int64_t floats_for(int64_t rows) const {
+    int64_t sum = 0;
+    for (size_t each = 0; each + 1 < stages.size(); each++) sum += rows_for(rows, each) * stages[each].row();
+    return sum;
+  }
+
+  void make(Thread& mine, size_t which, int64_t n, int64_t low, int64_t high, float* to) const {
+    const Stage& stage = stages[which];
+    const Geometry& g = stage.g;
+    const float* picture = image + n * g.h * g.w * g.c;
+    if (which > 0) {
+      const auto [start, stop] = stage.reads(low, high);
+      picture = held(mine, which - 1, n, start, stop);
+    }
+    stage.make(n, low, high, picture, to, which + 1 < stages.size(), mine.scratch);
+  }
+
+  // Where the first row of a stage's result would be, with rows `low` to `high` there.
+  const float* held(Thread& mine, size_t which, int64_t n, int64_t low, int64_t high) const {
+    Window& window = mine.windows[which];
+    const int64_t row = stages[which].row();
+    const bool overlaps = window.n == n && window.start <= low && low < window.stop;
+    const int64_t kept = overlaps ? std::min(window.stop, high) - low : 0;
+    if (kept > 0) std::memmove(window.memory, window.memory + (low - window.start) * row, kept * row * sizeof(float));
+    if (low + kept < high) make(mine, which, n, low + kept, high, window.memory + kept * row);
+    window.n = n, window.start = low, window.stop = high;
+    return window.memory - low * row;
+  }
+};
 
 // Sizes: k, groups, kh, kw, sh, sw, ph, pw, dh, dw; of the image: n, h, w, c.
 Geometry geometry_of(const int64_t* sizes, int64_t n, int64_t h, int64_t w, int64_t c) {
@@ -603,11 +791,33 @@ Geometry geometry_of(const int64_t* sizes, int64_t n, int64_t h, int64_t w, int6
   return g;
 }
 
-// `g` is of one group.
+void check_few(const Geometry& g, int64_t kernel) {
+  TORCH_CHECK(kernel < 100 || (g.groups == 1 && g.dw == 1 && kernel % 100 < 10),
+              "taps end to end need one group without dilation, and several pixels at a time");
+}
+
+// `g` is of one group, but of all where each channel has a filter.
 void check_packed(const at::Tensor& weight, const Geometry& g, int64_t kernel) {
+  if (kernel == 0) {
+    TORCH_CHECK(weight.numel() == (g.kh * g.kw + 1) * g.c, "a weight packed for this convolution");
+    return;
+  }
   const int64_t wide = kernel % 10 * VL;
   TORCH_CHECK(wide > 0 && weight.numel() == (g.k + wide - 1) / wide * wide * g.groups * (g.kh * g.kw * g.c + 1),
               "a weight packed for this convolution");
+}
+
+void check_stage(const Stage& stage, const at::Tensor& weight, bool first) {
+  const Geometry& g = stage.g;
+  if (stage.kernel == 0) {
+    TORCH_CHECK(g.groups == g.c && g.k == g.c && g.c >= VL && !stage.other, "a depthwise convolution");
+  } else if (stage.kernel >= 100) {
+    TORCH_CHECK(first, "only the first of a chain has few channels");
+  } else {
+    TORCH_CHECK(g.groups == 1 && g.in_line && stage.kernel < 10, "a product over single pixels");
+  }
+  check_few(g, stage.kernel);
+  check_packed(weight, g, stage.kernel);
 }
 
 // One convolution. `image` is null where there is a `source`.
@@ -619,43 +829,28 @@ void run(Geometry g, int64_t kernel, const Activation& after, const float* image
               "only a product over single pixels gathers them");
   if (kernel == 0) {
     TORCH_CHECK(g.groups == g.c && g.k == g.c && g.c >= VL && !add, "a depthwise convolution");
-    TORCH_CHECK(weight.numel() == (g.kh * g.kw + 1) * g.c, "a weight packed for this convolution");
+    check_packed(weight, g, kernel);
     return depthwise(g, after, image, filters, to);
   }
-  const bool by_rows = kernel >= 100;
-  at::Tensor copy;
-  if (by_rows) {
-    TORCH_CHECK(g.groups == 1 && g.dw == 1, "taps end to end need one group without dilation");
-    copy = padded(image, g);
-    image = copy.const_data_ptr<float>();
-    g.h += 2 * g.ph, g.w += 2 * g.pw, g.ph = g.pw = 0, g.checked = false;
-    g.c *= g.kw, g.kw = 1;
-  }
+  check_few(g, kernel);
   g.c /= g.groups, g.k /= g.groups;
   check_packed(weight, g, kernel);
+  if (kernel >= 100) return few_channels(g, kernel, after, image, filters, add, to);
   static thread_local std::vector<float> zeros;
   if ((int64_t)zeros.size() < g.c) zeros.assign(g.c, 0.f);
-  const float* nothing = zeros.data();
-  switch (kernel % 100) {
-#if defined(__AVX512F__)
-    case 1: product<14, 1>(g, after, image, nothing, filters, add, to, source); break;
-    case 2: product<14, 2>(g, after, image, nothing, filters, add, to, source); break;
-    case 3: product<8, 3>(g, after, image, nothing, filters, add, to, source); break;
-    case 4: product<7, 4>(g, after, image, nothing, filters, add, to, source); break;
-#else
-    case 1: product<12, 1>(g, after, image, nothing, filters, add, to, source); break;
-    case 2: product<6, 2>(g, after, image, nothing, filters, add, to, source); break;
-    case 3: product<4, 3>(g, after, image, nothing, filters, add, to, source); break;
-    case 4: product<3, 4>(g, after, image, nothing, filters, add, to, source); break;
-#endif
-    case 11: product<1, 1>(g, after, image, nothing, filters, add, to, nullptr); break;
-    case 14: product<1, 4>(g, after, image, nothing, filters, add, to, nullptr); break;
+  switch (kernel) {
+    case 1: product<PIXELS[1], 1>(g, after, image, zeros.data(), filters, add, to, source); break;
+    case 2: product<PIXELS[2], 2>(g, after, image, zeros.data(), filters, add, to, source); break;
+    case 3: product<PIXELS[3], 3>(g, after, image, zeros.data(), filters, add, to, source); break;
+    case 4: product<PIXELS[4], 4>(g, after, image, zeros.data(), filters, add, to, source); break;
+    case 11: product<1, 1>(g, after, image, zeros.data(), filters, add, to, nullptr); break;
+    case 14: product<1, 4>(g, after, image, zeros.data(), filters, add, to, nullptr); break;
     default: TORCH_CHECK(false, "no kernel ", kernel);
   }
 }
 
-at::MemoryFormat format_of(int64_t dimensions) {
-  return dimensions == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+at::MemoryFormat format_of(int64_t dimensions, bool planar = false) {
+  return dimensions == 4 && !planar ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 at::Tensor convolution(const at::Tensor& given, const at::Tensor& weight, const std::optional<at::Tensor>& summand,
@@ -665,7 +860,7 @@ at::Tensor convolution(const at::Tensor& given, const at::Tensor& weight, const 
   TORCH_CHECK((flat || given.dim() == 4) && given.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat,
               "a 2-D or 4-D float32 image and a packed float32 weight");
   const auto format = format_of(given.dim());
-  const at::Tensor image = given.contiguous(format);
+  const at::Tensor image = given.contiguous(format_of(given.dim(), kernel >= BY_PLANES));
   const Geometry g = flat ? geometry_of(sizes.data(), 1, image.size(0), 1, image.size(1))
                           : geometry_of(sizes.data(), image.size(0), image.size(2), image.size(3), image.size(1));
   at::Tensor out = flat ? at::empty({g.oh, g.k}, image.options())
@@ -676,8 +871,8 @@ at::Tensor convolution(const at::Tensor& given, const at::Tensor& weight, const 
     other = summand->contiguous(format);
   }
   const Activation after{activation, (float)low, (float)high};
-  run(g, kernel, after, image.const_data_ptr<float>(), nullptr, weight, summand ? other.const_data_ptr<float>() : nullptr,
-      out.mutable_data_ptr<float>());
+  const float* add = summand ? other.const_data_ptr<float>() : nullptr;
+  run(g, kernel, after, image.const_data_ptr<float>(), nullptr, weight, add, out.mutable_data_ptr<float>());
   return out;
 }
 
@@ -707,13 +902,14 @@ std::vector<at::Tensor> sequence(at::TensorList inputs, at::TensorList constants
   TORCH_CHECK(program.scalar_type() == at::kLong && program.is_contiguous() && shapes.size() % 4 == 0,
               "a program and four sizes for each result");
   Reader read{program.const_data_ptr<int64_t>(), program.const_data_ptr<int64_t>() + program.numel()};
-  const int64_t locals = read.next(), floats = read.next(), steps = read.next();
-  const int64_t* offsets = read.take(locals);
+  const int64_t locals = read.next(), floats = read.next(), steps = read.next(), in_planes = read.next();
+  const int64_t *offsets = read.take(locals), *planar = read.take(in_planes);
+  auto is_planar = [=](int64_t value) { return std::find(planar, planar + in_planes, value) < planar + in_planes; };
   std::vector<at::Tensor> held, results;
   std::vector<float*> values;
   for (const at::Tensor& each : inputs) {
     TORCH_CHECK(each.scalar_type() == at::kFloat, "float32 inputs");
-    held.push_back(each.contiguous(format_of(each.dim())));
+    held.push_back(each.contiguous(format_of(each.dim(), is_planar(values.size()))));
     values.push_back(const_cast<float*>(held.back().const_data_ptr<float>()));
   }
   for (size_t each = 0; each < shapes.size(); each += 4) {
@@ -725,18 +921,28 @@ std::vector<at::Tensor> sequence(at::TensorList inputs, at::TensorList constants
   const at::Tensor arena = at::empty({floats}, at::kFloat);
   for (int64_t each = 0; each < locals; each++) values.push_back(arena.mutable_data_ptr<float>() + offsets[each]);
   auto constant = [&](int64_t which) { return which < 0 ? nullptr : constants.at(which).const_data_ptr<float>(); };
+  auto value_or_null = [&](int64_t which) -> const float* {
+    TORCH_CHECK(which < 0 || !is_planar(which), "a summand that lies pixel by pixel");
+    return which < 0 ? nullptr : values.at(which);
+  };
   std::vector<const float*> images;
   std::vector<int64_t> widths;
+  std::vector<Stage> stages;
   for (int64_t step = 0; step < steps; step++) {
     const int64_t kind = read.next();
     float* const out = values.at(read.next());
     const int64_t count = read.next();
     images.clear(), widths.clear();
+    bool by_planes = false;
     for (int64_t each = 0; each < count; each++) {
-      images.push_back(values.at(read.next()));
+      const int64_t value = read.next();
+      by_planes |= is_planar(value);
+      TORCH_CHECK(!by_planes || value < (int64_t)inputs.size(), "only inputs lie plane by plane");
+      images.push_back(values.at(value));
       widths.push_back(read.next());
     }
     const int64_t *image = read.take(4), n = image[0], h = image[1], w = image[2], c = image[3];
+    TORCH_CHECK(!by_planes || kind == 0 || kind == 3, "an input in planes is read by a convolution");
     if (kind == 1) {
       mean(images.at(0), n, h * w, c, out);
       continue;
@@ -752,24 +958,25 @@ std::vector<at::Tensor> sequence(at::TensorList inputs, at::TensorList constants
     }
     TORCH_CHECK(kind == 0 || kind == 3, "no step ", kind);
     const bool plain = count == 1 && !source.scale && !source.shift && !source.clamped;
-    const Geometry g = geometry_of(read.take(10), n, h, w, c);
-    const int64_t kernel = read.next(), weight = read.next(), summand = read.next();
-    const Activation after = activation_of(read.take(3));
-    if (kind == 0) {
-      run(g, kernel, after, images.at(0), plain ? nullptr : &source, constants.at(weight),
-          summand < 0 ? nullptr : values.at(summand), out);
-      continue;
+    stages.clear();
+    for (int64_t more = kind == 3 ? read.next() : 1; more > 0; more--) {
+      const Geometry g = stages.empty() ? geometry_of(read.take(10), n, h, w, c)
+                                        : geometry_of(read.take(10), n, stages.back().g.oh, stages.back().g.ow,
+                                                      stages.back().g.k);
+      const int64_t kernel = read.next(), weight = read.next(), summand = read.next();
+      const Stage stage{g, kernel, activation_of(read.take(3)), constant(weight), value_or_null(summand)};
+      TORCH_CHECK(!stages.empty() || by_planes == (kernel >= BY_PLANES),
+                  "a kernel and an image that lie alike in memory");
+      if (kind == 0) {
+        run(g, kernel, stage.after, images.at(0), plain ? nullptr : &source, constants.at(weight), stage.other, out);
+        break;
+      }
+      check_stage(stage, constants.at(weight), stages.empty());
+      stages.push_back(stage);
     }
-    const Geometry d = geometry_of(read.take(10), n, g.oh, g.ow, g.k);
-    const int64_t filters = read.next();
-    const Activation then = activation_of(read.take(3));
-    TORCH_CHECK(plain && summand < 0 && g.groups * g.kh * g.kw * g.sh * g.sw == 1 && !g.checked && d.groups == d.c &&
-                    d.k == d.c && d.c >= VL,
-                "a product over single pixels that a depthwise convolution reads");
-    TORCH_CHECK(constants.at(filters).numel() == (d.kh * d.kw + 1) * d.c, "a weight packed for this convolution");
-    check_packed(constants.at(weight), g, kernel);
-    expanded_depthwise({g, after, constants.at(weight).const_data_ptr<float>()}, kernel,
-                       {d, then, constants.at(filters).const_data_ptr<float>()}, images.at(0), out);
+    if (kind == 0) continue;
+    TORCH_CHECK(plain && !stages.empty(), "a chain that reads one image as it is");
+    Chain(stages, images.at(0)).run(out);
   }
   return results;
 }

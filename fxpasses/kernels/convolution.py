@@ -2,9 +2,10 @@
 
     activation(convolution(image, filters) + bias + summand)
 
-over float32 images in channels-last memory on an x86 CPU with AVX2 or AVX-512. A matrix is read as an image
-of one column, so a linear layer is a convolution too. Filters and bias are packed in one tensor, in an order
-that depends on the kernel; a kernel is a number that the operator takes:
+over float32 images on an x86 CPU with AVX2 or AVX-512. Images lie in channels-last memory, but for the last
+kernels below. A matrix is read as an image of one column, so a linear layer is a convolution too. Filters and
+bias are packed in one tensor, in an order that depends on the kernel; a kernel is a number that the operator
+takes:
 
 ====== ======================================================================================================
 0      one filter a channel (depthwise): taps by channels, the bias last
@@ -12,6 +13,7 @@ that depends on the kernel; a kernel is a number that the operator takes:
        each holds its bias and then taps by input channels
 11, 14 the same, one pixel at a time
 + 100  the taps of a row are read as one: for images of few channels, such as the first layer's
++ 200  the same over an image in contiguous memory, plane by plane
 ====== ======================================================================================================
 
 Groups that are narrower than a vector are merged, with zeros between them.
@@ -30,6 +32,7 @@ from fxpasses.torch_internals import compile_cpp
 
 DEPTHWISE = 0
 BY_ROWS = 100
+BY_PLANES = 200
 _ONE_PIXEL = 10
 _WIDTHS = (4, 2, 3, 1)
 _SCHEMA = (
@@ -148,22 +151,23 @@ def _fake_sequence(
     return made
 
 
-def kernels_for(sizes: Sizes, pixels: int) -> tuple[int, ...]:
+def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[int, ...]:
     """The kernels worth measuring for a convolution, none where the operator cannot be had.
 
     Args:
         sizes: of the convolution.
         pixels: how many its result has, over the batch.
+        planar: whether its image is in contiguous memory.
     """
     vector = vector_length()
     if not vector:
         return ()
     if sizes.is_depthwise:
         return (DEPTHWISE,) if sizes.channels >= vector else ()
-    return tuple(_products(sizes, pixels, vector))
+    return tuple(_products(sizes, pixels, vector, BY_PLANES if planar else BY_ROWS))
 
 
-def _products(sizes: Sizes, pixels: int, vector: int) -> Iterator[int]:
+def _products(sizes: Sizes, pixels: int, vector: int, together: int) -> Iterator[int]:
     width = sizes.filters // sizes.groups * sizes.merged
     padded = {each: -(-width // (each * vector)) * each * vector for each in _WIDTHS}
     least = min(padded.values())
@@ -174,7 +178,7 @@ def _products(sizes: Sizes, pixels: int, vector: int) -> Iterator[int]:
             if each in (1, 4):
                 yield _ONE_PIXEL + each
         elif few_channels and sizes.dilation[1] == 1:
-            yield BY_ROWS + each
+            yield together + each
         else:
             yield each
 
@@ -200,7 +204,8 @@ def pack(sizes: Sizes, kernel: int, filters: torch.Tensor, bias: torch.Tensor | 
     merged = sizes.merged
     dense = _merged(filters, sizes.groups, merged)  # [supergroups, filters, channels, height, width]
     supergroups, width = dense.shape[:2]
-    rows = dense.permute(0, 3, 4, 2, 1).reshape(supergroups, -1, width)
+    order = (0, 2, 3, 4, 1) if kernel >= BY_PLANES else (0, 3, 4, 2, 1)
+    rows = dense.permute(order).reshape(supergroups, -1, width)
     rows = torch.cat([bias.reshape(supergroups, 1, width), rows], 1)
     panel = kernel % 10 * vector_length()
     panels = -(-width // panel)

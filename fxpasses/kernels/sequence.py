@@ -4,9 +4,11 @@ A call from Python costs a step of a small network as much as the step itself: t
 walk through code that the last kernel drove out of the caches. Here the steps are words of a program that the
 operator reads; what passes between them lives in one block of memory, planned ahead. A product over single
 pixels may also gather what it reads: several images as one's channels (so that a concatenation is never
-written), times a scale or a gate, plus a shift, clamped.
+written), times a scale or a gate, plus a shift, clamped. Where what passes between convolutions is larger
+than the nearer caches, they become a chain, of which a thread makes a few rows at a time.
 
-Values are numbered: the inputs, then the results, then the others.
+Values are numbered: the inputs, then the results, then the others. All lie in channels-last memory but inputs
+that are read plane by plane.
 """
 
 from __future__ import annotations
@@ -15,17 +17,22 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import torch
 
-from fxpasses.kernels.convolution import DEPTHWISE
+from fxpasses.kernels.convolution import BY_PLANES, BY_ROWS, DEPTHWISE
 
-PRODUCT, MEAN, GATHER, EXPANDED = range(4)
+PRODUCT, MEAN, GATHER, CHAIN = range(4)
 _ALIGNED = 16
 """Floats: a line of the caches."""
-_NEAR = 2**20
-"""Bytes of a tensor that the nearer caches hold, so that it need not be made row by row."""
+_FAR = 2**19
+"""Bytes of a tensor that the nearer caches do not hold, so that it is better made row by row."""
+_FILTERS = 2**18
+"""Bytes of the filters that are read again for every few rows."""
+_AGAIN = 8
+"""At most one row of so many may be made by two threads."""
 
 
 @dataclass(frozen=True)
@@ -57,26 +64,30 @@ class Step:
 
     Attributes:
         kind: `PRODUCT` is a convolution, `MEAN` each channel's over the pixels, `GATHER` what is read itself,
-            `EXPANDED` a convolution over single pixels and a depthwise one of its result.
+            `CHAIN` convolutions of which each reads only what the one before gives, made row by row.
         result: the value that it gives.
         reading: what it reads.
         image: batch, height, width and channels of that.
-        convolution: the operator's arguments for a `PRODUCT`: `Sizes.argument`, the kernel, the constant that
-            holds the filters, the value of the summand or None, the activation and its limits.
-        depthwise: those of the second convolution of `EXPANDED`.
+        convolutions: the operator's arguments for the one of a `PRODUCT` or those of a `CHAIN`:
+            `Sizes.argument`, the kernel, the constant that holds the filters, the value of the summand or
+            None, the activation and its limits.
     """
 
     kind: int
     result: int
     reading: Reading
     image: tuple[int, int, int, int]
-    convolution: Convolution | None = None
-    depthwise: Convolution | None = None
+    convolutions: tuple[Convolution, ...] = ()
+
+    @property
+    def planar(self) -> tuple[int, ...]:
+        """The values that the step reads in contiguous memory, plane by plane."""
+        return self.reading.values if any(each[1] >= BY_PLANES for each in self.convolutions) else ()
 
     @property
     def read(self) -> list[int]:
         """The values that the step reads."""
-        others = [self.reading.gate, self.convolution[3] if self.convolution is not None else None]
+        others = [self.reading.gate, *(each[3] for each in self.convolutions)]
         return [*self.reading.values, *(each for each in others if each is not None)]
 
     def words(self) -> list[int]:
@@ -88,30 +99,44 @@ class Step:
             return words
         words += [-1 if each is None else each for each in (reading.gate, reading.scale, reading.shift)]
         words += [reading.limits is not None, *map(_bits, reading.limits or (0.0, 0.0))]
-        if self.convolution is not None:
-            sizes, kernel, filters, summand, activation, low, high = self.convolution
+        if self.kind == CHAIN:
+            words.append(len(self.convolutions))
+        for sizes, kernel, filters, summand, activation, low, high in self.convolutions:
             words += [*sizes, kernel, filters, -1 if summand is None else summand]
             words += [activation, _bits(low), _bits(high)]
-        if self.depthwise is not None:
-            sizes, _, filters, _, activation, low, high = self.depthwise
-            words += [*sizes, filters, activation, _bits(low), _bits(high)]
         return words
 
     def followed_by(self, other: Step) -> Step | None:
-        """Both as one `EXPANDED`; None where they cannot be."""
-        mine, theirs = self.convolution, other.convolution
-        if (self.kind, other.kind) != (PRODUCT, PRODUCT) or mine is None or theirs is None:
+        """Both as one `CHAIN`; None where they cannot be, or where that does not pay."""
+        if self.kind not in (PRODUCT, CHAIN) or other.kind != PRODUCT:
             return None
-        single = mine[0][1:] == [1, 1, 1, 1, 1, 0, 0, 1, 1] and 0 < mine[1] < 10 and mine[3] is None
-        alone = other.reading == Reading((self.result,), (mine[0][0],))
-        mine_plain = self.reading == Reading(self.reading.values[:1], self.reading.widths[:1])
-        if not (single and alone and mine_plain and theirs[1] == DEPTHWISE):
+        first, last, (new,) = self.convolutions[0], self.convolutions[-1], other.convolutions
+        channels = last[0][0]
+        plain = self.reading == Reading(self.reading.values[:1], self.reading.widths[:1])
+        alone = other.reading == Reading((self.result,), (channels,))
+        if not (plain and alone and (_is_by_rows(first) or first[1] >= BY_ROWS) and _is_by_rows(new)):
             return None
-        count, height, width, _ = self.image
-        again = theirs[0][2] * torch.get_num_threads()  # rows at most that two threads both make
-        if 4 * count * height * width * mine[0][0] < _NEAR or 8 * again > count * height:
+        count, height, width, _ = other.image
+        every = (*self.convolutions, new)
+        shared = (sizes[2] - sizes[4] for sizes, kernel, *_ in every if kernel == DEPTHWISE)
+        again = sum(max(0, each) for each in shared) * (torch.get_num_threads() - 1)
+        if 4 * count * height * width * channels < _FAR or _AGAIN * again > count * height:
             return None
-        return Step(EXPANDED, other.result, self.reading, self.image, mine, theirs)
+        widths = pairwise((self.image[3], *(each[0][0] for each in every)))
+        if 4 * sum(a * b for (a, b), each in zip(widths, every, strict=True) if _is_single(each)) > _FILTERS:
+            return None
+        return Step(CHAIN, other.result, self.reading, self.image, every)
+
+
+def _is_by_rows(convolution: Convolution) -> bool:
+    """Whether it is one that can make single rows: depthwise, or over single pixels."""
+    return convolution[1] == DEPTHWISE or _is_single(convolution)
+
+
+def _is_single(convolution: Convolution) -> bool:
+    """Whether it is a product over all single pixels."""
+    sizes, kernel, *_ = convolution
+    return 0 < kernel < 10 and sizes[1:] == [1, 1, 1, 1, 1, 0, 0, 1, 1]
 
 
 def joined(steps: Sequence[Step], given: int) -> list[Step]:
@@ -137,7 +162,9 @@ def program(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> list[int
     """
     steps = joined(steps, given)
     offsets, floats = _places(steps, given, sizes)
-    return [len(offsets), floats, len(steps), *offsets, *(word for each in steps for word in each.words())]
+    planar = sorted({value for each in steps for value in each.planar})
+    head = [len(offsets), floats, len(steps), len(planar), *offsets, *planar]
+    return [*head, *(word for each in steps for word in each.words())]
 
 
 def _places(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> tuple[list[int], int]:

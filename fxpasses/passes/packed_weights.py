@@ -30,7 +30,7 @@ from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.graph.strides import has_gaps, memory_order
 from fxpasses.kernels.choice import Choice, choose, choose_linear
-from fxpasses.kernels.convolution import ACTIVATIONS, DEPTHWISE, Sizes, kernels_for, pack
+from fxpasses.kernels.convolution import ACTIVATIONS, BY_PLANES, DEPTHWISE, Sizes, kernels_for, pack
 from fxpasses.passes.epilogues import epilogue_of
 from fxpasses.passes.sequences import in_order, write_sequences
 from fxpasses.report import Remark, Status
@@ -105,6 +105,7 @@ class WeightPacking:
             return
         first = len(placeholders) - self.kept
         strides = _strides_of_outputs(graph)
+        given = _before_convolutions(graph)
         for index, weight in enumerate(placeholders[first:]):
             self._pack_linears(graph, weight, placeholders[first:])
             users = list(weight.users)
@@ -115,7 +116,8 @@ class WeightPacking:
                 self._decline(reasons[0], users[0].name)
                 continue
             for convolution in users:
-                if not self._pack_for_own_kernel(graph, convolution, placeholders[first:]):
+                planar = convolution.args[0] in given and _is_contiguous(convolution.args[0])
+                if not self._pack_for_own_kernel(graph, convolution, placeholders[first:], planar):
                     self._pack(graph, convolution, weight, index)
         if self.packed and not writes_cpp_wrapper():
             for kernels in write_sequences(graph, functools.partial(self._constant, graph)):
@@ -170,7 +172,9 @@ class WeightPacking:
     def _next_name(self) -> str:
         return f"_fxpasses_packed_{len(self.packed)}"
 
-    def _pack_for_own_kernel(self, graph: Graph, convolution: Node, kept: Sequence[Node]) -> bool:
+    def _pack_for_own_kernel(
+        self, graph: Graph, convolution: Node, kept: Sequence[Node], planar: bool
+    ) -> bool:
         """Writes a convolution and what follows it as our operator, if that is faster; whether it did."""
         image, weight, bias, *_ = convolution.args
         value, result = tensor(image), tensor(convolution)
@@ -187,7 +191,8 @@ class WeightPacking:
             self.own,
             sizes,
             result.numel() // sizes.filters,
-            lambda: choose(sizes, (count, channels, height, width), summand=summand),
+            lambda: choose(sizes, (count, channels, height, width), summand=summand, planar=planar),
+            planar=planar,
         )
         if isinstance(kernel, int):
             self._write(graph, convolution, (image, weight, bias), kept, sizes, kernel)
@@ -241,7 +246,7 @@ class WeightPacking:
         with graph.inserting_before(last):
             read = self._constant(graph, self._next_name(), constant, filters.new_empty(constant.shape))
             arguments = (
-                in_order(graph, image),
+                in_order(graph, image, planar=kernel >= BY_PLANES),
                 read,
                 None if summand is None else in_order(graph, summand),
                 sizes.argument(kernel),
@@ -268,6 +273,21 @@ class WeightPacking:
 
     def _decline(self, why: Decline, node: str) -> None:
         self.remarks.append(Remark(NAME, "declined", why.code, why.message, node=node, stage="check"))
+
+
+def _before_convolutions(graph: Graph) -> set[Node]:
+    """The nodes that depend on no convolution, which lie in memory as the graph's inputs do."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        is_before = node.target is not torch.ops.aten.convolution.default
+        if is_before and all(each in found for each in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _is_contiguous(node: Node) -> bool:
+    found = tensor(node)
+    return found is not None and found.is_contiguous()
 
 
 def _strides_of_outputs(graph: Graph) -> list[tuple[int, ...] | None]:
@@ -331,7 +351,7 @@ def _pair(given: Sequence[int]) -> tuple[int, int]:
 
 
 def own_kernel(
-    own: OwnKernels, sizes: Sizes, pixels: int, measure: Callable[[], Choice]
+    own: OwnKernels, sizes: Sizes, pixels: int, measure: Callable[[], Choice], *, planar: bool = False
 ) -> int | Decline | None:
     """Which of our kernels to take, why torch's is better, or None where there is none of ours.
 
@@ -340,8 +360,9 @@ def own_kernel(
         sizes: of the convolution.
         pixels: how many its result has.
         measure: tells which is the fastest.
+        planar: whether its image is in contiguous memory.
     """
-    kernels = kernels_for(sizes, pixels) if own != "never" else ()
+    kernels = kernels_for(sizes, pixels, planar=planar) if own != "never" else ()
     if not kernels:
         return None
     if own == "always":

@@ -19,6 +19,7 @@ import torch
 from torch.fx import Graph, Node
 
 from fxpasses.graph.metadata import set_value, tensor
+from fxpasses.kernels.convolution import BY_PLANES
 from fxpasses.kernels.sequence import (
     GATHER,
     MEAN,
@@ -62,6 +63,9 @@ class Read:
     nodes: tuple[Node, ...] = ()
 
 
+_Operand = tuple[Node, bool]
+
+
 @dataclass(frozen=True)
 class _Member:
     """A node that a step computes, or (`read` is None) that renames a value."""
@@ -73,9 +77,16 @@ class _Member:
 
     @property
     def inputs(self) -> list[Node]:
+        return [node for node, _ in self.operands]
+
+    @property
+    def operands(self) -> list[_Operand]:
+        """What the member reads, and whether plane by plane."""
         if self.read is None:
-            return [_source(self.node.args[0])]
-        return [*self.read.images, *(each for each in (self.read.gate, self.summand) if each is not None)]
+            return [(_source(self.node.args[0]), False)]
+        others = [each for each in (self.read.gate, self.summand) if each is not None]
+        planar = self.kind == PRODUCT and _reads_planes(self.node)
+        return [*((each, planar) for each in self.read.images), *((each, False) for each in others)]
 
 
 @dataclass
@@ -263,12 +274,21 @@ def _members(graph: Graph) -> tuple[dict[Node, _Member], set[Node]]:
     for node in reversed(graph.nodes):
         if node in members or node in absorbed or not node.users:
             continue
-        if not all(user in members or user in absorbed for user in _readers(node)):
+        readers = _readers(node)
+        if not all(user in members or user in absorbed for user in readers):
+            continue
+        if any(map(_reads_planes, readers)):  # what steps give lies in channels-last memory
             continue
         member = _other_member(node)
         if member is not None:
             members[node] = member
     return members, absorbed
+
+
+def _reads_planes(node: Node) -> bool:
+    """Whether it is a kernel of ours that reads an image in contiguous memory."""
+    kernel = node.args[4] if node.target is torch.ops.fxpasses.convolution.default else 0
+    return isinstance(kernel, int) and kernel >= BY_PLANES
 
 
 def _readers(node: Node) -> set[Node]:
@@ -290,6 +310,8 @@ def _other_member(node: Node) -> _Member | None:
         return _Member(node, MEAN, Read((_source(node.args[0]),))) if spatial else None
     if (gated := _gated(node)) is not None:
         return _Member(node, GATHER, Read((gated[0],), gated[1]))
+    if node.target is aten.as_strided.default and _is_same_pixel(node, given):
+        return _Member(node, GATHER, None)
     if node.target in _RESHAPING and given is not None and given.dtype == torch.float32:
         # From a matrix to an image of one pixel, or back.
         if sorted((given.dim(), found.dim())) != [2, 4] or given.device.type != "cpu":
@@ -298,6 +320,22 @@ def _other_member(node: Node) -> _Member | None:
         if tuple(image.shape) == (*matrix.shape, 1, 1) and all(type(size) is int for size in image.shape):
             return _Member(node, GATHER, None)
     return None
+
+
+def _is_same_pixel(node: Node, given: torch.Tensor | None) -> bool:
+    """Whether `as_strided` gives an image of one pixel unchanged, as where AOTAutograd pools to one pixel."""
+    if node.kwargs or not _is_image(given) or len(node.args) != 3:
+        return False
+    assert given is not None
+    _, shape, strides = node.args
+    assert isinstance(shape, (list, tuple))
+    assert isinstance(strides, (list, tuple))
+    count, channels = given.shape[:2]
+    if not tuple(shape) == tuple(given.shape) == (count, channels, 1, 1):
+        return False
+    dense = [axis for axis, size in enumerate((count, channels)) if size > 1]
+    wanted = (channels, 1)
+    return all(given.stride(axis) == wanted[axis] == strides[axis] for axis in dense)
 
 
 def _runs(graph: Graph, members: dict[Node, _Member], absorbed: set[Node]) -> list[_Run]:
@@ -344,16 +382,20 @@ def _write(
     for member in reversed(run.members):
         if member.read is None and (outer[member.node] or not stays.isdisjoint(member.node.users)):
             stays.add(member.node)
-    given = dict.fromkeys(
-        replaced.get(each, each) for member in run.members for each in member.inputs if each not in run.inside
+    inputs = list(
+        dict.fromkeys(
+            (replaced.get(each, each), planar)
+            for member in run.members
+            for each, planar in member.operands
+            if each not in run.inside
+        )
     )
-    inputs = list(given)
     results = [
         each.node
         for each in run.members
         if each.read is not None and (outer[each.node] or not stays.isdisjoint(each.node.users))
     ]
-    values = {node: at for at, node in enumerate((*inputs, *results))}
+    values = {operand: at for at, operand in enumerate((*inputs, *((each, False) for each in results)))}
     known = len(values)
     sizes: list[int] = []
     steps: list[Step] = []
@@ -361,19 +403,21 @@ def _write(
     for member in run.members:
         if member.read is None:
             source = member.inputs[0]
-            values[member.node] = values[source if source in run.inside else replaced.get(source, source)]
+            same = source if source in run.inside else replaced.get(source, source)
+            values[member.node, False] = values[same, False]
             continue
-        if member.node not in values:
-            values[member.node] = known + len(sizes)
+        if (member.node, False) not in values:
+            values[member.node, False] = known + len(sizes)
             sizes.append(floats_of(_value(member.node).shape))
-        steps.append(_step(member, lambda node: values[replaced.get(node, node)], constants))
+        numbers = [values[replaced.get(each, each), planar] for each, planar in member.operands]
+        steps.append(_step(member, values[member.node, False], numbers, constants))
     with without_fake_tensors():
         words = torch.tensor(program(steps, known, sizes), dtype=torch.int64)
     with graph.inserting_before(last):
         read = constant(
             f"_fxpasses_program_{number}", words, _value(last).new_empty(words.shape, dtype=torch.int64)
         )
-        ordered = [in_order(graph, each) for each in inputs]
+        ordered = [in_order(graph, each, planar=planar) for each, planar in inputs]
         shapes = shapes_argument([tuple(map(int, _value(each).shape)) for each in results])
         call = graph.call_function(
             torch.ops.fxpasses.sequence.default, (ordered, list(constants), read, shapes)
@@ -404,9 +448,11 @@ def _outer_readers(run: _Run) -> dict[Node, bool]:
     return {each.node: any(map(is_outer, _readers(each.node))) for each in run.members}
 
 
-def _step(member: _Member, value_of: Callable[[Node], int], constants: dict[Node, int]) -> Step:
+def _step(member: _Member, result: int, operands: Sequence[int], constants: dict[Node, int]) -> Step:
+    """A member as a step, from the numbers of its result and its operands."""
     read = member.read
     assert read is not None
+    images, others = operands[: len(read.images)], iter(operands[len(read.images) :])
 
     def constant_of(node: Node | None) -> int | None:
         return None if node is None else constants.setdefault(node, len(constants))
@@ -414,9 +460,9 @@ def _step(member: _Member, value_of: Callable[[Node], int], constants: dict[Node
     first = _value(read.images[0])
     widths = tuple(int(_value(each).shape[1]) for each in read.images)
     reading = Reading(
-        tuple(map(value_of, read.images)),
+        tuple(images),
         widths,
-        None if read.gate is None else value_of(read.gate),
+        None if read.gate is None else next(others),
         constant_of(read.scale),
         constant_of(read.shift),
         read.limits,
@@ -424,15 +470,15 @@ def _step(member: _Member, value_of: Callable[[Node], int], constants: dict[Node
     flat = first.dim() == 2
     count, height, width = (1, first.shape[0], 1) if flat else (first.shape[0], *first.shape[2:])
     image = (int(count), int(height), int(width), sum(widths))
-    result = value_of(member.node)
     if member.kind != PRODUCT:
         return Step(member.kind, result, reading, image)
     arguments: tuple[Any, ...] = member.node.args
     _, filters, _, sizes, kernel, activation, low, high = arguments
     which = constant_of(filters)
     assert which is not None
-    summand = None if member.summand is None else value_of(member.summand)
-    return Step(PRODUCT, result, reading, image, (list(sizes), kernel, which, summand, activation, low, high))
+    summand = None if member.summand is None else next(others)
+    convolution = (list(sizes), kernel, which, summand, activation, low, high)
+    return Step(PRODUCT, result, reading, image, (convolution,))
 
 
 def _value(node: Node) -> torch.Tensor:
@@ -441,10 +487,16 @@ def _value(node: Node) -> torch.Tensor:
     return found
 
 
-def in_order(graph: Graph, node: Node) -> Node:
-    """The same tensor, which inductor is told to put into the memory that our operators read."""
+def in_order(graph: Graph, node: Node, *, planar: bool = False) -> Node:
+    """The same tensor, which inductor is told to put into the memory that our operators read.
+
+    Args:
+        graph: where to write.
+        node: a matrix or an image.
+        planar: whether an image is read plane by plane.
+    """
     value = _value(node)
-    layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+    layout = torch.channels_last if value.dim() == 4 and not planar else torch.contiguous_format
     wanted = torch.empty_like(value, memory_format=layout)
     forced = graph.call_function(force_stride_order(), (node, list(wanted.stride())))
     set_value(forced, wanted)

@@ -48,7 +48,7 @@ def test_it_is_measured_once_and_random_numbers_are_left_alone(monkeypatch):
 
 
 def test_without_kernels_torch_keeps_the_convolution(monkeypatch):
-    monkeypatch.setattr(choices, "kernels_for", lambda *given: ())
+    monkeypatch.setattr(choices, "kernels_for", lambda *given, **others: ())
     choices._choose.cache_clear()
     choices._choose_linear.cache_clear()
     assert not choose(SIZES, (1, 16, 8, 8)).pays
@@ -62,3 +62,15 @@ def test_a_sum_is_measured_as_one():
     found = choose(SIZES, (1, 16, 8, 8), summand=True)
     assert found.kernel in kernels.kernels_for(SIZES, 64)
     assert found.seconds > 0
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_few_channels_are_measured_as_they_lie(monkeypatch, planar):
+    read = []
+    original = choices._call
+    monkeypatch.setattr(choices, "_call", lambda *given: read.append(given[2][0]) or original(*given))
+    stem = Sizes(3, 16, 1, (3, 3), (2, 2), (1, 1), (1, 1))
+    choices._choose.cache_clear()
+    found = choose(stem, (1, 3, 16, 16), planar=planar)
+    assert found.kernel in kernels.kernels_for(stem, 64, planar=planar)
+    assert {each.is_contiguous() for each in read} == {planar}

@@ -11,7 +11,15 @@ import torch
 from torch.nn import functional
 
 from fxpasses.kernels import convolution as kernels
-from fxpasses.kernels.convolution import ACTIVATIONS, BY_ROWS, DEPTHWISE, Sizes, kernels_for, pack
+from fxpasses.kernels.convolution import (
+    ACTIVATIONS,
+    BY_PLANES,
+    BY_ROWS,
+    DEPTHWISE,
+    Sizes,
+    kernels_for,
+    pack,
+)
 
 pytestmark = pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
 
@@ -78,7 +86,7 @@ def every_kernel(sizes: Sizes) -> list[int]:
     if sizes.is_depthwise and sizes.channels >= kernels.vector_length():
         found.append(DEPTHWISE)
     if sizes.groups == 1 and sizes.dilation[1] == 1:
-        found += [BY_ROWS + each for each in (1, 2, 3, 4)]
+        found += [memory + each for memory in (BY_ROWS, BY_PLANES) for each in (1, 2, 3, 4)]
     return found
 
 
@@ -137,11 +145,41 @@ def test_operands_in_other_memory_are_copied_not_misread():
     filters = torch.randn(6, 5, 3, 3)
     for x in (
         torch.randn(2, 5, 6, 7),
+        channels_last(2, 5, 6, 7),
         torch.randn(2, 5, 12, 14)[:, :, ::2, ::2],
         torch.randn(5, 6, 7).expand(2, -1, -1, -1),
     ):
-        summand = torch.randn(7, 6, 6, 2).permute(3, 2, 1, 0)
-        assert_equal(run(x, sizes, 2, filters, summand=summand), expected(x, sizes, filters) + summand)
+        for kernel in (2, BY_ROWS + 2, BY_PLANES + 2):
+            summand = torch.randn(7, 6, 6, 2).permute(3, 2, 1, 0)
+            wanted = expected(x, sizes, filters) + summand
+            assert_equal(run(x, sizes, kernel, filters, summand=summand), wanted)
+
+
+@pytest.mark.parametrize("memory", [BY_ROWS, BY_PLANES])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("width", [1, 13, 14, 15, 60])
+def test_few_channels_equal_float64_at_every_border(width, stride, memory):
+    """Every number of pixels beside a block's, and sums of more and of less than 128 products."""
+    torch.manual_seed(width)
+    for side, channels in ((3, 3), (4, 1), (7, 3), (7, 15)):
+        sizes = Sizes(channels, 37, 1, (side, side), (stride, stride), (side // 2, side // 2), (1, 1))
+        filters, bias = torch.randn(37, channels, side, side), torch.randn(37)
+        x = torch.randn(2, channels, 9, width)
+        for each in (1, 2, 3, 4):
+            found = run(x, sizes, memory + each, filters, bias, None, "clamp")
+            plain = expected(x, sizes, filters, bias)
+            assert_equal(found, plain.clamp(-0.5, 1.5), scale=plain)
+
+
+def test_nothing_beside_an_image_is_read():
+    """A NaN left and right of the rows, above and below the image."""
+    sizes = Sizes(3, 20, 1, (3, 3), (1, 1), (1, 1), (1, 1))
+    filters = torch.randn(20, 3, 3, 3)
+    wide = torch.full((3, 3, 30, 30), torch.nan)
+    wide[1] = 1.0
+    for memory, order in ((BY_PLANES, torch.contiguous_format), (BY_ROWS, torch.channels_last)):
+        x = wide.contiguous(memory_format=order)[1:2]
+        assert_equal(run(x, sizes, memory + 1, filters), expected(x, sizes, filters))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -169,6 +207,7 @@ def test_what_does_not_fit_is_refused():
         ((x, packed, x[..., 1:], argument, 1), "summand"),
         ((x, packed, None, argument, 0), "depthwise"),
         ((x, packed, None, argument, 21), "no kernel"),
+        ((x, pack(sizes, 211, filters, None), None, argument, 211), "several pixels at a time"),
         ((x, packed, None, argument[1:], 1), "sizes"),
     ):
         with pytest.raises(RuntimeError, match=message):
@@ -204,7 +243,9 @@ def test_candidates():
     assert kernels_for(narrow, 100) == ()
     assert Sizes(64, 64, 16, (3, 3), (1, 1), (1, 1), (1, 1)).merged == vector // 4
     stem = Sizes(3, 64, 1, (7, 7), (2, 2), (3, 3), (1, 1))
-    assert all(each > BY_ROWS for each in kernels_for(stem, 100))
+    assert all(BY_ROWS < each < BY_PLANES for each in kernels_for(stem, 100))
+    assert all(each > BY_PLANES for each in kernels_for(stem, 100, planar=True))
+    assert kernels_for(Sizes.of_linear(8, 64), 100, planar=True) == kernels_for(Sizes.of_linear(8, 64), 100)
     assert set(kernels_for(Sizes.of_linear(8, 1000), 1)) <= {11, 14}
 
 

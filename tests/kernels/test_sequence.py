@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from fxpasses.kernels import convolution as kernels
 from fxpasses.kernels import sequence
-from fxpasses.kernels.convolution import ACTIVATIONS, DEPTHWISE, Sizes, pack
+from fxpasses.kernels.convolution import ACTIVATIONS, BY_PLANES, BY_ROWS, DEPTHWISE, Sizes, pack
 from fxpasses.kernels.sequence import (
-    EXPANDED,
+    CHAIN,
     GATHER,
     MEAN,
     PRODUCT,
@@ -77,7 +77,9 @@ class Program:
     def add(self, kind, reading, result, *convolutions):
         image = self.read(reading)
         shape = (image.shape[0], *image.shape[2:], image.shape[1])
-        self.steps.append(Step(kind, len(self.exact), reading, shape, *(each for each, _ in convolutions)))
+        self.steps.append(
+            Step(kind, len(self.exact), reading, shape, tuple(each for each, _ in convolutions))
+        )
         self.exact.append(result(image))
         return len(self.exact) - 1
 
@@ -101,10 +103,10 @@ def _renumbered(step, number):
     gate = None if reading.gate is None else number(reading.gate)
     values = tuple(map(number, reading.values))
     read = Reading(values, reading.widths, gate, reading.scale, reading.shift, reading.limits)
-    convolution = step.convolution
-    if convolution is not None and convolution[3] is not None:
-        convolution = (*convolution[:3], number(convolution[3]), *convolution[4:])
-    return Step(step.kind, number(step.result), read, step.image, convolution, step.depthwise)
+    convolutions = tuple(
+        (*each[:3], None if each[3] is None else number(each[3]), *each[4:]) for each in step.convolutions
+    )
+    return Step(step.kind, number(step.result), read, step.image, convolutions)
 
 
 def assert_equal(found, wanted):
@@ -171,79 +173,154 @@ def test_random_programs_equal_float64(seed):
         assert_equal(found, made.exact[at])
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize(
-    ("image", "deep"),
-    [
-        ((1, 24, 60, 40), _depthwise(64)),  # more rows than are near at a time
-        ((2, 24, 61, 40), _depthwise(64, stride=2)),
-        ((2, 8, 33, 50), _depthwise(48, side=5, padding=2)),
-        ((3, 8, 5, 4), _depthwise(16, side=5, padding=2, stride=2)),
-        ((1, 8, 40, 40), _depthwise(64, side=3, padding=3, dilation=3)),
-        ((1, 8, 1, 1), _depthwise(16, side=5, padding=2)),
-        ((2, 8, 9, 9), _depthwise(16, side=3, padding=0)),
-        ((1, 8, 70, 30), _depthwise(64, side=2, padding=0, stride=3)),  # rows that nothing reads
-    ],
-    ids=str,
-)
-def test_an_expansion_row_by_row_equals_float64(image, deep, threads):
+DEEP = [
+    ((1, 24, 60, 40), _depthwise(64)),  # more rows than are near at a time
+    ((2, 24, 61, 40), _depthwise(64, stride=2)),
+    ((2, 8, 33, 50), _depthwise(48, side=5, padding=2)),
+    ((3, 8, 5, 4), _depthwise(16, side=5, padding=2, stride=2)),
+    ((1, 8, 40, 40), _depthwise(64, side=3, padding=3, dilation=3)),
+    ((1, 8, 1, 1), _depthwise(16, side=5, padding=2)),
+    ((2, 8, 9, 9), _depthwise(16, side=3, padding=0)),
+    ((1, 8, 70, 30), _depthwise(64, side=2, padding=0, stride=3)),  # rows that nothing reads
+]
+KINDS = ("head", "planes", "rows", "deep", "narrow", "summands", "twice")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("image", "deep"), DEEP, ids=str)
+def test_a_chain_row_by_row_equals_float64(image, deep, kind):
+    """Depthwise convolutions behind and before others, with the same bits for any number of threads."""
     torch.manual_seed(0)
-    made = Program([channels_last(*image)])
-    wide = made.convolution(_single(image[1], deep.channels), 2, None, "silu")
-    narrow = made.convolution(deep, DEPTHWISE, None, "clamp")
-    made.add(EXPANDED, made.plain(0), lambda x: narrow[1](wide[1](x)), wide, narrow)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    count, channels, height, width = image
+    made = Program([channels_last(*image), torch.randn(count, 3, height, width)])
+    wide = made.convolution(_single(channels, deep.channels), 2, None, "silu")
+    thin = made.convolution(_single(deep.channels, 21), 3, None, "clamp")
+    again = made.convolution(_single(21, deep.channels), 4)
+    few = Sizes(3, deep.channels, 1, (3, 3), (1, 1), (1, 1), (1, 1))
+    filtered = made.convolution(deep, DEPTHWISE, None, "clamp")
+    value, convolutions = 0, [wide, filtered]
+    if kind in ("planes", "rows"):
+        kernel = (BY_PLANES if kind == "planes" else BY_ROWS) + 2
+        value, convolutions = 1, [made.convolution(few, kernel, None, "silu"), filtered, thin]
+    elif kind == "deep":
+        middle = made.add(PRODUCT, made.plain(0), wide[1], wide)
+        value, convolutions = middle, [filtered, thin]
+    elif kind == "narrow":
+        convolutions = [wide, filtered, thin]
+    elif kind == "summands":
+        middle = made.add(PRODUCT, made.plain(0), wide[1], wide)
+        end = made.add(PRODUCT, made.plain(middle), filtered[1], filtered)
+        near = made.convolution(_single(channels, deep.channels), 2, middle, "silu")
+        far = made.add(PRODUCT, made.plain(end), thin[1], thin)
+        convolutions = [near, filtered, made.convolution(_single(deep.channels, 21), 3, far, "clamp")]
+    elif kind == "twice":
+        convolutions = [wide, filtered, thin, again, filtered]
+        if min(height, width) < 40:
+            convolutions = [wide, thin, again]
+
+    def exact(x):
+        for _, each in convolutions:
+            x = each(x)
+        return x
+
+    at = made.add(CHAIN, made.plain(value), exact, *convolutions)
+    before, found = torch.get_num_threads(), []
     try:
-        (found,) = made.run([1])
-        (again,) = made.run([1])
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found += made.run([at])
     finally:
         torch.set_num_threads(before)
-    assert_equal(found, made.exact[1])
-    assert torch.equal(found, again)
+    assert_equal(found[0], made.exact[at])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
-def expansion(image, *, summand=False, activation="clamp", deep=None, kernel=2):
-    made = Program([channels_last(*image), channels_last(image[0], 64, *image[2:])])
-    wide = made.convolution(_single(image[1], 64), kernel, 1 if summand else None, activation)
+def block(image, *, activation="clamp", kernel=2, narrow=24):
+    """Two inputs, an expansion, a depthwise convolution and a product that makes its result narrow."""
+    made = Program([channels_last(*image), channels_last(image[0], narrow, *image[2:])])
+    wide = made.convolution(_single(image[1], 64), kernel, None, activation)
     mid = made.add(PRODUCT, made.plain(0), wide[1], wide)
-    narrow = made.convolution(deep or _depthwise(64), DEPTHWISE)
-    made.add(PRODUCT, made.plain(mid), narrow[1], narrow)
+    deep = made.convolution(_depthwise(64), DEPTHWISE)
+    end = made.add(PRODUCT, made.plain(mid), deep[1], deep)
+    thin = made.convolution(_single(64, narrow), 2, 1)
+    made.add(PRODUCT, made.plain(end), thin[1], thin)
     return made
 
 
 LARGE = (1, 8, 80, 64)  # 1.3 MB times 64 channels
 
 
-def test_a_large_expansion_is_made_row_by_row():
-    made = expansion(LARGE)
-    assert [each.kind for each in joined(made.steps, 2)] == [EXPANDED]
-    (found,) = made.run([3])
-    assert_equal(found, made.exact[3])
+def test_a_large_block_is_made_row_by_row():
+    made = block(LARGE)
+    (step,) = joined(made.steps, 2)
+    assert (step.kind, len(step.convolutions), step.read) == (CHAIN, 3, [0, 1])
+    (found,) = made.run([4])
+    assert_equal(found, made.exact[4])
+
+
+def test_a_large_stem_is_the_head_of_a_chain():
+    made = Program([torch.randn(1, 3, 160, 128)])
+    stem = made.convolution(Sizes(3, 32, 1, (3, 3), (2, 2), (1, 1), (1, 1)), BY_PLANES + 2, None, "clamp")
+    first = made.add(PRODUCT, made.plain(0), stem[1], stem)
+    deep = made.convolution(_depthwise(32), DEPTHWISE)
+    made.add(PRODUCT, made.plain(first), deep[1], deep)
+    (step,) = joined(made.steps, 1)
+    assert (step.kind, step.planar) == (CHAIN, (0,))
+    (found,) = made.run([2])
+    assert_equal(found, made.exact[2])
 
 
 @pytest.mark.parametrize(
-    "why", ["small", "summand", "read twice", "a result", "few rows", "not depthwise", "gated"]
+    "why",
+    ["small", "read twice", "a result", "few rows", "not depthwise", "gated", "much to fetch", "two inputs"],
 )
-def test_what_is_no_expansion_stays_two_steps(why):
-    made = expansion((1, 8, 8, 8) if why == "small" else LARGE, summand=why == "summand")
+def test_what_is_no_chain_stays_single_steps(why, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    made = block((1, 8, 8, 8) if why == "small" else LARGE)
     given = 2
     if why == "read twice":
         made.add(MEAN, made.plain(2), lambda image: image.mean((2, 3), keepdim=True))
+        made.add(MEAN, made.plain(3), lambda image: image.mean((2, 3), keepdim=True))
     elif why == "a result":
-        given = 3
+        given = 4
     elif why == "few rows":
-        made = expansion((1, 8, 4, 2000))
+        made = block((1, 8, 2, 4000))
     elif why == "not depthwise":
-        made.steps.pop()
-        square = made.convolution(_single(64, 64), 2)
-        made.exact.pop()
+        del made.steps[1:], made.exact[3:]
+        square = made.convolution(Sizes(64, 64, 1, (3, 3), (1, 1), (1, 1), (1, 1)), 2)
         made.add(PRODUCT, made.plain(2), square[1], square)
     elif why == "gated":
         first = made.steps[0]
         read = Reading(first.reading.values, first.reading.widths, limits=(0.0, 6.0))
-        made.steps[0] = Step(PRODUCT, first.result, read, first.image, first.convolution)
-    assert Counter(each.kind for each in joined(made.steps, given))[EXPANDED] == 0
+        made.steps = [Step(PRODUCT, first.result, read, first.image, first.convolutions), made.steps[1]]
+    elif why == "much to fetch":
+        made = Program([channels_last(1, 600, 40, 40)])
+        wide, deep = made.convolution(_single(600, 128), 2), made.convolution(_depthwise(128), DEPTHWISE)
+        made.add(PRODUCT, made.plain(0), wide[1], wide)
+        made.add(PRODUCT, made.plain(1), deep[1], deep)
+        given = 1
+    elif why == "two inputs":
+        both = made.convolution(_single(64 + 24, 16), 2)
+        made.steps = made.steps[1:2]
+        made.add(PRODUCT, Reading((3, 1), (64, 24)), both[1], both)
+    assert Counter(each.kind for each in joined(made.steps, given))[CHAIN] == 0
+
+
+@pytest.mark.parametrize("why", ["square", "few channels behind", "gathered", "strided"])
+def test_what_cannot_be_done_row_by_row_is_refused(why):
+    made = Program([channels_last(1, 16, 8, 8)])
+    point = made.convolution(_single(16, 16), 1)
+    other = {
+        "square": lambda: made.convolution(Sizes(16, 16, 1, (3, 3), (1, 1), (1, 1), (1, 1)), 1),
+        "few channels behind": lambda: made.convolution(_single(16, 16), BY_ROWS + 1),
+        "gathered": lambda: point,
+        "strided": lambda: made.convolution(_single(16, 16, stride=2), 1),
+    }[why]()
+    reading = Reading((0,), (16,), limits=(0.0, 1.0)) if why == "gathered" else made.plain(0)
+    made.add(CHAIN, reading, lambda x: other[1](point[1](x)), point, other)
+    with pytest.raises(RuntimeError, match=r"single pixels|few channels|as it is"):
+        made.run([1])
 
 
 def test_values_that_live_at_the_same_time_never_share_memory():
@@ -269,11 +346,44 @@ def test_memory_is_used_again():
     assert sequence._places(steps, 1, [160] * 10)[1] == 320
 
 
+STEM = Sizes(3, 20, 1, (3, 3), (2, 2), (1, 1), (1, 1))
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_an_input_is_read_plane_by_plane(order):
+    """Whatever memory it is given in; another input of the same values is read pixel by pixel."""
+    x = torch.randn(2, 3, 9, 11).contiguous(memory_format=order)
+    made = Program([x, x.clone()])
+    for value, kernel in ((0, BY_PLANES + 2), (1, BY_ROWS + 1)):
+        stem = made.convolution(STEM, kernel, None, "silu")
+        made.add(PRODUCT, made.plain(value), stem[1], stem)
+    last = made.convolution(_single(20, 16), 2, None, "clamp")
+    made.add(PRODUCT, made.plain(2), last[1], last)
+    for found, at in zip(made.run([3, 4]), (3, 4), strict=True):
+        assert_equal(found, made.exact[at])
+
+
+@pytest.mark.parametrize("why", ["result", "both", "mean"])
+def test_what_cannot_be_read_plane_by_plane_is_refused(why):
+    made = Program([torch.randn(1, 3, 8, 8)])
+    stem = made.convolution(Sizes(3, 3, 1, (3, 3), (1, 1), (1, 1), (1, 1)), BY_PLANES + 1)
+    made.add(PRODUCT, made.plain(0), stem[1], stem)
+    if why == "result":
+        made.add(PRODUCT, made.plain(1), stem[1], stem)
+    elif why == "both":
+        again = made.convolution(_single(3, 8), 1)
+        made.add(PRODUCT, made.plain(0), again[1], again)
+    else:
+        made.add(MEAN, made.plain(0), lambda image: image.mean((2, 3), keepdim=True))
+    with pytest.raises(RuntimeError, match=r"plane|alike in memory"):
+        made.run([2])
+
+
 def test_a_matrix_is_an_image_of_one_pixel():
     made = Program([torch.randn(3, 24)])
     layer = made.convolution(Sizes.of_linear(24, 40), 2)
     reading = Reading((0,), (24,))
-    words = program([Step(PRODUCT, 1, reading, (1, 3, 1, 24), layer[0])], 2, [])
+    words = program([Step(PRODUCT, 1, reading, (1, 3, 1, 24), (layer[0],))], 2, [])
     (found,) = torch.ops.fxpasses.sequence(made.inputs, made.constants, torch.tensor(words), [3, 40, -1, -1])
     wanted = layer[1](made.inputs[0].double()[:, :, None, None])[:, :, 0, 0]
     assert found.shape == (3, 40)
@@ -284,7 +394,7 @@ def test_a_matrix_is_an_image_of_one_pixel():
     ("spoil", "message"),
     [
         (lambda words, given: words[:-1], "ends where its length says"),
-        (lambda words, given: [*words[:3], 9, *words[4:]], "no step 9"),
+        (lambda words, given: [*words[:4], 9, *words[5:]], "no step 9"),
         (lambda words, given: given[1].pop(), "out of range|index|at"),
         (lambda words, given: given[1].insert(0, torch.zeros(7)), "packed for this convolution"),
         (lambda words, given: given[0].__setitem__(0, given[0][0].double()), "float32 inputs"),
@@ -294,7 +404,7 @@ def test_a_matrix_is_an_image_of_one_pixel():
 def test_what_does_not_fit_is_refused(spoil, message):
     made = Program([channels_last(1, 16, 4, 4)])
     layer = made.convolution(_single(16, 16), 2)
-    words = program([Step(PRODUCT, 1, made.plain(0), (1, 4, 4, 16), layer[0])], 2, [])
+    words = program([Step(PRODUCT, 1, made.plain(0), (1, 4, 4, 16), (layer[0],))], 2, [])
     given = (made.inputs, made.constants)
     spoilt = spoil(words, given)
     words = spoilt if isinstance(spoilt, list) else words

@@ -211,7 +211,7 @@ def test_what_was_packed_is_not_held_a_second_time(monkeypatch, own):
     """Four weights; and the biases that three kernels of ours have packed with them."""
     if own and not vector_length():
         pytest.skip("needs AVX2 or AVX-512, and a compiler")
-    monkeypatch.setattr(packed_weights, "choose", lambda sizes, image, summand: Choice(1, 1.0, 2.0 * own))
+    monkeypatch.setattr(packed_weights, "choose", lambda sizes, image, **given: Choice(1, 1.0, 2.0 * own))
     model = net()
     run = compiled(model)
     kept = _kept_by(run)
@@ -420,7 +420,7 @@ def test_a_linear_layer_and_a_bias_are_noticed_when_they_change():
 
 @own_kernels
 def test_what_is_slower_is_left_to_onednn_and_the_report_says_so(monkeypatch):
-    monkeypatch.setattr(packed_weights, "choose", lambda sizes, image, summand: Choice(1, 2e-3, 1e-3))
+    monkeypatch.setattr(packed_weights, "choose", lambda sizes, image, **given: Choice(1, 2e-3, 1e-3))
     monkeypatch.setattr(packed_weights, "choose_linear", lambda *sizes: Choice(1, 2e-3, 1e-3))
     model = varied()
     x = torch.randn(2, 3, 12, 12)
@@ -437,7 +437,7 @@ def test_what_is_slower_is_left_to_onednn_and_the_report_says_so(monkeypatch):
 @own_kernels
 def test_what_is_faster_is_taken(monkeypatch):
     """All but the depthwise convolution, which has fewer channels than a vector."""
-    monkeypatch.setattr(packed_weights, "choose", lambda sizes, image, summand: Choice(2, 1e-3, 2e-3))
+    monkeypatch.setattr(packed_weights, "choose", lambda sizes, image, **given: Choice(2, 1e-3, 2e-3))
     model = net()
     assert_fresh(compiled(model), model)
     assert fxpasses.last_report().applied["own_kernels"] == 3

@@ -11,7 +11,7 @@ from torch import nn
 
 import fxpasses
 from fxpasses.graph.strides import has_gaps
-from fxpasses.kernels.convolution import vector_length
+from fxpasses.kernels.convolution import BY_PLANES, vector_length
 
 pytestmark = pytest.mark.skipif(not vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
 
@@ -140,6 +140,9 @@ X = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
         # One that both follows one and precedes another.
         (lambda m, x: m.c(m.b(y := m.a(x)) + torch.sin(y)), [2]),
         (lambda m, x: (y := m.a(x), m.b(x).flatten(1), m.c(y).mean((2, 3))), [3]),
+        # Pooling to one pixel, which AOTAutograd writes as a mean and `as_strided`.
+        (lambda m, x: m.c(nn.functional.adaptive_avg_pool2d(m.b(m.a(x)), 1)), [3]),
+        (lambda m, x: (y := nn.functional.adaptive_avg_pool2d(m.b(m.a(x)), 1), m.c(y).flatten(1)), [2]),
     ],
     ids=lambda given: None if callable(given) else str(given),
 )
@@ -178,6 +181,10 @@ def test_runs_end_where_something_else_lies_between(function, kernels):
         lambda m, x: m.b(m.a(x).mean(2, keepdim=True)),
         lambda m, x: m.b(m.a(x).mean((1, 2), keepdim=True).expand(2, 16, 16, 16)),
         lambda m, x: (y := m.a(x).mean((2, 3)), m.b(y[:, :, None, None])),
+        # Other parts of the means' memory.
+        lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).as_strided((2, 16, 1, 1), (1, 2, 1, 1))),
+        lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).as_strided((2, 16, 1, 1), (0, 1, 1, 1), 16)),
+        lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).as_strided((1, 16, 1, 2), (16, 1, 1, 16))),
         lambda m, x: (y := m.a(x).mean((2, 3), keepdim=True).flatten(1), m.b(y.view(2, 16, 1, 1)), y + 1),
         lambda m, x: m.c(m.b(nn.functional.hardtanh(m.a(x), -0.5, 0.5))),
         lambda m, x: m.b(nn.functional.hardtanh(x * m.c(x).mean((2, 3), keepdim=True), -0.5, 0.5)),
@@ -190,6 +197,61 @@ def test_near_misses_and_what_is_read_in_other_ways(function):
     assert_eagers(run, model, X)
     model.load_state_dict(seeded(lambda: Convolutions(function), 3).state_dict())
     assert_eagers(run, model, X)
+
+
+class Stems(nn.Module):
+    """Convolutions of few channels, put together by a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.other = nn.Conv2d(3, 16, 3, 2, 1)
+        self.back = nn.Conv2d(16, 3, 1)
+        self.point = nn.Conv2d(3, 16, 1, 2)
+        self.same = nn.Conv2d(3, 3, 3, padding=1)
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def _kernels():
+    remarks = fxpasses.last_report().remarks
+    found = [each.message for each in remarks if each.rule == "own_kernels" and each.status == "applied"]
+    return [int(each.split(",")[0].split()[1]) for each in found]
+
+
+IMAGE = torch.randn(2, 3, 15, 20, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("function", "planar"),
+    [
+        (lambda m, x: m.back(m.stem(x)), 1),
+        # Worked out by inductor, which writes what is asked for.
+        (lambda m, x: m.back(m.stem((x - 0.5) / 2)), 1),
+        (lambda m, x: m.back(m.stem(x * torch.sigmoid(x.mean((2, 3), keepdim=True)))), 1),
+        # One input that is read both ways, and as a summand too.
+        (lambda m, x: m.back(m.stem(x) + m.point(x)), 1),
+        (lambda m, x: m.back(m.stem(x).relu() + m.other(x)), 2),
+        (lambda m, x: m.back(m.point(x + m.same(x))), 1),
+        (lambda m, x: (m.back(m.stem(x)), x.mean((2, 3), keepdim=True)), 1),
+        # What a convolution gave lies pixel by pixel.
+        (lambda m, x: m.stem(m.back(m.other(x))), 1),
+        (lambda m, x: m.stem(m.back(m.point(x)).relu() + 1), 0),
+    ],
+    ids=lambda given: "" if callable(given) else str(given),
+)
+def test_images_of_few_channels_are_read_as_they_lie(function, planar, order):
+    model = seeded(lambda: Stems(function))
+    run = compiled(model)
+    x = IMAGE.contiguous(memory_format=order)
+    assert_eagers(run, model, x)
+    is_planar = order is torch.contiguous_format
+    assert sum(each >= BY_PLANES for each in _kernels()) == (planar if is_planar else 0)
+    model.load_state_dict(seeded(lambda: Stems(function), 3).state_dict())
+    assert_eagers(run, model, x)
 
 
 def test_an_input_that_is_written_to_is_read_before():
