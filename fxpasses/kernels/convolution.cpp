@@ -17,6 +17,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -27,6 +28,36 @@
 namespace {
 
 using std::int64_t;
+
+// Work that the threads of a parallel region share. Each begins with a part of its own, the same in every step, so
+// that it reads what it wrote; one that is done early helps the others.
+class Work {
+ public:
+  // `alone`: how many items at least are to be done by one thread, one after another.
+  Work(int64_t count, int threads, int64_t alone = 1)
+      : count(count), threads(threads), chunk(std::max(alone, (count + threads * 8 - 1) / (threads * 8))), next(threads) {}
+
+  // Calls `use` with ranges of items until all are taken.
+  template <class Use>
+  void share(const Use& use) {
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    for (int64_t other = 0; other < all; other++) {
+      const int64_t whose = (me + other) % all, low = count * whose / all, high = count * (whose + 1) / all;
+      for (;;) {
+        const int64_t from = low + next[whose].taken.fetch_add(chunk, std::memory_order_relaxed);
+        if (from >= high) break;
+        use(from, std::min(high, from + chunk));
+      }
+    }
+  }
+
+ private:
+  struct alignas(64) Taken {
+    std::atomic<int64_t> taken{0};
+  };
+  int64_t count, threads, chunk;
+  std::vector<Taken> next;
+};
 
 template <int N>
 using Constant = std::integral_constant<int, N>;
@@ -160,6 +191,7 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
                   bool near = false) {
   // Long sums are made of shorter ones, as rounding grows with their length; more than this would cost time.
   constexpr int64_t NR = NV * VL, TOGETHER = 128;
+  constexpr uint32_t ALL = (1u << R) - 1;
   // Loops over `sum` are unrolled so that it stays in registers.
   Vec sum[R][NV], total[R][NV];
 #pragma GCC unroll 4
@@ -200,10 +232,16 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
   for (int64_t i = 0; i < g.kh; i++)
     for (int64_t j = 0; j < g.kw; j++) {
       const int64_t step = (i * g.dh * g.w + j * g.dw) * g.image_pixel;
+      uint32_t outside = 0;  // a bit for each pixel
       for (int r = 0; r < R; r++) {
-        bool inside = !g.checked || ((uint64_t)(top[r] + i * g.dh) < (uint64_t)g.h &&
-                                     (uint64_t)(side[r] + j * g.dw) < (uint64_t)g.w);
+        const bool inside = !g.checked || ((uint64_t)(top[r] + i * g.dh) < (uint64_t)g.h &&
+                                           (uint64_t)(side[r] + j * g.dw) < (uint64_t)g.w);
         at[r] = inside ? corner[r] + step : zeros;
+        outside |= (uint32_t)!inside << r;
+      }
+      if (outside == ALL) {
+        weight += g.c * NR;
+        continue;
       }
       for (int64_t from = 0; from < g.c; from += TOGETHER) {
         const int64_t to = std::min(g.c, from + TOGETHER);
@@ -215,18 +253,27 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
             for (int v = 0; v < NV; v++) total[r][v] += sum[r][v], sum[r][v] = Vec{};
         }
         added += to - from;
-        for (int64_t c = from; c < to; c++) {
-          Vec filter[NV];
+        auto add = [&](auto low, auto high) __attribute__((always_inline)) {
+          for (int64_t c = from; c < to; c++) {
+            Vec filter[NV];
 #pragma GCC unroll 4
-          for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
-          weight += NR;
+            for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
+            weight += NR;
 #pragma GCC unroll 32
-          for (int r = 0; r < R; r++) {
-            Vec value = splat(at[r][c]);
+            for (int r = decltype(low)::value; r < decltype(high)::value; r++) {
+              Vec value = splat(at[r][c]);
 #pragma GCC unroll 4
-            for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
+              for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
+            }
           }
-        }
+        };
+        // At the ends of a row, the first or the last pixel's tap falls on padding.
+        if (R > 1 && NV > 1 && outside == 1)
+          add(Constant<R == 1 ? 0 : 1>{}, Constant<R>{});
+        else if (R > 1 && NV > 1 && outside == 1u << (R - 1))
+          add(Constant<0>{}, Constant<R == 1 ? 1 : R - 1>{});
+        else
+          add(Constant<0>{}, Constant<R>{});
       }
     }
   if (is_long) {
@@ -318,6 +365,7 @@ void gathered_product(const Geometry& g, const Activation& activation, const Sou
     block<R, NV>(line, activation, near, nullptr, weight + p * panel, other ? other + place : nullptr, out + place,
                  first - start, (int)std::min<int64_t>(R, pixels - first), g.k - p * NR);
   };
+  Work work(weights_stay ? panels * blocks : blocks, threads);
 #pragma omp parallel num_threads(threads)
   {
     const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
@@ -325,18 +373,19 @@ void gathered_product(const Geometry& g, const Activation& activation, const Sou
       const int64_t from = pixels * me / all;
       source.gather(g, from, pixels * (me + 1) / all, memory + from * g.c);
 #pragma omp barrier
-      const int64_t work = panels * blocks;
-      for (int64_t each = work * me / all; each < work * (me + 1) / all; each++)
-        one(each / blocks, each % blocks, memory, 0);
+      work.share([&](int64_t low, int64_t high) {
+        for (int64_t each = low; each < high; each++) one(each / blocks, each % blocks, memory, 0);
+      });
     } else {
       float* near = memory + share * me;
-      const int64_t end = blocks * (me + 1) / all;
-      for (int64_t from = blocks * me / all; from < end; from += together) {
-        const int64_t to = std::min(end, from + together);
-        source.gather(g, from * R, std::min(pixels, to * R), near);
-        for (int64_t p = 0; p < panels; p++)
-          for (int64_t b = from; b < to; b++) one(p, b, near, from * R);
-      }
+      work.share([&](int64_t low, int64_t high) {
+        for (int64_t from = low; from < high; from += together) {
+          const int64_t to = std::min(high, from + together);
+          source.gather(g, from * R, std::min(pixels, to * R), near);
+          for (int64_t p = 0; p < panels; p++)
+            for (int64_t b = from; b < to; b++) one(p, b, near, from * R);
+        }
+      });
     }
   }
 }
@@ -358,19 +407,17 @@ void product(const Geometry& g, const Activation& activation, const float* image
     block<R, NV>(g, activation, image + group * g.c, zeros, weight + p * panel, other ? other + place : nullptr,
                  out + place, first, (int)std::min<int64_t>(R, pixels - first), g.k - within);
   };
+  Work work(weights_stay ? panels * blocks : blocks, threads);
 #pragma omp parallel num_threads(threads)
-  {
-    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+  work.share([&](int64_t low, int64_t high) {
     if (weights_stay) {
-      const int64_t work = panels * blocks;
-      for (int64_t each = work * me / all; each < work * (me + 1) / all; each++) one(each / blocks, each % blocks);
+      for (int64_t each = low; each < high; each++) one(each / blocks, each % blocks);
     } else {
-      const int64_t end = blocks * (me + 1) / all;
-      for (int64_t from = blocks * me / all; from < end; from += together)
+      for (int64_t from = low; from < high; from += together)
         for (int64_t p = 0; p < panels; p++)
-          for (int64_t b = from; b < std::min(end, from + together); b++) one(p, b);
+          for (int64_t b = from; b < std::min(high, from + together); b++) one(p, b);
     }
-  }
+  });
 }
 
 // P pixels of a row. KW and S are zero where the sizes are to be read from `g`; `checked`: taps may fall on padding
@@ -454,12 +501,15 @@ void depthwise(const Geometry& g, const Activation& activation, const float* ima
   // Few rows cannot be shared out evenly, but parts of rows can.
   const int64_t vectors = (g.c + VL - 1) / VL, parts = rows < 16 * threads && vectors >= 2 * threads ? threads : 1;
   const Row one = depthwise_row_for(g);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t each = 0; each < rows * parts; each++) {
-    const int64_t row = each / parts, part = each % parts, n = row / g.oh, top = row % g.oh * g.sh - g.ph;
-    const int64_t from = vectors * part / parts * VL, to = std::min(g.c, vectors * (part + 1) / parts * VL);
-    one(g, activation, image + n * g.h * g.w * g.c, weight, out + row * g.ow * g.c, top, from, to);
-  }
+  Work work(rows * parts, threads);
+#pragma omp parallel num_threads(threads)
+  work.share([&](int64_t low, int64_t high) {
+    for (int64_t each = low; each < high; each++) {
+      const int64_t row = each / parts, part = each % parts, n = row / g.oh, top = row % g.oh * g.sh - g.ph;
+      const int64_t from = vectors * part / parts * VL, to = std::min(g.c, vectors * (part + 1) / parts * VL);
+      one(g, activation, image + n * g.h * g.w * g.c, weight, out + row * g.ow * g.c, top, from, to);
+    }
+  });
 }
 
 // A product over the single pixels of an image, by one thread.
@@ -553,6 +603,12 @@ inline void block_of_lines(const Activation& activation, const float* const* lin
   }
   for (int v = 0; v < NV; v++)
     for (int r = 0; r < R; r++) total[r][v] = Vec{};
+  for (int r = 0; r < rows; r++)  // as in `block`
+    for (int v = 0; v < NV; v++)
+      if (v * VL < left) {
+        __builtin_prefetch(out + r * out_pixel + v * VL, 1);
+        if (other) __builtin_prefetch(other + r * out_pixel + v * VL);
+      }
   weight += NR;
   int64_t added = 0;
   for (int64_t each = 0; each < count; each++) {
@@ -652,13 +708,16 @@ void few_channels(const Geometry& g, int64_t kernel, const Activation& activatio
                   const float* weight, const float* other, float* out) {
   const RowOfFew one = row_of_few_for(kernel);
   const int64_t row = g.ow * g.out_pixel, picture = g.h * g.w * g.c;
-#pragma omp parallel num_threads(at::get_num_threads())
+  const int threads = at::get_num_threads();
+  Work work(g.n * g.oh, threads);
+#pragma omp parallel num_threads(threads)
   {
     Scratch scratch;
-#pragma omp for schedule(static)
-    for (int64_t each = 0; each < g.n * g.oh; each++)
-      one(g, activation, image + each / g.oh * picture, kernel >= BY_PLANES, weight,
-          other ? other + each * row : nullptr, out + each * row, each % g.oh * g.sh - g.ph, scratch);
+    work.share([&](int64_t low, int64_t high) {
+      for (int64_t each = low; each < high; each++)
+        one(g, activation, image + each / g.oh * picture, kernel >= BY_PLANES, weight,
+            other ? other + each * row : nullptr, out + each * row, each % g.oh * g.sh - g.ph, scratch);
+    });
   }
 }
 
@@ -708,20 +767,23 @@ class Chain {
     const int64_t share = floats_for(band), lines = g.n * g.oh;
     const at::Tensor space = at::empty({share * threads}, at::kFloat);
     float* const memory = space.mutable_data_ptr<float>();
+    Work work(lines, threads, band);
 #pragma omp parallel num_threads(threads)
     {
-      const int64_t me = omp_get_thread_num(), all = omp_get_num_threads(), end = lines * (me + 1) / all;
+      const int64_t me = omp_get_thread_num();
       Thread mine{std::vector<Window>(stages.size()), {}};
       float* place = memory + share * me;
       for (size_t each = 0; each + 1 < stages.size(); each++) {
         mine.windows[each].memory = place;
         place += rows_for(band, each) * stages[each].row();
       }
-      for (int64_t at = lines * me / all; at < end;) {
-        const int64_t n = at / g.oh, y = at % g.oh, rows = std::min({band, g.oh - y, end - at});
-        make(mine, stages.size() - 1, n, y, y + rows, out + at * stages.back().row());
-        at += rows;
-      }
+      work.share([&](int64_t low, int64_t high) {
+        for (int64_t at = low; at < high;) {
+          const int64_t n = at / g.oh, y = at % g.oh, rows = std::min({band, g.oh - y, high - at});
+          make(mine, stages.size() - 1, n, y, y + rows, out + at * stages.back().row());
+          at += rows;
+        }
+      });
     }
   }
 
