@@ -68,6 +68,7 @@ constexpr int VL = 16, PIXELS[] = {0, 14, 14, 8, 7};
 #else
 constexpr int VL = 8, PIXELS[] = {0, 12, 6, 4, 3};
 #endif
+constexpr int64_t SLIDING = 20;     // the kernel over groups of three taps a row
 constexpr int64_t BY_PLANES = 200;  // and more: kernels that read an image plane by plane
 typedef float Vec __attribute__((vector_size(VL * 4)));
 typedef float Unaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
@@ -512,6 +513,93 @@ void depthwise(const Geometry& g, const Activation& activation, const float* ima
   });
 }
 
+// For each channel of a group, the lanes of a vector of channels that have it, for every group in the vector.
+inline Vec of_groups(Vec value, Ints lanes) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_permutexvar_ps((__m512i)lanes, (__m512)value);
+#else
+  return (Vec)_mm256_permutevar8x32_ps((__m256)value, (__m256i)lanes);
+#endif
+}
+
+// P pixels of a row for one vector of output channels, three taps a row: what is read of the image serves all taps
+// that it falls under. `narrow`: there are several groups in a vector, else a group is one vector or more.
+template <int P, int S, bool narrow>
+inline void slide(const Geometry& g, const Activation& activation, const float* picture, const float* zeros,
+                  const float* weight, const float* other, float* out, int64_t top, int64_t side, int rows) {
+  constexpr int ACROSS = (P - 1) * S + 3;
+  constexpr int64_t TOGETHER = 128;  // as in `block`
+  Vec sum[P][1], total[P][1];
+#pragma GCC unroll 32
+  for (int q = 0; q < P; q++) sum[q][0] = load(weight), total[q][0] = Vec{};
+  weight += VL;
+  int64_t added = 0;
+  for (int64_t i = 0; i < g.kh; i++, weight += 3 * g.c * VL) {
+    const int64_t y = top + i * g.dh;
+    if ((uint64_t)y >= (uint64_t)g.h) continue;
+    const float* row = picture + y * g.w * g.image_pixel;
+    const float* at[ACROSS];
+    for (int x = 0; x < ACROSS; x++)
+      at[x] = (uint64_t)(side + x) < (uint64_t)g.w ? row + (side + x) * g.image_pixel : zeros;
+    if (added + 3 * g.c > TOGETHER) {
+      added = 0;
+#pragma GCC unroll 32
+      for (int q = 0; q < P; q++) total[q][0] += sum[q][0], sum[q][0] = Vec{};
+    }
+    added += 3 * g.c;
+    Ints lanes;
+    for (int v = 0; v < VL; v++) lanes[v] = narrow ? v / (int)g.c * (int)g.c : 0;
+    for (int64_t c = 0; c < g.c; c++) {
+      Vec taps[3];
+      for (int j = 0; j < 3; j++) taps[j] = load(weight + (j * g.c + c) * VL);
+#pragma GCC unroll 32
+      for (int x = 0; x < ACROSS; x++) {
+        const Vec value = narrow ? of_groups(load(at[x]), lanes) : splat(at[x][c]);
+#pragma GCC unroll 32
+        for (int q = 0; q < P; q++)
+          if (x - q * S >= 0 && x - q * S < 3) sum[q][0] = fma(value, taps[x - q * S], sum[q][0]);
+      }
+      lanes += 1;
+    }
+  }
+#pragma GCC unroll 32
+  for (int q = 0; q < P; q++) total[q][0] += sum[q][0];
+  finish<P, 1>(total, activation, other, out, g.out_pixel, rows, VL);
+}
+
+// `g` is of one group.
+template <int S, bool narrow>
+void sliding(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
+             const float* weight, const float* other, float* out) {
+  constexpr int P = PIXELS[1];
+  const int64_t panels = g.out_pixel / VL, panel = (g.kh * 3 * g.c + 1) * VL, rows = g.n * g.oh;
+  const int threads = at::get_num_threads();
+  auto one = [&](int64_t p, int64_t row) {
+    const float* picture = image + row / g.oh * g.h * g.w * g.image_pixel + (narrow ? p * VL : p * VL / g.k * g.c);
+    const int64_t top = row % g.oh * g.sh - g.ph, place = row * g.ow * g.out_pixel + p * VL;
+    const float* filters = weight + p * panel;
+    auto some = [&](auto count, int64_t x) {
+      const int64_t start = place + x * g.out_pixel;
+      slide<decltype(count)::value, S, narrow>(g, activation, picture, zeros, filters, other ? other + start : nullptr,
+                                               out + start, top, x * S - g.pw, (int)std::min<int64_t>(P, g.ow - x));
+    };
+    int64_t x = 0;
+    for (; g.ow - x > P / 2; x += P) some(Constant<P>{}, x);
+    if (x < g.ow) some(Constant<P / 2>{}, x);
+  };
+  const bool few = rows < 8 * threads;
+  Work work(few ? panels * rows : rows, threads);
+#pragma omp parallel num_threads(threads)
+  work.share([&](int64_t low, int64_t high) {
+    if (few) {
+      for (int64_t each = low; each < high; each++) one(each / rows, each % rows);
+    } else {
+      for (int64_t p = 0; p < panels; p++)
+        for (int64_t row = low; row < high; row++) one(p, row);
+    }
+  });
+}
+
 // A product over the single pixels of an image, by one thread.
 template <int R, int NV>
 void product_of_pixels(const Geometry& g, const Activation& activation, const float* image, const float* weight,
@@ -896,10 +984,20 @@ void run(Geometry g, int64_t kernel, const Activation& after, const float* image
   }
   check_few(g, kernel);
   g.c /= g.groups, g.k /= g.groups;
+  static thread_local std::vector<float> zeros;
+  if ((int64_t)zeros.size() < g.c + VL) zeros.assign(g.c + VL, 0.f);
+  if (kernel == SLIDING) {
+    const bool narrow = g.k < VL;
+    TORCH_CHECK(g.kw == 3 && g.dw == 1 && (g.sw == 1 || g.sw == 2) && g.out_pixel % VL == 0 &&
+                    (narrow ? g.c == g.k && VL % g.c == 0 : g.k % VL == 0),
+                "groups of three taps a row that fill vectors");
+    TORCH_CHECK(weight.numel() == g.out_pixel * (g.kh * 3 * g.c + 1), "a weight packed for this convolution");
+    const auto run_sliding = g.sw == 1 ? (narrow ? sliding<1, true> : sliding<1, false>)
+                                       : (narrow ? sliding<2, true> : sliding<2, false>);
+    return run_sliding(g, after, image, zeros.data(), filters, add, to);
+  }
   check_packed(weight, g, kernel);
   if (kernel >= 100) return few_channels(g, kernel, after, image, filters, add, to);
-  static thread_local std::vector<float> zeros;
-  if ((int64_t)zeros.size() < g.c) zeros.assign(g.c, 0.f);
   switch (kernel) {
     case 1: product<PIXELS[1], 1>(g, after, image, zeros.data(), filters, add, to, source); break;
     case 2: product<PIXELS[2], 2>(g, after, image, zeros.data(), filters, add, to, source); break;

@@ -12,6 +12,8 @@ takes:
 1-4    that many vectors of output channels and several pixels at a time: panels of output channels, of which
        each holds its bias and then taps by input channels
 11, 14 the same, one pixel at a time
+20     groups with three taps a row, one vector of output channels and several pixels of a row at a time: for each
+       vector its bias, then taps by the input channels of a group
 + 100  the taps of a row are read as one: for images of few channels, such as the first layer's
 + 200  the same over an image in contiguous memory, plane by plane
 ====== ======================================================================================================
@@ -31,6 +33,7 @@ import torch
 from fxpasses.torch_internals import compile_cpp
 
 DEPTHWISE = 0
+SLIDING = 20
 BY_ROWS = 100
 BY_PLANES = 200
 _ONE_PIXEL = 10
@@ -83,7 +86,7 @@ class Sizes:
 
     def argument(self, kernel: int) -> list[int]:
         """The operator's argument `sizes`."""
-        groups = self.groups if kernel == DEPTHWISE else self.groups // self.merged
+        groups = self.groups if kernel in (DEPTHWISE, SLIDING) else self.groups // self.merged
         return [self.filters, groups, *self.kernel, *self.stride, *self.padding, *self.dilation]
 
 
@@ -164,7 +167,16 @@ def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[int
         return ()
     if sizes.is_depthwise:
         return (DEPTHWISE,) if sizes.channels >= vector else ()
-    return tuple(_products(sizes, pixels, vector, BY_PLANES if planar else BY_ROWS))
+    sliding = (SLIDING,) if _slides(sizes, vector) else ()
+    return (*_products(sizes, pixels, vector, BY_PLANES if planar else BY_ROWS), *sliding)
+
+
+def _slides(sizes: Sizes, vector: int) -> bool:
+    """Whether it has groups that fill vectors, and three taps a row that do not lie apart."""
+    reads, gives = sizes.channels // sizes.groups, sizes.filters // sizes.groups
+    fills = gives % vector == 0 or (reads == gives and vector % gives == 0 and sizes.filters % vector == 0)
+    three = sizes.kernel[1] == 3 and sizes.stride[1] in (1, 2) and sizes.dilation[1] == 1
+    return sizes.groups > 1 and fills and three
 
 
 def _products(sizes: Sizes, pixels: int, vector: int, together: int) -> Iterator[int]:
@@ -201,6 +213,9 @@ def pack(sizes: Sizes, kernel: int, filters: torch.Tensor, bias: torch.Tensor | 
     filters = filters.reshape(sizes.filters, sizes.channels // sizes.groups, *sizes.kernel)
     if kernel == DEPTHWISE:
         return torch.cat([filters.flatten(1).t(), bias[None]]).flatten()
+    if kernel == SLIDING:
+        vectors = filters.unflatten(0, (-1, vector_length())).permute(0, 3, 4, 2, 1).flatten(1, 3)
+        return torch.cat([bias.view(-1, 1, vector_length()), vectors], 1).flatten()
     merged = sizes.merged
     dense = _merged(filters, sizes.groups, merged)  # [supergroups, filters, channels, height, width]
     supergroups, width = dense.shape[:2]
