@@ -1,9 +1,10 @@
 // Convolutions over channels-last float32 images, with bias, a summand and an activation fused in.
 //
-// Three kernels. `product` takes any convolution: a block of R output pixels times NV vectors of output channels
+// Four kernels. `product` takes any convolution: a block of R output pixels times NV vectors of output channels
 // stays in registers while the taps and input channels of the filter are added up; where a tap falls on
 // padding it reads zeros. `few_channels` does the same where the taps of a row lie end to end, also in an image
-// that lies plane by plane. `depthwise` takes one filter a channel. Weights come packed (convolution.py).
+// that lies plane by plane. `slide` takes groups of few channels with three taps a row, `depthwise` one filter a
+// channel; both use what they read of a row for every tap that it falls under. Weights come packed (convolution.py).
 //
 // At batch 1 a convolution of a small network takes tens of microseconds, as much as oneDNN spends on looking
 // up its primitive. These kernels have nothing to look up. `sequence` runs many of them, one after another, so
@@ -33,9 +34,9 @@ using std::int64_t;
 // that it reads what it wrote; one that is done early helps the others.
 class Work {
  public:
-  // `alone`: how many items at least are to be done by one thread, one after another.
+  // `alone`: a multiple of so many items is done by one thread, one after another.
   Work(int64_t count, int threads, int64_t alone = 1)
-      : count(count), threads(threads), chunk(std::max(alone, (count + threads * 8 - 1) / (threads * 8))), next(threads) {}
+      : count(count), chunk((count + threads * PARTS * alone - 1) / (threads * PARTS * alone) * alone), next(threads) {}
 
   // Calls `use` with ranges of items until all are taken.
   template <class Use>
@@ -52,10 +53,11 @@ class Work {
   }
 
  private:
+  static constexpr int64_t PARTS = 8;  // of what each thread begins with
   struct alignas(64) Taken {
     std::atomic<int64_t> taken{0};
   };
-  int64_t count, threads, chunk;
+  int64_t count, chunk;
   std::vector<Taken> next;
 };
 
@@ -162,6 +164,18 @@ struct Geometry {
   bool in_line;  // whether pixel by pixel one is read for each result
 };
 
+// Fetches what a block is written to, and what is added, while the sums are made: storing to lines that are not near
+// would stall at the end.
+template <int NV>
+inline void fetch(float* out, const float* other, int64_t step, int rows, int64_t left) {
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < NV; v++)
+      if (v * VL < left) {
+        __builtin_prefetch(out + r * step + v * VL, 1);
+        if (other) __builtin_prefetch(other + r * step + v * VL);
+      }
+}
+
 // Writes a block of sums, of which `rows` pixels and `left` channels are wanted.
 template <int R, int NV>
 inline void finish(const Vec (&total)[R][NV], const Activation& activation, const float* other, float* out,
@@ -186,12 +200,13 @@ inline void finish(const Vec (&total)[R][NV], const Activation& activation, cons
   });
 }
 
-template <int R, int NV>
+// `WIDE`: how many vectors of output channels the filters are packed for, of which the first NV are wanted.
+template <int R, int NV, int WIDE = NV>
 inline void block(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
                   const float* weight, const float* other, float* out, int64_t first, int rows, int64_t left,
                   bool near = false) {
   // Long sums are made of shorter ones, as rounding grows with their length; more than this would cost time.
-  constexpr int64_t NR = NV * VL, TOGETHER = 128;
+  constexpr int64_t NR = WIDE * VL, TOGETHER = 128;
   constexpr uint32_t ALL = (1u << R) - 1;
   // Loops over `sum` are unrolled so that it stays in registers.
   Vec sum[R][NV], total[R][NV];
@@ -207,13 +222,7 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
       for (int r = 0; r < R; r++) total[r][v] = Vec{};
   int64_t added = 0;
   weight += NR;
-  // Fetched while the sums are made: storing to lines that are not near would stall at the end.
-  for (int r = 0; r < (near ? 0 : rows); r++)
-    for (int v = 0; v < NV; v++)
-      if (v * VL < left) {
-        __builtin_prefetch(out + r * g.out_pixel + v * VL, 1);
-        if (other) __builtin_prefetch(other + r * g.out_pixel + v * VL);
-      }
+  if (!near) fetch<NV>(out, other, g.out_pixel, rows, left);
   const float *corner[R], *at[R];
   int64_t top[R], side[R];
   if (g.in_line) {
@@ -291,6 +300,91 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
   finish<R, NV>(total, activation, other, out, g.out_pixel, rows, left);
 }
 
+// Adds channels `from` to `to` of R pixels to `total`, which holds nothing yet where there is a `bias`.
+template <int R, int NV, int WIDE>
+inline void add_channels(const float* const (&at)[R], int64_t from, int64_t to, const float* weight, const float* bias,
+                         Vec (&total)[R][NV]) {
+  Vec sum[R][NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; v++) {
+    const Vec start = bias ? load(bias + v * VL) : Vec{};
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) sum[r][v] = start;
+  }
+  for (int64_t c = from; c < to; c++) {
+    Vec filter[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
+    weight += WIDE * VL;
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) {
+      const Vec value = splat(at[r][c]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 32
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) total[r][v] = bias ? sum[r][v] : total[r][v] + sum[r][v];
+}
+
+// What the blocks of one panel have in common.
+struct Panel {
+  const float *image, *zeros, *weight, *other;
+  float* out;
+  int64_t pixels, left;  // of the result, and its channels from this panel on
+  int64_t start = 0;     // the pixel that lies at `image`
+  bool near = false;     // whether the result is
+};
+
+// Blocks `from` to `to`. Over many channels of single pixels, several blocks take a part of the channels each before
+// any takes the next, so that the filters of a part stay in the nearest cache.
+template <int R, int NV, int WIDE>
+void blocks_of(const Geometry& g, const Activation& activation, const Panel& panel, int64_t from, int64_t to) {
+  constexpr int64_t TOGETHER = 128, MANY = 8;
+  auto first_of = [&](int64_t b) { return b * R; };
+  auto rows_of = [&](int64_t b) { return (int)std::min<int64_t>(R, panel.pixels - first_of(b)); };
+  auto other_of = [&](int64_t b) { return panel.other ? panel.other + first_of(b) * g.out_pixel : nullptr; };
+  auto out_of = [&](int64_t b) { return panel.out + first_of(b) * g.out_pixel; };
+  if (R == 1 || !g.in_line || g.c <= TOGETHER) {
+    for (int64_t b = from; b < to; b++)
+      block<R, NV, WIDE>(g, activation, panel.image, panel.zeros, panel.weight, other_of(b), out_of(b),
+                         first_of(b) - panel.start, rows_of(b), panel.left, panel.near);
+    return;
+  }
+  Vec total[MANY][R][NV];
+  const int64_t parts = (g.c + TOGETHER - 1) / TOGETHER;
+  for (; from < to; from += MANY) {
+    const int64_t end = std::min(to, from + MANY);
+    for (int64_t part = 0; part < parts; part++) {
+      const int64_t low = g.c * part / parts, high = g.c * (part + 1) / parts;
+      for (int64_t b = from; b < end; b++) {
+        const int rows = rows_of(b);
+        const float* at[R];
+        for (int r = 0; r < R; r++)
+          at[r] = panel.image + (first_of(b) - panel.start + std::min(r, rows - 1)) * g.image_pixel;
+        if (part + 1 == parts && !panel.near) fetch<NV>(out_of(b), other_of(b), g.out_pixel, rows, panel.left);
+        add_channels<R, NV, WIDE>(at, low, high, panel.weight + (1 + low) * WIDE * VL,
+                                  part == 0 ? panel.weight : nullptr, total[b - from]);
+      }
+    }
+    for (int64_t b = from; b < end; b++)
+      finish<R, NV>(total[b - from], activation, other_of(b), out_of(b), g.out_pixel, rows_of(b), panel.left);
+  }
+}
+
+// The same for as many vectors as are left of the panel.
+template <int R, int WIDE>
+void blocks_of_panel(const Geometry& g, const Activation& activation, const Panel& panel, int64_t from, int64_t to) {
+  if constexpr (WIDE == 4) {
+    if (panel.left <= VL) return blocks_of<R, 1, WIDE>(g, activation, panel, from, to);
+    if (panel.left <= 2 * VL) return blocks_of<R, 2, WIDE>(g, activation, panel, from, to);
+    if (panel.left <= 3 * VL) return blocks_of<R, 3, WIDE>(g, activation, panel, from, to);
+  }
+  blocks_of<R, WIDE, WIDE>(g, activation, panel, from, to);
+}
+
 // What a product over single pixels may do with an image while it reads it: images that stand for one another's
 // further channels, times a scale, plus a shift, clamped.
 struct Source {
@@ -344,6 +438,16 @@ struct Source {
   }
 };
 
+// Items `low` to `high` of those that are a panel's blocks and then the next one's.
+template <class Use>
+inline void by_panels(int64_t low, int64_t high, int64_t blocks, const Use& use) {
+  while (low < high) {
+    const int64_t panel = low / blocks, end = std::min(high, (panel + 1) * blocks);
+    use(panel, low - panel * blocks, end - panel * blocks);
+    low = end;
+  }
+}
+
 // The same product as `product`'s, over pixels that `source` gathers.
 template <int R, int NV>
 void gathered_product(const Geometry& g, const Activation& activation, const Source& source, const float* weight,
@@ -361,10 +465,10 @@ void gathered_product(const Geometry& g, const Activation& activation, const Sou
   const int64_t share = weights_stay ? 0 : together * R * g.c;
   const at::Tensor space = at::empty({weights_stay ? pixels * g.c : share * threads}, at::kFloat);
   float* const memory = space.mutable_data_ptr<float>();
-  auto one = [&](int64_t p, int64_t b, const float* near, int64_t start) {
-    const int64_t first = b * R, place = first * g.out_pixel + p * NR;
-    block<R, NV>(line, activation, near, nullptr, weight + p * panel, other ? other + place : nullptr, out + place,
-                 first - start, (int)std::min<int64_t>(R, pixels - first), g.k - p * NR);
+  auto some = [&](int64_t p, int64_t from, int64_t to, const float* near, int64_t start) {
+    const Panel one{near,   nullptr,      weight + p * panel, other ? other + p * NR : nullptr, out + p * NR,
+                    pixels, g.k - p * NR, start};
+    blocks_of_panel<R, NV>(line, activation, one, from, to);
   };
   Work work(weights_stay ? panels * blocks : blocks, threads);
 #pragma omp parallel num_threads(threads)
@@ -375,7 +479,7 @@ void gathered_product(const Geometry& g, const Activation& activation, const Sou
       source.gather(g, from, pixels * (me + 1) / all, memory + from * g.c);
 #pragma omp barrier
       work.share([&](int64_t low, int64_t high) {
-        for (int64_t each = low; each < high; each++) one(each / blocks, each % blocks, memory, 0);
+        by_panels(low, high, blocks, [&](int64_t p, int64_t from, int64_t to) { some(p, from, to, memory, 0); });
       });
     } else {
       float* near = memory + share * me;
@@ -383,8 +487,7 @@ void gathered_product(const Geometry& g, const Activation& activation, const Sou
         for (int64_t from = low; from < high; from += together) {
           const int64_t to = std::min(high, from + together);
           source.gather(g, from * R, std::min(pixels, to * R), near);
-          for (int64_t p = 0; p < panels; p++)
-            for (int64_t b = from; b < to; b++) one(p, b, near, from * R);
+          for (int64_t p = 0; p < panels; p++) some(p, from, to, near, from * R);
         }
       });
     }
@@ -402,21 +505,20 @@ void product(const Geometry& g, const Activation& activation, const float* image
   const int64_t together = std::max<int64_t>(1, NEAR / (R * g.image_pixel * g.sh * g.sw));
   const int threads = at::get_num_threads();
   const bool weights_stay = reduced * g.k * g.groups > pixels * g.image_pixel || blocks < 8 * threads;
-  auto one = [&](int64_t p, int64_t b) {
-    const int64_t group = p / in_group, within = p % in_group * NR;
-    const int64_t first = b * R, place = first * g.out_pixel + group * g.k + within;
-    block<R, NV>(g, activation, image + group * g.c, zeros, weight + p * panel, other ? other + place : nullptr,
-                 out + place, first, (int)std::min<int64_t>(R, pixels - first), g.k - within);
+  auto some = [&](int64_t p, int64_t from, int64_t to) {
+    const int64_t group = p / in_group, within = p % in_group * NR, place = group * g.k + within;
+    const Panel one{image + group * g.c, zeros,  weight + p * panel, other ? other + place : nullptr,
+                    out + place,         pixels, g.k - within};
+    blocks_of_panel<R, NV>(g, activation, one, from, to);
   };
   Work work(weights_stay ? panels * blocks : blocks, threads);
 #pragma omp parallel num_threads(threads)
   work.share([&](int64_t low, int64_t high) {
     if (weights_stay) {
-      for (int64_t each = low; each < high; each++) one(each / blocks, each % blocks);
+      by_panels(low, high, blocks, some);
     } else {
       for (int64_t from = low; from < high; from += together)
-        for (int64_t p = 0; p < panels; p++)
-          for (int64_t b = from; b < std::min(high, from + together); b++) one(p, b);
+        for (int64_t p = 0; p < panels; p++) some(p, from, std::min(high, from + together));
     }
   });
 }
@@ -610,12 +712,12 @@ void product_of_pixels(const Geometry& g, const Activation& activation, const fl
   Geometry line = g;
   line.n = line.h = line.oh = 1, line.w = line.ow = pixels;
   for (int64_t from = 0; from < blocks; from += together)
-    for (int64_t p = 0; p < panels; p++)
-      for (int64_t b = from; b < std::min(blocks, from + together); b++) {
-        const int64_t place = b * R * g.k + p * NR;
-        block<R, NV>(line, activation, image, nullptr, weight + p * panel, other ? other + place : nullptr, out + place,
-                     b * R, (int)std::min<int64_t>(R, pixels - b * R), g.k - p * NR, near);
-      }
+    for (int64_t p = 0; p < panels; p++) {
+      const Panel one{image,      nullptr, weight + p * panel, other ? other + p * NR : nullptr,
+                      out + p * NR, pixels,  g.k - p * NR,       0,
+                      near};
+      blocks_of_panel<R, NV>(line, activation, one, from, std::min(blocks, from + together));
+    }
 }
 
 using Pixels = decltype(&product_of_pixels<PIXELS[1], 1>);
@@ -691,12 +793,7 @@ inline void block_of_lines(const Activation& activation, const float* const* lin
   }
   for (int v = 0; v < NV; v++)
     for (int r = 0; r < R; r++) total[r][v] = Vec{};
-  for (int r = 0; r < rows; r++)  // as in `block`
-    for (int v = 0; v < NV; v++)
-      if (v * VL < left) {
-        __builtin_prefetch(out + r * out_pixel + v * VL, 1);
-        if (other) __builtin_prefetch(other + r * out_pixel + v * VL);
-      }
+  fetch<NV>(out, other, out_pixel, rows, left);
   weight += NR;
   int64_t added = 0;
   for (int64_t each = 0; each < count; each++) {

@@ -12,8 +12,8 @@ takes:
 1-4    that many vectors of output channels and several pixels at a time: panels of output channels, of which
        each holds its bias and then taps by input channels
 11, 14 the same, one pixel at a time
-20     groups with three taps a row, one vector of output channels and several pixels of a row at a time: for each
-       vector its bias, then taps by the input channels of a group
+20     groups with three taps a row, one vector of output channels and several pixels of a row at a time: each
+       vector's bias, then taps by the input channels of a group
 + 100  the taps of a row are read as one: for images of few channels, such as the first layer's
 + 200  the same over an image in contiguous memory, plane by plane
 ====== ======================================================================================================
@@ -183,8 +183,11 @@ def _products(sizes: Sizes, pixels: int, vector: int, together: int) -> Iterator
     width = sizes.filters // sizes.groups * sizes.merged
     padded = {each: -(-width // (each * vector)) * each * vector for each in _WIDTHS}
     least = min(padded.values())
-    narrow = [each for each in _WIDTHS if padded[each] <= 1.15 * least][:3]
     few_channels = sizes.channels < vector and sizes.groups == 1 and sizes.kernel[1] > 1
+    # The widest computes no more vectors than it must.
+    narrow = [each for each in _WIDTHS if padded[each] <= 1.15 * least or (each == 4 and not few_channels)][
+        :3
+    ]
     for each in narrow:
         if pixels == 1:
             if each in (1, 4):
@@ -214,7 +217,8 @@ def pack(sizes: Sizes, kernel: int, filters: torch.Tensor, bias: torch.Tensor | 
     if kernel == DEPTHWISE:
         return torch.cat([filters.flatten(1).t(), bias[None]]).flatten()
     if kernel == SLIDING:
-        vectors = filters.unflatten(0, (-1, vector_length())).permute(0, 3, 4, 2, 1).flatten(1, 3)
+        by_vectors = filters.reshape(-1, vector_length(), *filters.shape[1:])
+        vectors = by_vectors.permute(0, 3, 4, 2, 1).flatten(1, 3)
         return torch.cat([bias.view(-1, 1, vector_length()), vectors], 1).flatten()
     merged = sizes.merged
     dense = _merged(filters, sizes.groups, merged)  # [supergroups, filters, channels, height, width]

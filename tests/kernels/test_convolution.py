@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fxpasses.kernels.convolution import (
     BY_PLANES,
     BY_ROWS,
     DEPTHWISE,
+    SLIDING,
     Sizes,
     kernels_for,
     pack,
@@ -85,6 +87,8 @@ def every_kernel(sizes: Sizes) -> list[int]:
     found = list(EVERY_PRODUCT)
     if sizes.is_depthwise and sizes.channels >= kernels.vector_length():
         found.append(DEPTHWISE)
+    if SLIDING in kernels_for(sizes, 100):
+        found.append(SLIDING)
     if sizes.groups == 1 and sizes.dilation[1] == 1:
         found += [memory + each for memory in (BY_ROWS, BY_PLANES) for each in (1, 2, 3, 4)]
     return found
@@ -171,6 +175,45 @@ def test_few_channels_equal_float64_at_every_border(width, stride, memory):
             assert_equal(found, plain.clamp(-0.5, 1.5), scale=plain)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "groups", [(2, 2, 16), (4, 4, 8), (8, 8, 4), (16, 16, 3), (32, 32, 2), (5, 16, 3), (8, 48, 2)]
+)
+def test_groups_of_three_taps_equal_float64_at_every_border(groups, stride):
+    """Several groups in a vector and one group in several, every number of pixels beside a block's."""
+    torch.manual_seed(0)
+    reads, gives, many = groups
+    for (height, width), padding, rows, apart in itertools.product(
+        ((7, 7), (9, 14), (5, 15), (3, 30), (5, 2)), (0, 1, 2), (1, 3), (1, 2)
+    ):
+        sizes = Sizes(
+            reads * many, gives * many, many, (rows, 3), (stride, stride), (padding, padding), (apart, 1)
+        )
+        if height + 2 * padding < apart * (rows - 1) + 1 or width + 2 * padding < 3:
+            continue
+        assert SLIDING in kernels_for(sizes, 100)
+        x = channels_last(2, sizes.channels, height, width)
+        filters, bias = torch.randn(sizes.filters, reads, rows, 3), torch.randn(sizes.filters)
+        plain = expected(x, sizes, filters, bias)
+        summand = torch.randn(plain.shape)
+        found = run(x, sizes, SLIDING, filters, bias, summand, "clamp")
+        assert_equal(found, (plain + summand).clamp(-0.5, 1.5), scale=plain + summand)
+
+
+@pytest.mark.parametrize("kernel", EVERY_PRODUCT)
+@pytest.mark.parametrize("filters", [7, 40, 90, 130])
+def test_many_channels_of_single_pixels_equal_float64(filters, kernel):
+    """Parts of the channels after one another, over panels of which the last is not full."""
+    torch.manual_seed(filters)
+    for channels, rows in itertools.product((128, 129, 300), (1, 14, 120, 121)):
+        x, weight, bias = torch.randn(rows, channels), torch.randn(filters, channels), torch.randn(filters)
+        summand = torch.randn(rows, filters)
+        found = run(x, Sizes.of_linear(channels, filters), kernel, weight, bias, summand, "clamp")
+        plain = functional.linear(x.double(), weight.double(), bias.double()) + summand
+        wanted = plain.clamp(-0.5, 1.5)
+        assert (found - wanted).abs().max() <= 3e-6 * plain.abs().max()
+
+
 def test_nothing_beside_an_image_is_read():
     """A NaN left and right of the rows, above and below the image."""
     sizes = Sizes(3, 20, 1, (3, 3), (1, 1), (1, 1), (1, 1))
@@ -182,18 +225,26 @@ def test_nothing_beside_an_image_is_read():
         assert_equal(run(x, sizes, memory + 1, filters), expected(x, sizes, filters))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_the_number_of_threads_changes_no_bit(threads):
+    """Whoever is done early helps the others, so who computes what differs from call to call."""
     before = torch.get_num_threads()
     torch.manual_seed(0)
-    x, filters = channels_last(1, 24, 9, 9), torch.randn(40, 24, 3, 3)
-    sizes = Sizes(24, 40, 1, (3, 3), (1, 1), (1, 1), (1, 1))
-    wanted = run(x, sizes, 2, filters)
-    try:
-        torch.set_num_threads(threads)
-        assert torch.equal(run(x, sizes, 2, filters), wanted)
-    finally:
-        torch.set_num_threads(before)
+    for side, size in itertools.product(
+        (9, 40), ((24, 40, 1), (160, 40, 1), (3, 40, 1), (32, 32, 32), (32, 32, 4))
+    ):
+        for kernel_size in (1, 3):
+            sizes = Sizes(*size, (kernel_size, kernel_size), (1, 1), (kernel_size // 2,) * 2, (1, 1))
+            x = channels_last(1, sizes.channels, side, side)
+            filters = torch.randn(sizes.filters, sizes.channels // sizes.groups, kernel_size, kernel_size)
+            for kernel in kernels_for(sizes, 100):
+                try:
+                    torch.set_num_threads(1)
+                    wanted = run(x, sizes, kernel, filters)
+                    torch.set_num_threads(threads)
+                    assert torch.equal(run(x, sizes, kernel, filters), wanted)
+                finally:
+                    torch.set_num_threads(before)
 
 
 def test_what_does_not_fit_is_refused():
@@ -207,6 +258,7 @@ def test_what_does_not_fit_is_refused():
         ((x, packed, x[..., 1:], argument, 1), "summand"),
         ((x, packed, None, argument, 0), "depthwise"),
         ((x, packed, None, argument, 21), "no kernel"),
+        ((x, packed, None, argument, SLIDING), "three taps a row"),
         ((x, pack(sizes, 211, filters, None), None, argument, 211), "several pixels at a time"),
         ((x, packed, None, argument[1:], 1), "sizes"),
     ):
@@ -242,6 +294,16 @@ def test_candidates():
     narrow = Sizes(vector // 2, vector // 2, vector // 2, (3, 3), (1, 1), (1, 1), (1, 1))
     assert kernels_for(narrow, 100) == ()
     assert Sizes(64, 64, 16, (3, 3), (1, 1), (1, 1), (1, 1)).merged == vector // 4
+    grouped = Sizes(64, 64, 16, (3, 3), (1, 1), (1, 1), (1, 1))
+    assert SLIDING in kernels_for(grouped, 100)
+    for changed in (
+        {"kernel": (3, 5)},
+        {"stride": (1, 3)},
+        {"dilation": (1, 2)},
+        {"groups": 1},
+        {"filters": 48},
+    ):
+        assert SLIDING not in kernels_for(replace(grouped, **changed), 100)
     stem = Sizes(3, 64, 1, (7, 7), (2, 2), (3, 3), (1, 1))
     assert all(BY_ROWS < each < BY_PLANES for each in kernels_for(stem, 100))
     assert all(each > BY_PLANES for each in kernels_for(stem, 100, planar=True))
