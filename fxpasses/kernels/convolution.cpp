@@ -1,8 +1,8 @@
 // Convolutions over channels-last float32 images, with bias, a summand and an activation fused in.
 //
 // Four kernels. `product` takes any convolution: a block of R output pixels times NV vectors of output channels
-// stays in registers while the taps and input channels of the filter are added up; where a tap falls on
-// padding it reads zeros. `few_channels` does the same where the taps of a row lie end to end, also in an image
+// stays in registers while the taps and input channels of the filter are added up; a tap that falls on padding
+// is left out or reads zeros. `few_channels` does the same where the taps of a row lie end to end, also in an image
 // that lies plane by plane. `slide` takes groups of few channels with three taps a row, `depthwise` one filter a
 // channel; both use what they read of a row for every tap that it falls under. Weights come packed (convolution.py).
 //
@@ -70,6 +70,8 @@ constexpr int VL = 16, PIXELS[] = {0, 14, 14, 8, 7};
 #else
 constexpr int VL = 8, PIXELS[] = {0, 12, 6, 4, 3};
 #endif
+// Long sums are made of shorter ones, as rounding grows with their length; more than this would cost time.
+constexpr int64_t TOGETHER = 128;
 constexpr int64_t SLIDING = 20;     // the kernel over groups of three taps a row
 constexpr int64_t BY_PLANES = 200;  // and more: kernels that read an image plane by plane
 typedef float Vec __attribute__((vector_size(VL * 4)));
@@ -200,26 +202,67 @@ inline void finish(const Vec (&total)[R][NV], const Activation& activation, cons
   });
 }
 
+// The sums of a block stay in registers if every loop over them is unrolled. What they begin with: zeros where there
+// is no bias.
+template <int R, int NV>
+__attribute__((always_inline)) inline void begin(Vec (&sum)[R][NV], const float* bias) {
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; v++) {
+    const Vec start = bias ? load(bias + v * VL) : Vec{};
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) sum[r][v] = start;
+  }
+}
+
+// Adds `count` products to those of pixels LOW to HIGH, of filters that are packed for WIDE vectors. Gives where the
+// filters after these are.
+template <int LOW, int HIGH, int WIDE, int R, int NV, class ValueOf>
+__attribute__((always_inline)) inline const float* multiply(Vec (&sum)[R][NV], const float* weight, int64_t count,
+                                                            const ValueOf& value_of) {
+  for (int64_t each = 0; each < count; each++) {
+    Vec filter[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
+    weight += WIDE * VL;
+#pragma GCC unroll 32
+    for (int r = LOW; r < HIGH; r++) {
+      const Vec value = splat(value_of(r, each));
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
+    }
+  }
+  return weight;
+}
+
+// Adds them to the sums of which they are a part, and begins again with zeros.
+template <int R, int NV>
+__attribute__((always_inline)) inline void carry(Vec (&sum)[R][NV], Vec (&total)[R][NV]) {
+#pragma GCC unroll 32
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) total[r][v] += sum[r][v], sum[r][v] = Vec{};
+}
+
+// The same for the first part or the only one.
+template <int R, int NV>
+__attribute__((always_inline)) inline void keep(const Vec (&sum)[R][NV], Vec (&total)[R][NV]) {
+#pragma GCC unroll 32
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) total[r][v] = sum[r][v];
+}
+
 // `WIDE`: how many vectors of output channels the filters are packed for, of which the first NV are wanted.
 template <int R, int NV, int WIDE = NV>
 inline void block(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
                   const float* weight, const float* other, float* out, int64_t first, int rows, int64_t left,
                   bool near = false) {
-  // Long sums are made of shorter ones, as rounding grows with their length; more than this would cost time.
-  constexpr int64_t NR = WIDE * VL, TOGETHER = 128;
+  constexpr int64_t NR = WIDE * VL;
   constexpr uint32_t ALL = (1u << R) - 1;
-  // Loops over `sum` are unrolled so that it stays in registers.
   Vec sum[R][NV], total[R][NV];
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; v++) {
-    const Vec bias = load(weight + v * VL);
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++) sum[r][v] = bias;
-  }
+  begin(sum, weight);
   const bool is_long = g.kh * g.kw * g.c > TOGETHER;
-  if (is_long)
-    for (int v = 0; v < NV; v++)
-      for (int r = 0; r < R; r++) total[r][v] = Vec{};
+  if (is_long) begin(total, nullptr);
   int64_t added = 0;
   weight += NR;
   if (!near) fetch<NV>(out, other, g.out_pixel, rows, left);
@@ -257,76 +300,27 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
         const int64_t to = std::min(g.c, from + TOGETHER);
         if (added + to - from > TOGETHER) {
           added = 0;
-#pragma GCC unroll 32
-          for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; v++) total[r][v] += sum[r][v], sum[r][v] = Vec{};
+          carry(sum, total);
         }
         added += to - from;
         auto add = [&](auto low, auto high) __attribute__((always_inline)) {
-          for (int64_t c = from; c < to; c++) {
-            Vec filter[NV];
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
-            weight += NR;
-#pragma GCC unroll 32
-            for (int r = decltype(low)::value; r < decltype(high)::value; r++) {
-              Vec value = splat(at[r][c]);
-#pragma GCC unroll 4
-              for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
-            }
-          }
+          weight = multiply<low, high, WIDE>(sum, weight, to - from, [&](int r, int64_t c) { return at[r][from + c]; });
         };
         // At the ends of a row, the first or the last pixel's tap falls on padding.
-        if (R > 1 && NV > 1 && outside == 1)
-          add(Constant<R == 1 ? 0 : 1>{}, Constant<R>{});
-        else if (R > 1 && NV > 1 && outside == 1u << (R - 1))
-          add(Constant<0>{}, Constant<R == 1 ? 1 : R - 1>{});
+        constexpr bool ENDS = R > 1 && NV > 1;
+        if (ENDS && outside == 1)
+          add(Constant<ENDS>{}, Constant<R>{});
+        else if (ENDS && outside == 1u << (R - 1))
+          add(Constant<0>{}, Constant<R - ENDS>{});
         else
           add(Constant<0>{}, Constant<R>{});
       }
     }
-  if (is_long) {
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; v++) total[r][v] += sum[r][v];
-  } else {
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; v++) total[r][v] = sum[r][v];
-  }
+  if (is_long)
+    carry(sum, total);
+  else
+    keep(sum, total);
   finish<R, NV>(total, activation, other, out, g.out_pixel, rows, left);
-}
-
-// Adds channels `from` to `to` of R pixels to `total`, which holds nothing yet where there is a `bias`.
-template <int R, int NV, int WIDE>
-inline void add_channels(const float* const (&at)[R], int64_t from, int64_t to, const float* weight, const float* bias,
-                         Vec (&total)[R][NV]) {
-  Vec sum[R][NV];
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; v++) {
-    const Vec start = bias ? load(bias + v * VL) : Vec{};
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++) sum[r][v] = start;
-  }
-  for (int64_t c = from; c < to; c++) {
-    Vec filter[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
-    weight += WIDE * VL;
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++) {
-      const Vec value = splat(at[r][c]);
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
-    }
-  }
-#pragma GCC unroll 32
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; v++) total[r][v] = bias ? sum[r][v] : total[r][v] + sum[r][v];
 }
 
 // What the blocks of one panel have in common.
@@ -342,7 +336,7 @@ struct Panel {
 // any takes the next, so that the filters of a part stay in the nearest cache.
 template <int R, int NV, int WIDE>
 void blocks_of(const Geometry& g, const Activation& activation, const Panel& panel, int64_t from, int64_t to) {
-  constexpr int64_t TOGETHER = 128, MANY = 8;
+  constexpr int64_t MANY = 8;
   auto first_of = [&](int64_t b) { return b * R; };
   auto rows_of = [&](int64_t b) { return (int)std::min<int64_t>(R, panel.pixels - first_of(b)); };
   auto other_of = [&](int64_t b) { return panel.other ? panel.other + first_of(b) * g.out_pixel : nullptr; };
@@ -365,8 +359,14 @@ void blocks_of(const Geometry& g, const Activation& activation, const Panel& pan
         for (int r = 0; r < R; r++)
           at[r] = panel.image + (first_of(b) - panel.start + std::min(r, rows - 1)) * g.image_pixel;
         if (part + 1 == parts && !panel.near) fetch<NV>(out_of(b), other_of(b), g.out_pixel, rows, panel.left);
-        add_channels<R, NV, WIDE>(at, low, high, panel.weight + (1 + low) * WIDE * VL,
-                                  part == 0 ? panel.weight : nullptr, total[b - from]);
+        Vec sum[R][NV];
+        begin(sum, part == 0 ? panel.weight : nullptr);
+        multiply<0, R, WIDE>(sum, panel.weight + (1 + low) * WIDE * VL, high - low,
+                             [&](int r, int64_t c) { return at[r][low + c]; });
+        if (part == 0)
+          keep(sum, total[b - from]);
+        else
+          carry(sum, total[b - from]);
       }
     }
     for (int64_t b = from; b < end; b++)
@@ -630,10 +630,9 @@ template <int P, int S, bool narrow>
 inline void slide(const Geometry& g, const Activation& activation, const float* picture, const float* zeros,
                   const float* weight, const float* other, float* out, int64_t top, int64_t side, int rows) {
   constexpr int ACROSS = (P - 1) * S + 3;
-  constexpr int64_t TOGETHER = 128;  // as in `block`
   Vec sum[P][1], total[P][1];
-#pragma GCC unroll 32
-  for (int q = 0; q < P; q++) sum[q][0] = load(weight), total[q][0] = Vec{};
+  begin(sum, weight);
+  begin(total, nullptr);
   weight += VL;
   int64_t added = 0;
   for (int64_t i = 0; i < g.kh; i++, weight += 3 * g.c * VL) {
@@ -645,8 +644,7 @@ inline void slide(const Geometry& g, const Activation& activation, const float* 
       at[x] = (uint64_t)(side + x) < (uint64_t)g.w ? row + (side + x) * g.image_pixel : zeros;
     if (added + 3 * g.c > TOGETHER) {
       added = 0;
-#pragma GCC unroll 32
-      for (int q = 0; q < P; q++) total[q][0] += sum[q][0], sum[q][0] = Vec{};
+      carry(sum, total);
     }
     added += 3 * g.c;
     Ints lanes;
@@ -664,8 +662,7 @@ inline void slide(const Geometry& g, const Activation& activation, const float* 
       lanes += 1;
     }
   }
-#pragma GCC unroll 32
-  for (int q = 0; q < P; q++) total[q][0] += sum[q][0];
+  carry(sum, total);
   finish<P, 1>(total, activation, other, out, g.out_pixel, rows, VL);
 }
 
@@ -680,24 +677,26 @@ void sliding(const Geometry& g, const Activation& activation, const float* image
     const float* picture = image + row / g.oh * g.h * g.w * g.image_pixel + (narrow ? p * VL : p * VL / g.k * g.c);
     const int64_t top = row % g.oh * g.sh - g.ph, place = row * g.ow * g.out_pixel + p * VL;
     const float* filters = weight + p * panel;
-    auto some = [&](auto count, int64_t x) {
+    auto few = [&](auto count, int64_t x) {
       const int64_t start = place + x * g.out_pixel;
       slide<decltype(count)::value, S, narrow>(g, activation, picture, zeros, filters, other ? other + start : nullptr,
                                                out + start, top, x * S - g.pw, (int)std::min<int64_t>(P, g.ow - x));
     };
     int64_t x = 0;
-    for (; g.ow - x > P / 2; x += P) some(Constant<P>{}, x);
-    if (x < g.ow) some(Constant<P / 2>{}, x);
+    for (; g.ow - x > P / 2; x += P) few(Constant<P>{}, x);
+    if (x < g.ow) few(Constant<P / 2>{}, x);
   };
-  const bool few = rows < 8 * threads;
-  Work work(few ? panels * rows : rows, threads);
+  auto some = [&](int64_t p, int64_t from, int64_t to) {
+    for (int64_t row = from; row < to; row++) one(p, row);
+  };
+  const bool weights_stay = rows < 8 * threads;
+  Work work(weights_stay ? panels * rows : rows, threads);
 #pragma omp parallel num_threads(threads)
   work.share([&](int64_t low, int64_t high) {
-    if (few) {
-      for (int64_t each = low; each < high; each++) one(each / rows, each % rows);
+    if (weights_stay) {
+      by_panels(low, high, rows, some);
     } else {
-      for (int64_t p = 0; p < panels; p++)
-        for (int64_t row = low; row < high; row++) one(p, row);
+      for (int64_t p = 0; p < panels; p++) some(p, low, high);
     }
   });
 }
@@ -734,7 +733,7 @@ Pixels product_of_pixels_for(int64_t kernel) {
 
 // The images' means of each channel. Long sums are made of shorter ones here too.
 void mean(const float* image, int64_t n, int64_t pixels, int64_t c, float* out) {
-  constexpr int64_t WIDE = 4, TOGETHER = 128;
+  constexpr int64_t WIDE = 4;
   const int64_t strips = (c + WIDE * VL - 1) / (WIDE * VL), work = n * strips;
   const int threads = at::get_num_threads();
 #pragma omp parallel for schedule(static) num_threads(threads) if (n * pixels * c > 8192)
@@ -782,47 +781,23 @@ template <int R, int NV, int Q>
 inline void block_of_lines(const Activation& activation, const float* const* lines, int64_t count, int64_t taps,
                            int64_t step, const float* weight, const float* other, float* out, int64_t out_pixel,
                            int rows, int64_t left) {
-  constexpr int64_t NR = NV * VL, TOGETHER = 128;  // as in `block`
   if (Q) step = Q;
   Vec sum[R][NV], total[R][NV];
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; v++) {
-    const Vec bias = load(weight + v * VL);
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++) sum[r][v] = bias;
-  }
-  for (int v = 0; v < NV; v++)
-    for (int r = 0; r < R; r++) total[r][v] = Vec{};
+  begin(sum, weight);
+  begin(total, nullptr);
   fetch<NV>(out, other, out_pixel, rows, left);
-  weight += NR;
+  weight += NV * VL;
   int64_t added = 0;
   for (int64_t each = 0; each < count; each++) {
     const float* line = lines[each];
     if (added + taps > TOGETHER) {
       added = 0;
-#pragma GCC unroll 32
-      for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) total[r][v] += sum[r][v], sum[r][v] = Vec{};
+      carry(sum, total);
     }
     added += taps;
-    for (int64_t tap = 0; tap < taps; tap++) {
-      Vec filter[NV];
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; v++) filter[v] = load(weight + v * VL);
-      weight += NR;
-#pragma GCC unroll 32
-      for (int r = 0; r < R; r++) {
-        const Vec value = splat(line[r * step + tap]);
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) sum[r][v] = fma(value, filter[v], sum[r][v]);
-      }
-    }
+    weight = multiply<0, R, NV>(sum, weight, taps, [&](int r, int64_t tap) { return line[r * step + tap]; });
   }
-#pragma GCC unroll 32
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; v++) total[r][v] += sum[r][v];
+  carry(sum, total);
   finish<R, NV>(total, activation, other, out, out_pixel, rows, left);
 }
 
@@ -1038,7 +1013,9 @@ Geometry geometry_of(const int64_t* sizes, int64_t n, int64_t h, int64_t w, int6
   return g;
 }
 
-void check_few(const Geometry& g, int64_t kernel) {
+// Whether a kernel can do the convolution.
+void check_kernel(const Geometry& g, int64_t kernel, const float* other) {
+  TORCH_CHECK(kernel != 0 || (g.groups == g.c && g.k == g.c && g.c >= VL && !other), "a depthwise convolution");
   TORCH_CHECK(kernel < 100 || (g.groups == 1 && g.dw == 1 && kernel % 100 < 10),
               "taps end to end need one group without dilation, and several pixels at a time");
 }
@@ -1056,14 +1033,10 @@ void check_packed(const at::Tensor& weight, const Geometry& g, int64_t kernel) {
 
 void check_stage(const Stage& stage, const at::Tensor& weight, bool first) {
   const Geometry& g = stage.g;
-  if (stage.kernel == 0) {
-    TORCH_CHECK(g.groups == g.c && g.k == g.c && g.c >= VL && !stage.other, "a depthwise convolution");
-  } else if (stage.kernel >= 100) {
-    TORCH_CHECK(first, "only the first of a chain has few channels");
-  } else {
-    TORCH_CHECK(g.groups == 1 && g.in_line && stage.kernel < 10, "a product over single pixels");
-  }
-  check_few(g, stage.kernel);
+  check_kernel(g, stage.kernel, stage.other);
+  TORCH_CHECK(first || stage.kernel < 100, "only the first of a chain has few channels");
+  TORCH_CHECK(stage.kernel == 0 || stage.kernel >= 100 || (g.groups == 1 && g.in_line && stage.kernel < 10),
+              "a product over single pixels");
   check_packed(weight, g, stage.kernel);
 }
 
@@ -1074,12 +1047,11 @@ void run(Geometry g, int64_t kernel, const Activation& after, const float* image
   const float* filters = weight.const_data_ptr<float>();
   TORCH_CHECK(!source || (g.groups == 1 && g.kh * g.kw == 1 && !g.checked && kernel > 0 && kernel < 10),
               "only a product over single pixels gathers them");
+  check_kernel(g, kernel, add);
   if (kernel == 0) {
-    TORCH_CHECK(g.groups == g.c && g.k == g.c && g.c >= VL && !add, "a depthwise convolution");
     check_packed(weight, g, kernel);
     return depthwise(g, after, image, filters, to);
   }
-  check_few(g, kernel);
   g.c /= g.groups, g.k /= g.groups;
   static thread_local std::vector<float> zeros;
   if ((int64_t)zeros.size() < g.c + VL) zeros.assign(g.c + VL, 0.f);

@@ -18,7 +18,7 @@ takes:
 + 200  the same over an image in contiguous memory, plane by plane
 ====== ======================================================================================================
 
-Groups that are narrower than a vector are merged, with zeros between them.
+Groups that are narrower than a vector are merged, with zeros between them, but for kernel 20.
 """
 
 from __future__ import annotations
@@ -184,11 +184,10 @@ def _products(sizes: Sizes, pixels: int, vector: int, together: int) -> Iterator
     padded = {each: -(-width // (each * vector)) * each * vector for each in _WIDTHS}
     least = min(padded.values())
     few_channels = sizes.channels < vector and sizes.groups == 1 and sizes.kernel[1] > 1
-    # The widest computes no more vectors than it must.
-    narrow = [each for each in _WIDTHS if padded[each] <= 1.15 * least or (each == 4 and not few_channels)][
-        :3
-    ]
-    for each in narrow:
+    # The widest of those that read pixel by pixel computes no more vectors than it must.
+    exact = None if few_channels else max(_WIDTHS)
+    worthwhile = [each for each in _WIDTHS if each == exact or padded[each] <= 1.15 * least]
+    for each in worthwhile[:3]:
         if pixels == 1:
             if each in (1, 4):
                 yield _ONE_PIXEL + each
