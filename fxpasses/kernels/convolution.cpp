@@ -1018,6 +1018,8 @@ void check_kernel(const Geometry& g, int64_t kernel, const float* other) {
   TORCH_CHECK(kernel != 0 || (g.groups == g.c && g.k == g.c && g.c >= VL && !other), "a depthwise convolution");
   TORCH_CHECK(kernel < 100 || (g.groups == 1 && g.dw == 1 && kernel % 100 < 10),
               "taps end to end need one group without dilation, and several pixels at a time");
+  const bool is_known = kernel == SLIDING || kernel == 11 || kernel == 14 || kernel % 100 <= 4;
+  TORCH_CHECK(is_known && (kernel == 0 || kernel % 100 > 0), "no kernel ", kernel);
 }
 
 // `g` is of one group, but of all where each channel has a filter.

@@ -307,7 +307,7 @@ def test_what_is_no_chain_stays_single_steps(why, monkeypatch):
     assert Counter(each.kind for each in joined(made.steps, given))[CHAIN] == 0
 
 
-@pytest.mark.parametrize("why", ["square", "few channels behind", "gathered", "strided"])
+@pytest.mark.parametrize("why", ["square", "few channels behind", "gathered", "strided", "no kernel"])
 def test_what_cannot_be_done_row_by_row_is_refused(why):
     made = Program([channels_last(1, 16, 8, 8)])
     point = made.convolution(_single(16, 16), 1)
@@ -316,10 +316,11 @@ def test_what_cannot_be_done_row_by_row_is_refused(why):
         "few channels behind": lambda: made.convolution(_single(16, 16), BY_ROWS + 1),
         "gathered": lambda: point,
         "strided": lambda: made.convolution(_single(16, 16, stride=2), 1),
+        "no kernel": lambda: made.convolution(_single(16, 16), 5),  # refused before threads share the work
     }[why]()
     reading = Reading((0,), (16,), limits=(0.0, 1.0)) if why == "gathered" else made.plain(0)
     made.add(CHAIN, reading, lambda x: other[1](point[1](x)), point, other)
-    with pytest.raises(RuntimeError, match=r"single pixels|few channels|as it is"):
+    with pytest.raises(RuntimeError, match=r"single pixels|few channels|as it is|no kernel 5"):
         made.run([1])
 
 
