@@ -2,26 +2,29 @@
 
     gate      := quantity OPERATOR NUMBER [" for " MODEL {"," MODEL}]
     quantity  := AGGREGATE "(" measure ")" | measure
-    measure   := A "/" B | "saved_bytes(" A "/" B ")"
+    measure   := A "/" B {"|" B} | "saved_bytes(" A "/" B ")"
     AGGREGATE := "geomean" | "min" | "max"          OPERATOR := ">=" | "<=" | ">" | "<"
 
-`A/B` is B's time over A's, so above 1 A is faster; `saved_bytes(A/B)` is A's bytes over B's. Aggregates are
-over the models of the run, or those after `for`. Without an aggregate every model has to meet the gate, and
-the figure is that of the worst. A gate fails where a figure is missing: a variant or model that was not
-run, that crashed, or that is wrong.
+`A/B` is B's time over A's, so above 1 A is faster; `A/B|C` compares with whichever of B and C is faster, in
+the median, on the model at hand; `saved_bytes(A/B)` is A's bytes over B's. Aggregates are over the models of
+the run, or those after `for`. Without an aggregate every model has to meet the gate, and the figure is that
+of the worst. The interval beside the figure is that of `benchmarks.statistics`; the bound is compared with
+the figure. A gate fails where a figure is missing: a variant or model that was not run, that crashed, or that
+is wrong.
 """
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats  # type: ignore[import-untyped]  # its stubs are no test requirement
 
 from benchmarks.results import GateResult, ModelResult, NoFigureError, Report
+from benchmarks.statistics import geometric_mean_ratio, summarize
 from fxpasses.errors import FxpassesError
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -49,13 +52,13 @@ class GateError(FxpassesError, ValueError):
 
 @dataclass(frozen=True)
 class Gate:
-    """A parsed gate; see the grammar in the module's docstring."""
+    """A parsed gate; see the grammar in the module's docstring. `others` has more than one for `A/B|C`."""
 
     text: str
     aggregate: str | None
     saved_bytes: bool
     variant: str
-    other: str
+    others: tuple[str, ...]
     operator: str
     bound: float
     models: tuple[str, ...] = ()
@@ -63,13 +66,15 @@ class Gate:
     def evaluate(self, report: Report) -> GateResult:
         """Whether a run meets the gate, with its figure."""
         try:
-            figures = {model.model: self._figure(model) for model in self._models(report)}
+            models = self._models(report)
+            figures = {model.model: self._figure(model) for model in models}
         except NoFigureError as error:
             return GateResult(self.text, None, False, str(error))
         figure = self._combine(list(figures.values()))
         passed = _OPERATORS[self.operator](figure, self.bound)
         worst = min(figures, key=lambda each: figures[each] * self._direction)
-        return GateResult(self.text, figure, passed, f"worst: {worst} with {figures[worst]:.3f}")
+        low, high = self._interval(models, figures, figure)
+        return GateResult(self.text, figure, passed, f"worst: {worst} with {figures[worst]:.3f}", low, high)
 
     @property
     def _direction(self) -> int:
@@ -82,8 +87,26 @@ class Gate:
 
     def _figure(self, model: ModelResult) -> float:
         if self.saved_bytes:
-            return model.saved_bytes_ratio(self.variant, self.other)
-        return model.ratio(self.variant, self.other).value
+            return model.saved_bytes_ratio(self.variant, self.others[0])
+        return model.ratio(self.variant, self._fastest(model)).value
+
+    def _fastest(self, model: ModelResult) -> str:
+        return min(self.others, key=lambda name: summarize(model.seconds(name)).median)
+
+    def _interval(
+        self, models: Sequence[ModelResult], figures: Mapping[str, float], figure: float
+    ) -> tuple[float | None, float | None]:
+        """Of the figure; bytes have none, since they do not vary."""
+        if self.saved_bytes:
+            return None, None
+        over = list(models)
+        if self.aggregate != "geomean":
+            over = [model for model in models if figures[model.model] == figure][:1]
+        ratio = geometric_mean_ratio(
+            [(model.seconds(self.variant), model.seconds(self._fastest(model))) for model in over],
+            launches=[model.launches or None for model in over],
+        )
+        return ratio.low, ratio.high
 
     def _models(self, report: Report) -> list[ModelResult]:
         run = {model.model: model for model in report.models}
@@ -111,16 +134,19 @@ def parse_gate(text: str) -> Gate:
     if (inner := _AGGREGATE.fullmatch(quantity)) and inner["aggregate"] == "saved_bytes":
         saved, quantity = True, inner["measure"].strip()
     variant, slash, other = (each.strip() for each in quantity.partition("/"))
-    if not slash or not variant or not other or "/" in other or _unbalanced(variant) or _unbalanced(other):
+    others = tuple(each.strip() for each in other.split("|"))
+    malformed = not slash or "/" in other or "|" in variant or (saved and len(others) > 1)
+    if malformed or any(not name or _unbalanced(name) for name in (variant, *others)):
         valid = f"Aggregates: {', '.join(_AGGREGATES)}"
         raise GateError(
-            f"gate {text!r}: {quantity!r} is not A/B or saved_bytes(A/B). {valid}. Write one {_EXAMPLE}."
+            f"gate {text!r}: {quantity!r} is not A/B, A/B|C or saved_bytes(A/B). {valid}. "
+            f"Write one {_EXAMPLE}."
         )
     bound = float(match["bound"])
     if not np.isfinite(bound):
         raise GateError(f"gate {text!r}: the bound {match['bound']} is not finite.")
     models = tuple(each.strip() for each in (match["models"] or "").split(",") if each.strip())
-    return Gate(text.strip(), aggregate, saved, variant, other, match["operator"], bound, models)
+    return Gate(text.strip(), aggregate, saved, variant, others, match["operator"], bound, models)
 
 
 def _unbalanced(name: str) -> bool:

@@ -42,8 +42,10 @@ variants, separated by commas:
 models, separated by commas: timm's names, or torchvision:NAME, transformers:CLASS, package.module:factory
 
 gates: geomean(A/B), min(A/B) or max(A/B) over the models, or A/B for each, then >=, <=, > or < and a number.
-  A/B is B's time over A's; saved_bytes(A/B) is A's bytes over B's; " for resnet18,resnet50" limits models.
+  A/B is B's time over A's; A/B|C compares with the faster of B and C; saved_bytes(A/B) is A's bytes over B's;
+  " for resnet18,resnet50" limits models.
   --require "geomean(fxpasses:weights=cached/inductor) >= 1.7"
+  --require "geomean(fxpasses:weights=cached/onnxruntime|openvino) >= 0.85"
   --require "max(saved_bytes(fxpasses/eager)) <= 0.47"
 
 Training modes run forward, the mean square of the outputs as loss, and backward, without an optimiser. In

@@ -48,10 +48,12 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def print_gates(gates: tuple[GateResult, ...], console: Console) -> None:
-    """One line a gate: PASS or FAIL, the figure and the reason."""
+    """One line a gate: PASS or FAIL, the figure with its interval, and the reason."""
     for gate in gates:
         verdict = "[green]PASS[/green]" if gate.passed else "[red]FAIL[/red]"
         figure = "no figure" if gate.figure is None else f"{gate.figure:.4f}"
+        if gate.low is not None and gate.high is not None:
+            figure += f" [{gate.low:.4f}, {gate.high:.4f}]"
         console.print(f"{verdict} {escape(gate.gate)}: {figure} ({escape(gate.reason)})", soft_wrap=True)
 
 

@@ -129,12 +129,17 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate, its figure (None where there is none) and why it passed or failed."""
+    """A gate, its figure (None where there is none), why it passed or failed, and the figure's interval.
+
+    `low` and `high` are None where nothing can be claimed, and where the figure is one of bytes.
+    """
 
     gate: str
     figure: float | None
     passed: bool
     reason: str
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)

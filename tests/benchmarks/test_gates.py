@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
 from reports import report, timed, two_models
+from rich.console import Console
 
 from benchmarks.gates import GateError, parse_gate
-from benchmarks.results import VariantResult
+from benchmarks.reporting import print_gates
+from benchmarks.results import GateResult, VariantResult
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,10 @@ from benchmarks.results import VariantResult
         ("fxpasses/inductor >= 0.97", 0.5, False),
         ("fxpasses/inductor >= 0.97 for resnet18", 2.0, True),
         ("min( fxpasses / inductor )>=9e-1 for resnet18,resnet50", 0.5, False),
+        # resnet18: eager 3, inductor 2, fxpasses 1; resnet50: eager 3, inductor 1, fxpasses 2.
+        ("max(eager/inductor|fxpasses) <= 0.4", 1 / 3, True),
+        ("min(inductor / eager | fxpasses) >= 0.5 for resnet18", 0.5, True),
+        ("fxpasses/eager|inductor >= 2 for resnet18", 2.0, True),
     ],
 )
 def test_a_gate_computes_its_figure_and_compares_it(gate, figure, passed):
@@ -38,6 +45,39 @@ def test_a_gate_says_which_model_is_the_worst():
     high = parse_gate("max(saved_bytes(fxpasses/eager)) <= 0.47").evaluate(two_models())
     assert "resnet50" in low.reason
     assert "resnet18" in high.reason
+
+
+def test_the_interval_is_that_of_the_models_that_the_figure_is_of():
+    run = two_models()
+    mean = parse_gate("geomean(fxpasses/inductor) >= 1").evaluate(run)
+    expected = run.geometric_mean("fxpasses", "inductor")
+    assert (mean.low, mean.high) == (expected.low, expected.high)
+    for aggregate, place in (("min", 1), ("max", 0)):
+        for operator in ("<=", ">="):
+            result = parse_gate(f"{aggregate}(fxpasses/inductor) {operator} 1").evaluate(run)
+            of_one = run.models[place].ratio("fxpasses", "inductor")
+            assert (result.low, result.high) == (of_one.low, of_one.high)
+            assert of_one.low <= result.figure <= of_one.high
+
+
+def test_bytes_and_few_rounds_have_no_interval():
+    of_bytes = parse_gate("saved_bytes(fxpasses/eager) <= 1").evaluate(two_models())
+    few = report(m=[timed("inductor", 1.0, rounds=3), timed("fxpasses", 1.0, rounds=3)])
+    of_few = parse_gate("fxpasses/inductor >= 0.9").evaluate(few)
+    for result in (of_bytes, of_few):
+        assert result.figure is not None
+        assert (result.low, result.high) == (None, None)
+
+
+def test_a_gate_is_printed_with_its_figure_and_interval():
+    output = io.StringIO()
+    result = GateResult("a/b >= 1", 1.25, True, "worst: m with 1.250", 1.2, 1.3)
+    missing = GateResult("a/c >= 1", None, False, "variant 'c' was not run on m")
+    print_gates((result, missing), Console(file=output, width=160))
+    assert output.getvalue().splitlines() == [
+        "PASS a/b >= 1: 1.2500 [1.2000, 1.3000] (worst: m with 1.250)",
+        "FAIL a/c >= 1: no figure (variant 'c' was not run on m)",
+    ]
 
 
 def test_names_of_variants_may_hold_colons_semicolons_commas_and_parentheses():
@@ -92,6 +132,9 @@ def test_a_gate_on_bytes_fails_where_nothing_is_saved():
         "geomean(a/b) >= one",
         "geomean(a/b) >= 1e999",
         "geomean(saved_bytes(a/b) >= 1",
+        "geomean(saved_bytes(a/b|c)) >= 1",
+        "geomean(a/b|) >= 1",
+        "geomean(a|b/c) >= 1",
         "__import__('os').system('true') >= 1",
     ],
 )
