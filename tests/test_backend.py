@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.utils import run_and_get_code
 
 import fxpasses
 from fxpasses.backend import backend
@@ -208,6 +209,24 @@ def test_the_limit_stops_after_so_many_rewrites():
     model = nn.Sequential(net(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)).eval()
     torch.compile(model, backend="fxpasses", options={"inner": "eager", "limit": 1})(X)
     assert [each.code for each in fxpasses.last_report().remarks] == ["applied", "limit"]
+
+
+def test_where_nothing_is_rewritten_the_code_is_stock_inductors():
+    """So it is as fast. A rewrite shows in the code, or the comparison would see nothing."""
+
+    def code_of(**given: object) -> str:
+        torch.compiler.reset()
+        with torch.no_grad(), torch._inductor.config.patch(fx_graph_cache=False):
+            _, code = run_and_get_code(torch.compile(net(), **given), X)
+        lines = "\n".join(code).splitlines()
+        return "\n".join(line for line in lines if not line.startswith("# AOT ID"))  # counts compilations
+
+    stock = code_of()
+    assert "cpp_fused" in stock
+    with expect(efficient_conv_bn_eval=0):
+        assert code_of(backend="fxpasses") == stock
+    with expect(efficient_conv_bn_eval=1):
+        assert code_of(backend="fxpasses", options={"profit": "always"}) != stock
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
