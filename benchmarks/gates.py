@@ -18,13 +18,12 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.stats  # type: ignore[import-untyped]  # its stubs are no test requirement
 
-from benchmarks.results import GateResult, ModelResult, NoFigureError, Report
-from benchmarks.statistics import geometric_mean_ratio, summarize
+from benchmarks.results import FASTER, GateResult, ModelResult, NoFigureError, Report
 from fxpasses.errors import FxpassesError
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -52,13 +51,13 @@ class GateError(FxpassesError, ValueError):
 
 @dataclass(frozen=True)
 class Gate:
-    """A parsed gate; see the grammar in the module's docstring. `others` has more than one for `A/B|C`."""
+    """A parsed gate; see the grammar in the module's docstring."""
 
     text: str
     aggregate: str | None
     saved_bytes: bool
     variant: str
-    others: tuple[str, ...]
+    other: str
     operator: str
     bound: float
     models: tuple[str, ...] = ()
@@ -66,14 +65,13 @@ class Gate:
     def evaluate(self, report: Report) -> GateResult:
         """Whether a run meets the gate, with its figure."""
         try:
-            models = self._models(report)
-            figures = {model.model: self._figure(model) for model in models}
+            figures = {model.model: self._figure(model) for model in self._models(report)}
         except NoFigureError as error:
             return GateResult(self.text, None, False, str(error))
         figure = self._combine(list(figures.values()))
         passed = _OPERATORS[self.operator](figure, self.bound)
         worst = min(figures, key=lambda each: figures[each] * self._direction)
-        low, high = self._interval(models, figures, figure)
+        low, high = self._interval(report, figures, figure)
         return GateResult(self.text, figure, passed, f"worst: {worst} with {figures[worst]:.3f}", low, high)
 
     @property
@@ -87,25 +85,19 @@ class Gate:
 
     def _figure(self, model: ModelResult) -> float:
         if self.saved_bytes:
-            return model.saved_bytes_ratio(self.variant, self.others[0])
-        return model.ratio(self.variant, self._fastest(model)).value
-
-    def _fastest(self, model: ModelResult) -> str:
-        return min(self.others, key=lambda name: summarize(model.seconds(name)).median)
+            return model.saved_bytes_ratio(self.variant, self.other)
+        return model.ratio(self.variant, self.other).value
 
     def _interval(
-        self, models: Sequence[ModelResult], figures: Mapping[str, float], figure: float
+        self, report: Report, figures: Mapping[str, float], figure: float
     ) -> tuple[float | None, float | None]:
         """Of the figure; bytes have none, since they do not vary."""
         if self.saved_bytes:
             return None, None
-        over = list(models)
+        models = self._models(report)
         if self.aggregate != "geomean":
-            over = [model for model in models if figures[model.model] == figure][:1]
-        ratio = geometric_mean_ratio(
-            [(model.seconds(self.variant), model.seconds(self._fastest(model))) for model in over],
-            launches=[model.launches or None for model in over],
-        )
+            models = [each for each in models if figures[each.model] == figure][:1]
+        ratio = replace(report, models=tuple(models)).geometric_mean(self.variant, self.other)
         return ratio.low, ratio.high
 
     def _models(self, report: Report) -> list[ModelResult]:
@@ -134,9 +126,9 @@ def parse_gate(text: str) -> Gate:
     if (inner := _AGGREGATE.fullmatch(quantity)) and inner["aggregate"] == "saved_bytes":
         saved, quantity = True, inner["measure"].strip()
     variant, slash, other = (each.strip() for each in quantity.partition("/"))
-    others = tuple(each.strip() for each in other.split("|"))
-    malformed = not slash or "/" in other or "|" in variant or (saved and len(others) > 1)
-    if malformed or any(not name or _unbalanced(name) for name in (variant, *others)):
+    names = [variant, *(each.strip() for each in other.split(FASTER))]
+    malformed = not slash or "/" in other or FASTER in variant or (saved and FASTER in other)
+    if malformed or any(not name or _unbalanced(name) for name in names):
         valid = f"Aggregates: {', '.join(_AGGREGATES)}"
         raise GateError(
             f"gate {text!r}: {quantity!r} is not A/B, A/B|C or saved_bytes(A/B). {valid}. "
@@ -146,7 +138,7 @@ def parse_gate(text: str) -> Gate:
     if not np.isfinite(bound):
         raise GateError(f"gate {text!r}: the bound {match['bound']} is not finite.")
     models = tuple(each.strip() for each in (match["models"] or "").split(",") if each.strip())
-    return Gate(text.strip(), aggregate, saved, variant, others, match["operator"], bound, models)
+    return Gate(text.strip(), aggregate, saved, variant, other, match["operator"], bound, models)
 
 
 def _unbalanced(name: str) -> bool:

@@ -18,6 +18,7 @@ from fxpasses.errors import FxpassesError
 
 SCHEMA = 1
 KIND = "models"
+FASTER = "|"  # between names of variants: the faster one
 Status = Literal["ok", "wrong", "failed"]
 
 
@@ -92,11 +93,14 @@ class ModelResult:
         raise NoFigureError(f"variant {name!r} was not run on {self.model}; run were: {names}")
 
     def seconds(self, name: str) -> tuple[float, ...]:
-        """The seconds of a variant, one a round.
+        """The seconds of a variant, one a round; of ``"B|C"``, those of the one with the lower median.
 
         Raises:
-            NoFigureError: it was not run, failed, is wrong, or was not timed.
+            NoFigureError: it, or one of several, was not run, failed, is wrong, or was not timed.
         """
+        if FASTER in name:
+            several = [self.seconds(each.strip()) for each in name.split(FASTER)]
+            return min(several, key=lambda seconds: summarize(seconds).median)
         found = self.variant(name)
         if found.status != "ok":
             raise NoFigureError(f"variant {name!r} of {self.model} is {found.status}: {found.message}")
