@@ -33,6 +33,8 @@ from fxpasses.device_profile import (
     convolution_key,
 )
 from fxpasses.errors import FxpassesError
+from fxpasses.passes.layout.costs import ConvolutionSizes
+from fxpasses.passes.layout.overruns import overruns
 
 aten = torch.ops.aten
 
@@ -289,6 +291,9 @@ def _convolution(case: Convolution, direction: Direction, layout: Layout, values
     if direction == "input_grad":
         only_input = [True, False, False]
         return lambda: to_layout(backward(*tensors, None, *arguments, only_input)[0], layout)
+    sizes = ConvolutionSizes(case.input_size, case.weight_size, case.output_size, arguments)
+    if layout == "channels_last" and overruns(sizes, values.input.dtype, values.input.device):
+        raise NotImplementedError("oneDNN writes past the end of its memory")
     only_weight = [False, True, False]
     # A weight gradient keeps the strides its kernel gives it: what it must have is the optimizer's business.
     return lambda: backward(*tensors, None, *arguments, only_weight)[1]

@@ -26,7 +26,7 @@ from fxpasses.memory import arrange_memory, exceeds_reuse
 from fxpasses.options import Options
 from fxpasses.passes import own_inputs
 from fxpasses.passes.activation_masks import JointMasks, joint_masks
-from fxpasses.passes.layout.inductor import graph_key_of, joint_layout
+from fxpasses.passes.layout.inductor import graph_key_of, joint_layout, without_unsafe_kernels
 from fxpasses.passes.packed_weights import OwnKernels, WeightPacking, own_kernel_of_linear
 from fxpasses.passes.parameter_work import PacksLinear, ParameterWork, split_parameter_work
 from fxpasses.pipeline import keeps_weights, run_passes
@@ -77,6 +77,10 @@ def backend(
     steps = [each.patches for each in (masks, layout) if each is not None]
     if layout is None and _folds_while_training(report, example_inputs, chosen):
         steps.append(own_inputs.patches)
+    unsafe = without_unsafe_kernels(rewritten, chosen) if layout is None else ()
+    if unsafe:
+        report = replace(report, remarks=(*report.remarks, *unsafe))
+        steps.append(lambda given: {**given, "layout_optimization": False})
     patches = _in_turn(steps)
     if isinstance(work, ParameterWork):
         compiled, report = _compile_with_kept_weights(

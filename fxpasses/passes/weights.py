@@ -15,6 +15,7 @@ from torch import nn
 from fxpasses.errors import FxpassesError
 from fxpasses.passes.layout.labels import C, L, Label, memory_format
 from fxpasses.passes.layout.names import canonical
+from fxpasses.passes.layout.overruns import may_overrun
 from fxpasses.passes.layout.plan import LayoutPlan
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -35,7 +36,9 @@ def convert_conv_weights(module: nn.Module, wanted: torch.memory_format | Layout
 
     Direct and transposed convolutions over 2 and 3 spatial dimensions are converted, with their gradients
     where there are any; each is channels-last in the way of its rank. What is left alone: weights that are
-    computed (parametrised), not yet initialised, or whose memory another parameter or buffer shares.
+    computed (parametrised), not yet initialised, or whose memory another parameter or buffer shares; and 1x1
+    weights with a stride over fewer than 16 channels, which lie the same in both formats, and of which oneDNN
+    computes a wrong gradient once their strides say channels-last (`passes.layout.overruns`).
 
     Args:
         module: any module.
@@ -64,11 +67,17 @@ def convert_conv_weights(module: nn.Module, wanted: torch.memory_format | Layout
         label = _planned(wanted, name) if isinstance(wanted, LayoutPlan) else _LABELS[wanted]
         if (
             label is not None
+            and not (label == L and _is_unsafe(child))
             and weight.untyped_storage().data_ptr() not in shared
             and _convert(weight, label)
         ):
             changed.append(name)
     return tuple(changed)
+
+
+def _is_unsafe(module: nn.Module) -> bool:
+    assert isinstance(module, CONVOLUTIONS)
+    return may_overrun(module.weight.shape, module.stride, module.padding, module.groups)
 
 
 def _planned(plan: LayoutPlan, name: str) -> Label | None:

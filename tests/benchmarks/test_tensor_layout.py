@@ -221,6 +221,16 @@ def test_an_unsupported_implementation_does_not_stop_the_others(monkeypatch: pyt
     assert reasons == {"RuntimeError: no such kernel"}
 
 
+@pytest.mark.parametrize(("channels", "status"), [(3, "unsupported"), (16, "measured")])
+def test_a_kernel_that_writes_past_its_end_is_not_run(channels: int, status: str) -> None:
+    case = Convolution.of((2, channels, 8, 8), (8, channels, 1, 1), (2,))
+    variants = measure_convolution(case, "weight_grad", SETTING)
+    assert {each.layout: each.status for each in variants} == {
+        "contiguous": "measured",
+        "channels_last": status,
+    }
+
+
 def test_measuring_leaves_the_precision_settings_as_they_were() -> None:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     with Setting("float32", CPU, QUICK, tf32=not before[1]).arithmetic():

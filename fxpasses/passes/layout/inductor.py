@@ -17,7 +17,7 @@ from math import inf
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from fxpasses.device_profile import (
     CONVOLUTION_FORWARD,
@@ -27,14 +27,22 @@ from fxpasses.device_profile import (
 )
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import nested_graphs
+from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal, device_of
 from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.names import canonical
-from fxpasses.passes.layout.network import read_convolution
-from fxpasses.passes.layout.passes import NAME, enough, plan_and_carry_out, profile_for
+from fxpasses.passes.layout.network import read_convolution, weight_trains
+from fxpasses.passes.layout.overruns import overruns
+from fxpasses.passes.layout.passes import (
+    NAME,
+    enough,
+    plan_and_carry_out,
+    profile_for,
+    unsafe_remark,
+)
 from fxpasses.passes.layout.plan import LayoutPlan
 from fxpasses.picture import GraphPicture
 from fxpasses.pipeline import collector_paused
@@ -150,18 +158,50 @@ def joint_layout(graph_module: GraphModule, inputs: Sequence[Any], options: Opti
         return None
     devices = [each.device for each in inputs if isinstance(each, torch.Tensor)]
     profile = profile_for(devices[0], options) if devices else None
+    goal: Goal = options.layout
     if options.layout == "auto":
         # Stock inductor decides where too little was measured, and where the user told it how to.
         taken = any(name in options.inductor for name in _OWN_DECISIONS)
-        if profile is None or taken or inductor_setting("freezing", options.inductor):
+        if taken or inductor_setting("freezing", options.inductor):
             return None
-        if not _is_covered(graph_module, CostModel(devices[0].type, profile)):
-            return None
+        if profile is None or not _is_covered(graph_module, CostModel(devices[0].type, profile)):
+            if not _unsafe(graph_module):
+                return None
+            goal = "channels_last"  # as stock inductor on a CPU, but for what is unsafe
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     named = tuple(
         (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
     )
-    return JointLayout(options.layout, profile, named, graph_key_of(graph_module, inputs))
+    return JointLayout(goal, profile, named, graph_key_of(graph_module, inputs))
+
+
+def without_unsafe_kernels(graph_module: GraphModule, options: Options) -> tuple[Remark, ...]:
+    """Why inductor's layout optimisation is to be switched off where the user left the decision to it.
+
+    Returns:
+        A remark for every convolution that the optimisation would have computed wrongly; empty where there is
+        none, where nobody has a say in it (another inner backend), or where the user asked for it by name.
+    """
+    if options.inner != "inductor" or "layout_optimization" in options.inductor:
+        return ()
+    return tuple(unsafe_remark(node) for node in _unsafe(graph_module))
+
+
+def _unsafe(graph_module: GraphModule) -> list[Node]:
+    """The convolutions whose weight's gradient must not be computed channels-last."""
+    if not torch.is_grad_enabled():
+        return []
+    context = GraphContext(graph_module, Modes(grad=True))
+    found = []
+    for node in graph_module.graph.nodes:
+        read = read_convolution(node) if kind_of(node) is Kind.PREFERRING else None
+        if read is None:
+            continue
+        sizes, dtype, _, (activation, *_) = read
+        given = tensor(activation)
+        if given is not None and overruns(sizes, dtype, given.device) and weight_trains(context, node):
+            found.append(node)
+    return found
 
 
 def _is_covered(graph_module: GraphModule, costs: CostModel) -> bool:

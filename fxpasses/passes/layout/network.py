@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ from fxpasses.passes.layout.labels import (
     order_of,
     to_channels_last,
 )
+from fxpasses.passes.layout.overruns import overruns
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 
 
@@ -84,6 +85,7 @@ class Network:
         frames: which logical dimension each dimension of a labelled tensor stands for.
         tensors: the labelled tensors, by node.
         convolutions: of every convolution, its cost and implementation under each label.
+        unsafe: those that are kept contiguous, whatever it costs; see `overruns`.
         unknown: operators that the taxonomy does not know and that read a labelled tensor.
         generates: as in `CostModel`.
     """
@@ -93,6 +95,7 @@ class Network:
     frames: dict[Node, Frame] = field(default_factory=dict)
     tensors: dict[Node, Tensor] = field(default_factory=dict)
     convolutions: dict[Node, Mapping[Label, Choice]] = field(default_factory=dict)
+    unsafe: list[Node] = field(default_factory=list)
     unknown: list[Node] = field(default_factory=list)
     generates: bool = False
     _own: list[tuple[Seconds, Seconds]] = field(default_factory=lambda: [(0.0, 0.0), (0.0, 0.0)])
@@ -194,7 +197,16 @@ class _Reader:
         if not self._labelled(node, operands, (choices[C].seconds, choices[L].seconds)):
             return False
         self.network.convolutions[node] = choices
+        if self._gives_weight_gradient(node, directions) and overruns(sizes, dtype, self._costs.device_type):
+            self.network.unsafe.append(node)
+            self.network.unify(self.network.variables[node], FIXED_C)
         return True
+
+    def _gives_weight_gradient(self, node: Node, directions: Sequence[str]) -> bool:
+        """Whether the gradient of a convolution's weight is computed in the layout that the node works in."""
+        if operator_of(node) == "convolution_backward":
+            return CONVOLUTION_WEIGHT_GRAD in directions
+        return not self._fused and self._context.initial_modes.grad and weight_trains(self._context, node)
 
     def _may_be_product(self, node: Node, sizes: ConvolutionSizes) -> bool:
         """Whether a matrix product can take a convolution's place where it is channels-last.
@@ -399,6 +411,14 @@ def read_convolution(
     arguments = (*lists, bool(view.transposed), output_padding or [0] * spatial, view.groups)
     sizes = ConvolutionSizes(given.shape, weight.shape, result.shape, arguments)
     return sizes, given.dtype, (CONVOLUTION_FORWARD,), (view.input,)
+
+
+def weight_trains(context: GraphContext, node: Node) -> bool:
+    """Whether a gradient may flow to the weight of a convolution."""
+    from fxpasses.graph.views import Convolution, read_producer
+
+    view = read_producer(node)
+    return isinstance(view, Convolution) and context.requires_grad(view.weight)
 
 
 def product_operands(node: Node) -> tuple[Node, Node, Node | None] | None:

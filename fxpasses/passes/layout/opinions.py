@@ -63,6 +63,8 @@ def _reason(network: Network, node: Node, label: Label, seconds: Callable[[Secon
         return "has eager's strides"
     if network.roles.get(node) is Role.EXACT:
         return "needs the traced strides"
+    if node in network.unsafe:
+        return "is right in it alone" if label == C else ""
     variable = network.variables.get(node)
     contiguous, channels_last = map(seconds, network.own(variable)) if variable is not None else (0.0, 0.0)
     gain = channels_last - contiguous if label == C else contiguous - channels_last

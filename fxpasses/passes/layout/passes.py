@@ -13,10 +13,12 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch.fx import Node
 
 from fxpasses import device_profile
 from fxpasses.device_profile import DeviceProfile
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.locations import location_of
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
 from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
@@ -80,7 +82,7 @@ def plan_and_carry_out(
         plan = replace(plan, stock=stock_plan(context, assignment))
         assignment = replace(assignment, plan=plan)
     if dry_run:
-        return Outcome((applied(plan, context.path),), layout=plan)
+        return Outcome((applied(plan, context.path), *_unsafe(context, assignment)), layout=plan)
     return _carry_out(context, assignment)
 
 
@@ -97,7 +99,30 @@ def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:
         failed = remark("failed", "rewrite-error", str(error), context)
         return Outcome((failed,), layout=replace(plan, decision="failed"))
     plan = replace(plan, copies=carried.copies, repairs=carried.repairs)
-    return Outcome((applied(plan, context.path),), changed=True, layout=plan)
+    remarks = (applied(plan, context.path), *_unsafe(context, assignment))
+    return Outcome(remarks, changed=True, layout=plan)
+
+
+def _unsafe(context: GraphContext, assignment: Assignment) -> tuple[Remark, ...]:
+    return tuple(unsafe_remark(node, context.path) for node in assignment.network.unsafe)
+
+
+def unsafe_remark(node: Node, path: str = "") -> Remark:
+    """The remark of a convolution that stays contiguous because its channels-last kernel is wrong."""
+    message = (
+        f"{node} stays contiguous: oneDNN's channels-last kernel for the gradient of its weight, 1x1 with a "
+        "stride over fewer than 16 channels, writes past the end of its memory"
+    )
+    return Remark(
+        NAME,
+        "declined",
+        "unsafe-kernel",
+        message,
+        node=node.name,
+        location=location_of(node),
+        stage="check",
+        graph=path,
+    )
 
 
 def applied(plan: LayoutPlan, path: str = "") -> Remark:

@@ -1,0 +1,181 @@
+"""1x1 convolutions of which oneDNN computes a wrong weight gradient in channels-last stay contiguous."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import fxpasses
+from fxpasses.passes.layout.assign import assign
+from fxpasses.passes.layout.costs import ConvolutionSizes
+from fxpasses.passes.layout.overruns import may_overrun, overruns
+from tests.passes.layout.test_graphs import context_of
+from tests.passes.layout.test_joint import joint_graph
+
+
+def sizes_of(convolution: nn.Module, *image: int) -> ConvolutionSizes:
+    x = torch.randn(image)
+    arguments = [
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.transposed,
+        convolution.output_padding,
+        convolution.groups,
+    ]
+    return ConvolutionSizes(
+        x.shape, convolution.weight.shape, convolution(x).shape, tuple(map(_listed, arguments))
+    )
+
+
+def _listed(given: object) -> object:
+    return list(given) if isinstance(given, tuple) else given
+
+
+WRONG = {
+    "RepVGG's first block": (nn.Conv2d(3, 48, 1, stride=2), (2, 3, 32, 32)),
+    "15 channels": (nn.Conv2d(15, 8, 1, stride=2), (2, 15, 32, 32)),
+    "a stride along one dimension": (nn.Conv2d(3, 8, 1, stride=(1, 2)), (2, 3, 7, 8)),
+    "transposed": (nn.ConvTranspose2d(32, 3, 1, stride=2, output_padding=1), (2, 32, 8, 8)),
+}
+RIGHT = {
+    "16 channels": (nn.Conv2d(16, 48, 1, stride=2), (2, 16, 32, 32)),
+    "no stride": (nn.Conv2d(3, 48, 1), (2, 3, 32, 32)),
+    "3x3": (nn.Conv2d(3, 48, 3, stride=2, padding=1), (2, 3, 32, 32)),
+    "an odd image": (nn.Conv2d(3, 48, 1, stride=2), (2, 3, 31, 32)),
+    "padding": (nn.Conv2d(3, 48, 1, stride=2, padding=1), (2, 3, 32, 32)),
+    "groups": (nn.Conv2d(4, 8, 1, stride=2, groups=2), (2, 4, 32, 32)),
+    "three dimensions": (nn.Conv3d(3, 8, 1, stride=2), (2, 3, 8, 8, 8)),
+    "transposed, with a remainder": (nn.ConvTranspose2d(32, 3, 1, stride=2), (2, 32, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_onednn_writes_past_the_end_of_is_known(name):
+    convolution, image = WRONG[name]
+    assert overruns(sizes_of(convolution, *image), torch.float32, "cpu")
+    assert overruns(sizes_of(convolution, *image), torch.bfloat16, "cpu")
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_is_left_alone(name):
+    convolution, image = RIGHT[name]
+    assert not overruns(sizes_of(convolution, *image), torch.float32, "cpu")
+
+
+def test_other_devices_and_types_have_other_kernels():
+    convolution, image = WRONG["RepVGG's first block"]
+    sizes = sizes_of(convolution, *image)
+    assert not overruns(sizes, torch.float32, "cuda")
+    assert not overruns(sizes, torch.float64, "cpu")
+
+
+def test_a_padding_may_be_given_by_its_name():
+    assert may_overrun((48, 3, 1, 1), (2, 2), "valid", 1)
+    assert not may_overrun((48, 3, 3, 3), (2, 2), "valid", 1)
+
+
+class Stem(nn.Module):
+    """Like the first block of RepVGG: two convolutions of the image, and what comes after them."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(channels, 24, 3, stride=2, padding=1, bias=False)
+        self.point = nn.Conv2d(channels, 24, 1, stride=2, bias=False)
+        self.after = nn.Conv2d(24, 32, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(torch.relu(self.wide(x)) + torch.relu(self.point(x)))
+
+
+@pytest.mark.parametrize(("channels", "label"), [(3, "contiguous"), (16, "channels_last")])
+def test_in_a_joint_graph_the_gradients_of_such_a_weight_are_contiguous(channels, label):
+    graph_module, inputs = joint_graph(Stem(channels), torch.randn(2, channels, 32, 32))
+    context = context_of(graph_module, inputs, "fused")
+    assignment = assign(context, "channels_last")
+    found = {}
+    for node in assignment.network.convolutions:
+        if node.name.startswith("convolution_backward"):
+            found[node.args[2].meta["val"].shape] = assignment.label(node)
+        else:
+            assert assignment.label(node) == "channels_last"
+    assert found == {
+        (32, 24, 3, 3): "channels_last",
+        (24, channels, 3, 3): "channels_last",
+        (24, channels, 1, 1): label,
+    }
+    assert len(assignment.network.unsafe) == (label == "contiguous")
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_graph_that_autograd_runs_over_has_the_convolution_contiguous(grad):
+    with torch.set_grad_enabled(grad):
+        traced, x = torch.fx.symbolic_trace(Stem()), torch.randn(2, 3, 32, 32)
+        report = fxpasses.optimize(traced, (x,), options={"layout": "channels_last"}).report
+    labels = {each.node: each.label for each in report.layout.convolutions}
+    other = "contiguous" if grad else "channels_last"
+    assert labels == {"wide": "channels_last", "point": other, "after": "channels_last"}
+    (declined,) = [
+        each for each in report.remarks if each.rule == "layout" and each.status == "declined"
+    ] or [None]
+    assert (declined is not None) == grad
+    if declined is not None:
+        assert (declined.code, declined.node) == ("unsafe-kernel", "point")
+        edge = next(each for each in report.layout.cut_edges if "point" in str(each))
+        assert "point is right in it alone" in str(edge)
+
+
+def test_a_frozen_weight_has_no_gradient_to_go_wrong():
+    model, x = Stem(), torch.randn(2, 3, 32, 32)
+    model.point.requires_grad_(False)
+    report = fxpasses.optimize(
+        torch.fx.symbolic_trace(model), (x,), options={"layout": "channels_last"}
+    ).report
+    assert {each.label for each in report.layout.convolutions} == {"channels_last"}
+
+
+def test_weights_are_converted_where_they_may_be():
+    model = Stem()
+    assert fxpasses.convert_conv_weights(model, torch.channels_last) == ("wide.weight", "after.weight")
+    assert model.point.weight.stride() == (3, 1, 1, 1)
+    wide = Stem(16)
+    assert "point.weight" in fxpasses.convert_conv_weights(wide, torch.channels_last)
+
+
+STEPS = """
+import copy, sys, torch, fxpasses
+from tests.passes.layout.test_overruns import Stem
+
+torch.manual_seed(0)
+model, x = Stem(), torch.randn(2, 3, 224, 224)
+exact = copy.deepcopy(model).double()
+exact(x.double()).square().mean().backward()
+compiled = torch.compile(model, backend="fxpasses", options={"layout": sys.argv[1]})
+for _ in range(25):
+    model.zero_grad()
+    compiled(x).square().mean().backward()
+    for ours, theirs in zip(model.parameters(), exact.parameters()):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-7)
+print(*sorted({each.code for each in fxpasses.last_report().remarks if each.rule == "layout"}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("layout", "codes"),
+    [
+        ("auto", "applied unsafe-kernel"),
+        ("off", "unsafe-kernel"),
+        pytest.param("channels_last", "applied unsafe-kernel", marks=pytest.mark.full),
+        pytest.param("contiguous", "", marks=pytest.mark.full),
+    ],
+)
+def test_training_steps_through_inductor_are_right(layout, codes):
+    """With stock inductor the process ends: a segmentation fault, or a heap that is corrupt."""
+    command = [sys.executable, "-c", STEPS, layout]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    assert done.stdout.strip() == codes
