@@ -34,7 +34,7 @@ from fxpasses.device_profile import (
 )
 from fxpasses.errors import FxpassesError
 from fxpasses.passes.layout.costs import ConvolutionSizes
-from fxpasses.passes.layout.overruns import overruns
+from fxpasses.passes.layout.unsafe import overruns
 
 aten = torch.ops.aten
 

@@ -15,8 +15,8 @@ from torch import nn
 from fxpasses.errors import FxpassesError
 from fxpasses.passes.layout.labels import C, L, Label, memory_format
 from fxpasses.passes.layout.names import canonical
-from fxpasses.passes.layout.overruns import may_overrun
 from fxpasses.passes.layout.plan import LayoutPlan
+from fxpasses.passes.layout.unsafe import may_overrun
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -38,7 +38,7 @@ def convert_conv_weights(module: nn.Module, wanted: torch.memory_format | Layout
     where there are any; each is channels-last in the way of its rank. What is left alone: weights that are
     computed (parametrised), not yet initialised, or whose memory another parameter or buffer shares; and 1x1
     weights with a stride over fewer than 16 channels, which lie the same in both formats, and of which oneDNN
-    computes a wrong gradient once their strides say channels-last (`passes.layout.overruns`).
+    computes a wrong gradient once their strides say channels-last (`passes.layout.unsafe`).
 
     Args:
         module: any module.

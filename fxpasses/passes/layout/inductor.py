@@ -35,7 +35,6 @@ from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.names import canonical
 from fxpasses.passes.layout.network import read_convolution, weight_trains
-from fxpasses.passes.layout.overruns import overruns
 from fxpasses.passes.layout.passes import (
     NAME,
     enough,
@@ -44,6 +43,7 @@ from fxpasses.passes.layout.passes import (
     unsafe_remark,
 )
 from fxpasses.passes.layout.plan import LayoutPlan
+from fxpasses.passes.layout.unsafe import OVERRUN, overruns
 from fxpasses.picture import GraphPicture
 from fxpasses.pipeline import collector_paused
 from fxpasses.portrait import take_pictures
@@ -184,7 +184,7 @@ def without_unsafe_kernels(graph_module: GraphModule, options: Options) -> tuple
     """
     if options.inner != "inductor" or "layout_optimization" in options.inductor:
         return ()
-    return tuple(unsafe_remark(node) for node in _unsafe(graph_module))
+    return tuple(unsafe_remark(node, OVERRUN) for node in _unsafe(graph_module))
 
 
 def _unsafe(graph_module: GraphModule) -> list[Node]:

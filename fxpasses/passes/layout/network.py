@@ -39,8 +39,8 @@ from fxpasses.passes.layout.labels import (
     order_of,
     to_channels_last,
 )
-from fxpasses.passes.layout.overruns import overruns
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
+from fxpasses.passes.layout.unsafe import FORGETS_PADDING, OVERRUN, forgets_padding, overruns
 
 
 class Role(enum.Enum):
@@ -85,7 +85,7 @@ class Network:
         frames: which logical dimension each dimension of a labelled tensor stands for.
         tensors: the labelled tensors, by node.
         convolutions: of every convolution, its cost and implementation under each label.
-        unsafe: those that are kept contiguous, whatever it costs; see `overruns`.
+        unsafe: what is kept contiguous because its channels-last kernel is wrong, and how that is.
         unknown: operators that the taxonomy does not know and that read a labelled tensor.
         generates: as in `CostModel`.
     """
@@ -95,7 +95,7 @@ class Network:
     frames: dict[Node, Frame] = field(default_factory=dict)
     tensors: dict[Node, Tensor] = field(default_factory=dict)
     convolutions: dict[Node, Mapping[Label, Choice]] = field(default_factory=dict)
-    unsafe: list[Node] = field(default_factory=list)
+    unsafe: dict[Node, str] = field(default_factory=dict)
     unknown: list[Node] = field(default_factory=list)
     generates: bool = False
     _own: list[tuple[Seconds, Seconds]] = field(default_factory=lambda: [(0.0, 0.0), (0.0, 0.0)])
@@ -198,9 +198,12 @@ class _Reader:
             return False
         self.network.convolutions[node] = choices
         if self._gives_weight_gradient(node, directions) and overruns(sizes, dtype, self._costs.device_type):
-            self.network.unsafe.append(node)
-            self.network.unify(self.network.variables[node], FIXED_C)
+            self._keep_contiguous(node, OVERRUN)
         return True
+
+    def _keep_contiguous(self, node: Node, reason: str) -> None:
+        self.network.unsafe[node] = reason
+        self.network.unify(self.network.variables[node], FIXED_C)
 
     def _gives_weight_gradient(self, node: Node, directions: Sequence[str]) -> bool:
         """Whether the gradient of a convolution's weight is computed in the layout that the node works in."""
@@ -241,7 +244,21 @@ class _Reader:
         if self.network.generates and operator_of(node) in INDEXING:
             return False
         choices = self._costs.operator(node, found.dtype)
-        return self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))
+        is_labelled = self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))
+        if is_labelled and node in self.network.variables and self._pools_unsafely(node, operands):
+            self._keep_contiguous(node, FORGETS_PADDING)
+        return is_labelled
+
+    def _pools_unsafely(self, node: Node, operands: Sequence[Node]) -> bool:
+        name = operator_of(node)
+        if name not in ("avg_pool2d", "avg_pool2d_backward"):
+            return False
+        gives_gradient = name == "avg_pool2d_backward" or (
+            not self._fused
+            and self._context.initial_modes.grad
+            and any(map(self._context.requires_grad, operands))
+        )
+        return gives_gradient and forgets_padding(node, self._costs.device_type, generated=self._fused)
 
     def _reducing(self, node: Node) -> bool:
         operands = self._labelled_operands(node)

@@ -104,15 +104,13 @@ def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:
 
 
 def _unsafe(context: GraphContext, assignment: Assignment) -> tuple[Remark, ...]:
-    return tuple(unsafe_remark(node, context.path) for node in assignment.network.unsafe)
+    unsafe = assignment.network.unsafe
+    return tuple(unsafe_remark(node, reason, context.path) for node, reason in unsafe.items())
 
 
-def unsafe_remark(node: Node, path: str = "") -> Remark:
-    """The remark of a convolution that stays contiguous because its channels-last kernel is wrong."""
-    message = (
-        f"{node} stays contiguous: oneDNN's channels-last kernel for the gradient of its weight, 1x1 with a "
-        "stride over fewer than 16 channels, writes past the end of its memory"
-    )
+def unsafe_remark(node: Node, reason: str, path: str = "") -> Remark:
+    """The remark of an operator that stays contiguous because its channels-last kernel is wrong."""
+    message = f"{node} stays contiguous: {reason}"
     return Remark(
         NAME,
         "declined",

@@ -1,4 +1,4 @@
-"""1x1 convolutions of which oneDNN computes a wrong weight gradient in channels-last stay contiguous."""
+"""What a library computes wrongly in channels-last stays contiguous."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import fxpasses
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.modes import Modes
 from fxpasses.passes.layout.assign import assign
-from fxpasses.passes.layout.costs import ConvolutionSizes
-from fxpasses.passes.layout.overruns import may_overrun, overruns
+from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel
+from fxpasses.passes.layout.labels import operator_of
+from fxpasses.passes.layout.network import read_network
+from fxpasses.passes.layout.problem import FIXED_C
+from fxpasses.passes.layout.unsafe import forgets_padding, may_overrun, overruns
 from tests.passes.layout.test_graphs import context_of
 from tests.passes.layout.test_joint import joint_graph
 
@@ -146,9 +152,84 @@ def test_weights_are_converted_where_they_may_be():
     assert "point.weight" in fxpasses.convert_conv_weights(wide, torch.channels_last)
 
 
+class Pooled(nn.Module):
+    """An average pooling between two convolutions."""
+
+    def __init__(self, kernel: int = 3, padding: int = 1) -> None:
+        super().__init__()
+        self.before, self.after = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3)
+        self.pool = nn.AvgPool2d(kernel, 1, padding)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.pool(self.before(x)))
+
+
+def labels_of_poolings(model: nn.Module, executor: str, device: str) -> set[str]:
+    """The labels of `avg_pool2d`, or in a joint graph of its gradient, where what may is channels-last."""
+    x = torch.randn(2, 4, 20, 20)
+    if executor == "fused":
+        context = context_of(*joint_graph(model, x), executor)
+        name = "avg_pool2d_backward"
+    else:
+        context = context_of(torch.fx.symbolic_trace(model), (x,), executor)
+        name = "avg_pool2d"
+    # The graph is read as one of that device: there need not be one.
+    network = read_network(context, CostModel(device))
+    problem = network.problem({})
+    labels = problem.uniform("channels_last")
+    poolings = [node for node in network.variables if operator_of(node) == name]
+    assert poolings
+    unsafe = [node for node in poolings if node in network.unsafe]
+    fixed = {network.find(network.variables[node]) for node in unsafe}
+    assert fixed <= {FIXED_C}
+    return {"contiguous" if node in unsafe else labels[network.variables[node]] for node in poolings}
+
+
+@pytest.mark.parametrize(
+    ("model", "executor", "device", "label"),
+    [
+        (Pooled(), "eager", "cuda", "contiguous"),
+        (Pooled(7, 3), "fused", "cuda", "contiguous"),
+        (Pooled(3, 1), "fused", "cuda", "channels_last"),  # inductor generates it
+        (Pooled(7, 0), "fused", "cuda", "channels_last"),
+        (Pooled(3, 0), "eager", "cuda", "channels_last"),
+        (Pooled(), "eager", "cpu", "channels_last"),
+        (Pooled(7, 3), "fused", "cpu", "channels_last"),
+    ],
+)
+def test_the_gradient_of_a_padded_average_pooling_is_contiguous_on_cuda(model, executor, device, label):
+    assert labels_of_poolings(model, executor, device) == {label}
+
+
+def test_a_pooling_without_gradients_is_left_alone():
+    with torch.no_grad():
+        context = GraphContext(
+            context_of(torch.fx.symbolic_trace(Pooled()), (torch.randn(2, 4, 20, 20),), "eager").module,
+            Modes(grad=False),
+            executor="eager",
+        )
+        assert not read_network(context, CostModel("cuda")).unsafe
+
+
+def test_the_padding_is_read_in_every_spelling():
+    def spelled(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (
+            F.avg_pool2d(x, 3, 1, 1),
+            F.avg_pool2d(x, kernel_size=3, padding=(0, 1)),
+            torch.ops.aten.avg_pool2d.default(x, [3, 3], [1, 1], [1, 1]),
+            F.avg_pool2d(x, 3, 1),
+            torch.ops.aten.avg_pool2d.default(x, [3, 3]),
+        )
+
+    graph = torch.fx.symbolic_trace(spelled).graph
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    found = [forgets_padding(node, "cuda", generated=False) for node in calls]
+    assert found == [True, True, True, False, False]
+
+
 STEPS = """
 import copy, sys, torch, fxpasses
-from tests.passes.layout.test_overruns import Stem
+from tests.passes.layout.test_unsafe import Stem
 
 torch.manual_seed(0)
 model, x = Stem(), torch.randn(2, 3, 224, 224)

@@ -1,0 +1,123 @@
+"""Kernels that are wrong in channels-last, so that what they compute stays contiguous whatever it costs.
+
+oneDNN's gradient of a weight. For a 1x1 convolution with a stride, the pixels that are read are gathered in a
+workspace. In channels-last it has rows of as many values as there are channels, and is walked by whole
+vectors. Where there are fewer channels than a vector has values, the walk goes past its end: the gradient is
+wrong (measured: 34 % off at 1x3x224x224), or the process ends with a segmentation fault or a corrupt heap.
+The forward and the gradient of the input are right, and so is everything in contiguous. Seen with oneDNN 3.12
+(torch 2.13), for float32 with AVX2 and AVX-512 and for bfloat16 without AMX; it is oneDNN's issue 6035, open
+in 3.14. RepVGG's first block is such a convolution, and stock inductor lays it out channels-last.
+
+CUDA's gradient of an average pooling with padding. The channels-last kernel forgets the padding and takes
+each gradient from other windows: PyTorch's issue 188344, mended in July 2026, in no release before 2.14. What
+inductor generates is right, but it calls that kernel where many windows overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fxpasses.graph.levels import attribute
+from fxpasses.passes.layout.costs import ConvolutionSizes, Sizes
+
+OVERRUN = (
+    "oneDNN's channels-last kernel for the gradient of its weight, 1x1 with a stride over fewer than 16 "
+    "channels, writes past the end of its memory"
+)
+FORGETS_PADDING = "CUDA's channels-last kernel for the gradient of its input forgets the padding"
+"""What is wrong with the two kernels, in words."""
+
+_VECTOR = 16
+"""Values of a vector of AVX-512; AVX2's have 8, and from 8 channels on its kernel is right."""
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def overruns(sizes: ConvolutionSizes, dtype: torch.dtype, device: torch.device | str) -> bool:
+    """Whether the gradient of the weight would be written past the end in channels-last.
+
+    Args:
+        sizes: the convolution; where an image's size is symbolic, the answer is for the worst one.
+        dtype: of its operands.
+        device: where they are; only on a CPU is it oneDNN that computes them.
+    """
+    stride, padding, _, transposed, _, groups = sizes.arguments
+    if torch.device(device).type != "cpu" or dtype not in _DTYPES:
+        return False
+    if not may_overrun(sizes.weight, stride, padding, groups):
+        return False
+    # The gathering wants an image that the strides divide; oneDNN has another kernel for the rest.
+    read, made = (sizes.output, sizes.input) if transposed else (sizes.input, sizes.output)
+    return all(
+        made[d] * each == read[d]
+        for d, each in enumerate(stride, start=2)
+        if isinstance(read[d], int) and isinstance(made[d], int)
+    )
+
+
+def may_overrun(
+    weight: Sizes, stride: Sequence[object], padding: Sequence[object] | str, groups: object
+) -> bool:
+    """Whether there are images for which the gradient of such a weight would be written past the end.
+
+    Args:
+        weight: its size: [K, C / groups, *kernel], or [C, K / groups, *kernel] where transposed.
+        stride: one value for each dimension of the kernel.
+        padding: the same, or its name.
+        groups: into how many groups the channels fall.
+    """
+    few = not isinstance(weight[1], int) or weight[1] < _VECTOR
+    padded = any(each != 0 for each in padding) if not isinstance(padding, str) else False
+    return (
+        len(weight) == 4
+        and all(isinstance(each, int) and each == 1 for each in weight[2:])
+        and any(each != 1 for each in stride)
+        and not padded
+        and groups == 1
+        and few
+    )
+
+
+def forgets_padding(node: Node, device: torch.device | str, *, generated: bool) -> bool:
+    """Whether the gradient of an average pooling would be wrong in channels-last.
+
+    Args:
+        node: `avg_pool2d` or `avg_pool2d_backward`, as a function, an operator or a module.
+        device: where it runs.
+        generated: whether a compiler writes the kernel, unless too many windows overlap.
+    """
+    if torch.device(device).type != "cuda":
+        return False
+    kernel, padding = _pooling(node)
+    may_be_generated = generated and isinstance(kernel, int) and kernel <= _GENERATED
+    return not may_be_generated and any(each != 0 for each in padding)
+
+
+_GENERATED = 25
+"""Where more windows overlap, inductor calls the library; never more overlap than a window has pixels."""
+
+
+def _pooling(node: Node) -> tuple[Any, Sequence[Any]]:
+    """How many pixels a window has, or None; and the padding."""
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        assert owner is not None
+        module: Any = attribute(owner, str(node.target))
+        kernel, padding = module.kernel_size, module.padding
+    else:
+        # The gradient's operator has one more operand in front of the same arguments.
+        first = 2 if "backward" in str(node.target) else 1
+        kernel = _argument(node, first, "kernel_size", None)
+        padding = _argument(node, first + 2, "padding", 0)
+    sizes = kernel if isinstance(kernel, (list, tuple)) else [kernel, kernel]
+    count = math.prod(sizes) if all(isinstance(each, int) for each in sizes) else None
+    return count, list(padding) if isinstance(padding, (list, tuple)) else [padding]
+
+
+def _argument(node: Node, position: int, name: str, default: Any) -> Any:
+    return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
