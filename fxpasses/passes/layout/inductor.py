@@ -11,7 +11,7 @@ option and the device profile; the plan is kept beside the cached artifact and r
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import Any
@@ -31,7 +31,7 @@ from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal, device_of
-from fxpasses.passes.layout.costs import CostModel
+from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel
 from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.names import canonical
 from fxpasses.passes.layout.network import read_convolution, weight_trains
@@ -191,31 +191,37 @@ def _unsafe(graph_module: GraphModule) -> list[Node]:
     """The convolutions whose weight's gradient must not be computed channels-last."""
     if not torch.is_grad_enabled():
         return []
-    context = GraphContext(graph_module, Modes(grad=True))
     found = []
-    for node in graph_module.graph.nodes:
-        read = read_convolution(node) if kind_of(node) is Kind.PREFERRING else None
-        if read is None:
-            continue
-        sizes, dtype, _, (activation, *_) = read
-        given = tensor(activation)
-        if given is not None and overruns(sizes, dtype, given.device) and weight_trains(context, node):
-            found.append(node)
+    for graph in _all_graphs(graph_module):
+        context = GraphContext(graph, Modes(grad=True))
+        for node, (sizes, dtype, _, activations) in _convolutions(graph):
+            given = tensor(activations[0])
+            if given is not None and overruns(sizes, dtype, given.device) and weight_trains(context, node):
+                found.append(node)
     return found
 
 
 def _is_covered(graph_module: GraphModule, costs: CostModel) -> bool:
     """Whether the graph has convolutions, and enough of them were measured; with gradients on, those too."""
     gradients = (CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD) if torch.is_grad_enabled() else ()
-    graphs = [graph_module, *(child for _, child, _ in nested_graphs(graph_module))]
-    reads = [
-        read
-        for graph in graphs
-        for node in graph.graph.nodes
-        if kind_of(node) is Kind.PREFERRING and (read := read_convolution(node)) is not None
-    ]
+    reads = [read for graph in _all_graphs(graph_module) for _, read in _convolutions(graph)]
     known = [costs.knows(sizes, dtype, (CONVOLUTION_FORWARD, *gradients)) for sizes, dtype, _, _ in reads]
     return bool(known) and enough(sum(known), len(known))
+
+
+def _all_graphs(graph_module: GraphModule) -> list[GraphModule]:
+    """A graph and those that its operators run, such as checkpointed ones."""
+    return [graph_module, *(child for _, child, _ in nested_graphs(graph_module))]
+
+
+def _convolutions(
+    graph_module: GraphModule,
+) -> Iterator[tuple[Node, tuple[ConvolutionSizes, torch.dtype, tuple[str, ...], tuple[Node, ...]]]]:
+    """Every convolution of one graph that can be read, and what `read_convolution` says of it."""
+    for node in graph_module.graph.nodes:
+        read = read_convolution(node) if kind_of(node) is Kind.PREFERRING else None
+        if read is not None:
+            yield node, read
 
 
 def foreseen(context: GraphContext, options: Options, report: Report) -> Report:

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import fxpasses
@@ -150,6 +151,38 @@ def test_weights_are_converted_where_they_may_be():
     assert model.point.weight.stride() == (3, 1, 1, 1)
     wide = Stem(16)
     assert "point.weight" in fxpasses.convert_conv_weights(wide, torch.channels_last)
+
+
+def codes_of_compiling(model: nn.Module, **options: object) -> set[str]:
+    """The codes of the remarks of `layout`; no backward is run."""
+    torch.compiler.reset()
+    torch.compile(model, backend="fxpasses", options=options)(torch.randn(2, 3, 20, 20))
+    return {each.code for each in fxpasses.last_report().remarks if each.rule == "layout"}
+
+
+class Checkpointed(nn.Module):
+    """The stem in a graph of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Stem()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.utils.checkpoint.checkpoint(self.stem, x, use_reentrant=False) * 2
+
+
+def test_a_convolution_in_a_checkpoint_is_seen():
+    assert codes_of_compiling(Checkpointed(), layout="off") == {"unsafe-kernel"}
+
+
+def test_who_asks_for_inductors_optimisation_by_name_gets_it():
+    settings = {"layout_optimization": True}
+    assert codes_of_compiling(Stem(), layout="off", inductor=settings) == set()
+
+
+def test_stock_inductor_decides_without_gradients():
+    with torch.no_grad():
+        assert codes_of_compiling(Stem(), layout="off") == set()
 
 
 class Pooled(nn.Module):
