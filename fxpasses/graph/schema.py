@@ -94,6 +94,7 @@ _PACKETS: dict[Callable[..., Any], OpOverloadPacket] = {
     torch.batch_norm: aten.batch_norm,
     torch.native_batch_norm: aten.native_batch_norm,
     torch.instance_norm: aten.instance_norm,
+    F.avg_pool2d: aten.avg_pool2d,
 }
 """Functions of torch that are built in, and the operator whose schema describes them."""
 

@@ -162,6 +162,8 @@ class _Reader:
         self._context = context
         self._costs = costs
         self._fused = executor == "fused"
+        # Over a graph that is run as it is: what a compiler gets has its gradients in it.
+        self._autograd_follows = not self._fused and context.initial_modes.grad
         self._nodes = (next(iter(context.graph.nodes)), context.graph.output_node())
         self._has_writes = any(map(_may_write, context.graph.nodes))
         self._borrowed: set[Node] = set()
@@ -197,7 +199,7 @@ class _Reader:
         if not self._labelled(node, operands, (choices[C].seconds, choices[L].seconds)):
             return False
         self.network.convolutions[node] = choices
-        if self._gives_weight_gradient(node, directions) and overruns(sizes, dtype, self._costs.device_type):
+        if overruns(sizes, dtype, self._costs.device_type) and self._gives_weight_gradient(node, directions):
             self._keep_contiguous(node, OVERRUN)
         return True
 
@@ -209,7 +211,7 @@ class _Reader:
         """Whether the gradient of a convolution's weight is computed in the layout that the node works in."""
         if operator_of(node) == "convolution_backward":
             return CONVOLUTION_WEIGHT_GRAD in directions
-        return not self._fused and self._context.initial_modes.grad and weight_trains(self._context, node)
+        return self._autograd_follows and weight_trains(self._context, node)
 
     def _may_be_product(self, node: Node, sizes: ConvolutionSizes) -> bool:
         """Whether a matrix product can take a convolution's place where it is channels-last.
@@ -227,7 +229,7 @@ class _Reader:
             and set(sizes.weight[2:]) == set(stride) == {1}
             and set(padding) == {0}
             and product_operands(node) is not None
-            and (self._fused or not self._context.initial_modes.grad)
+            and not self._autograd_follows
         )
 
     def _agnostic(self, node: Node) -> bool:
@@ -250,15 +252,13 @@ class _Reader:
         return is_labelled
 
     def _pools_unsafely(self, node: Node, operands: Sequence[Node]) -> bool:
+        """Whether the gradient of an average pooling, in the layout of the node, could be wrong."""
         name = operator_of(node)
-        if name not in ("avg_pool2d", "avg_pool2d_backward"):
-            return False
-        gives_gradient = name == "avg_pool2d_backward" or (
-            not self._fused
-            and self._context.initial_modes.grad
-            and any(map(self._context.requires_grad, operands))
-        )
-        return gives_gradient and forgets_padding(node, self._costs.device_type, generated=self._fused)
+        if name == "avg_pool2d":
+            trains = self._autograd_follows and any(map(self._context.requires_grad, operands))
+        else:
+            trains = name == "avg_pool2d_backward"
+        return trains and forgets_padding(node, self._costs.device_type, generated=self._fused)
 
     def _reducing(self, node: Node) -> bool:
         operands = self._labelled_operands(node)

@@ -9,8 +9,8 @@ The forward and the gradient of the input are right, and so is everything in con
 in 3.14. RepVGG's first block is such a convolution, and stock inductor lays it out channels-last.
 
 CUDA's gradient of an average pooling with padding. The channels-last kernel forgets the padding and takes
-each gradient from other windows: PyTorch's issue 188344, mended in July 2026, in no release before 2.14. What
-inductor generates is right, but it calls that kernel where many windows overlap.
+each gradient from other windows: PyTorch's issue 188344, mended in July 2026. What inductor generates is
+right, but it calls that kernel where many windows overlap.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import Node
 
-from fxpasses.graph.levels import attribute
+from fxpasses.graph.modules import module_of
+from fxpasses.graph.schema import bind
 from fxpasses.passes.layout.costs import ConvolutionSizes, Sizes
 
 OVERRUN = (
@@ -36,6 +38,9 @@ _VECTOR = 16
 """Values of a vector of AVX-512; AVX2's have 8, and from 8 channels on its kernel is right."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
+
+_GENERATED = 25
+"""Where more windows overlap, inductor calls the library; never more overlap than a window has pixels."""
 
 
 def overruns(sizes: ConvolutionSizes, dtype: torch.dtype, device: torch.device | str) -> bool:
@@ -72,7 +77,7 @@ def may_overrun(
         groups: into how many groups the channels fall.
     """
     few = not isinstance(weight[1], int) or weight[1] < _VECTOR
-    padded = any(each != 0 for each in padding) if not isinstance(padding, str) else False
+    padded = not isinstance(padding, str) and any(each != 0 for each in padding)
     return (
         len(weight) == 4
         and all(isinstance(each, int) and each == 1 for each in weight[2:])
@@ -93,31 +98,18 @@ def forgets_padding(node: Node, device: torch.device | str, *, generated: bool) 
     """
     if torch.device(device).type != "cuda":
         return False
-    kernel, padding = _pooling(node)
-    may_be_generated = generated and isinstance(kernel, int) and kernel <= _GENERATED
-    return not may_be_generated and any(each != 0 for each in padding)
-
-
-_GENERATED = 25
-"""Where more windows overlap, inductor calls the library; never more overlap than a window has pixels."""
-
-
-def _pooling(node: Node) -> tuple[Any, Sequence[Any]]:
-    """How many pixels a window has, or None; and the padding."""
-    if node.op == "call_module":
-        owner = node.graph.owning_module
-        assert owner is not None
-        module: Any = attribute(owner, str(node.target))
-        kernel, padding = module.kernel_size, module.padding
+    module, arguments = module_of(node), bind(node)
+    if isinstance(module, nn.AvgPool2d):
+        kernel, padding = _pair(module.kernel_size), _pair(module.padding)
+    elif isinstance(arguments, dict):
+        kernel, padding = _pair(arguments["kernel_size"]), _pair(arguments["padding"])
     else:
-        # The gradient's operator has one more operand in front of the same arguments.
-        first = 2 if "backward" in str(node.target) else 1
-        kernel = _argument(node, first, "kernel_size", None)
-        padding = _argument(node, first + 2, "padding", 0)
-    sizes = kernel if isinstance(kernel, (list, tuple)) else [kernel, kernel]
-    count = math.prod(sizes) if all(isinstance(each, int) for each in sizes) else None
-    return count, list(padding) if isinstance(padding, (list, tuple)) else [padding]
+        return True
+    is_generated = generated and math.prod(kernel) <= _GENERATED
+    return not is_generated and any(each != 0 for each in padding)
 
 
-def _argument(node: Node, position: int, name: str, default: Any) -> Any:
-    return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
+def _pair(given: Any) -> list[int]:
+    """A value for each of two dimensions, where one may stand for both."""
+    values = list(given) if isinstance(given, (list, tuple)) else [given]
+    return values if len(values) == 2 else values * 2
