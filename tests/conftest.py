@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+# Every worker of pytest-xdist runs as many threads as there are cores, and threads that wait by spinning keep
+# the other workers from a core: a multiple of the time, with two workers on two cores. OpenMP reads this when
+# it is loaded, which may have happened in this process, but not in the workers that it is about to start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 
