@@ -14,7 +14,7 @@ from torch.fx import Node
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import value
-from fxpasses.passes.layout.labels import operator_of, order_of
+from fxpasses.passes.layout.labels import operator_of, order_of_strides
 from fxpasses.picture import LARGEST, GraphPicture, PicturedNode, Stage
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _described(held: object) -> tuple[str, str]:
         try:
             return _strided(*key)
         except TypeError:  # symbolic sizes have no hash
-            return _sizes(held.dtype, shape), _label(held)
+            return _strided.__wrapped__(*key)
     if isinstance(held, (tuple, list)):
         return f"({', '.join([_described(each)[0] for each in held])})", ""
     if isinstance(held, (bool, int, float, torch.SymInt, torch.SymFloat, torch.SymBool)):
@@ -144,15 +144,9 @@ def _described(held: object) -> tuple[str, str]:
 
 @functools.lru_cache(maxsize=4096)
 def _strided(dtype: torch.dtype, shape: torch.Size, stride: tuple[int, ...]) -> tuple[str, str]:
-    return _sizes(dtype, shape), _label(torch.empty_strided(shape, stride, device="meta"))
+    found = order_of_strides(shape, stride)
+    return _sizes(dtype, shape), found if found in ("contiguous", "channels_last") else ""
 
 
 def _sizes(dtype: torch.dtype, shape: torch.Size) -> str:
     return f"{str(dtype).removeprefix('torch.')}[{', '.join(map(str, shape))}]"
-
-
-def _label(held: torch.Tensor) -> str:
-    if held.dim() not in (4, 5):
-        return ""
-    found = order_of(held)
-    return found if found in ("contiguous", "channels_last") else ""

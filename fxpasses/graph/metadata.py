@@ -9,7 +9,8 @@ Under make_fx with real inputs every value has a fake mode of its own, which tor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -23,6 +24,7 @@ from fxpasses.graph.levels import attribute, nested_graphs
 from fxpasses.torch_internals import (
     FakeTensor,
     FakeTensorMode,
+    OpOverload,
     guard_count,
     is_functorch_wrapped,
     new_fake_mode,
@@ -105,6 +107,37 @@ class FakeEvaluator:
                     else tuple(None if each is None else _Spec.of(each) for each in result)
                 )
         return result
+
+    def laid_out_anew(
+        self, function: object, args: Sequence[Any], kwargs: Mapping[str, Any], before: object
+    ) -> torch.Tensor | None:
+        """What `call` gives where only the operands' strides are others than when it gave `before`.
+
+        Element-wise operators follow a rule, which is cheaper than a fake tensor's dispatch: where the
+        operands of the result's shape all have the same dense strides, so has the result, if the others vary
+        along one dimension at most. (Dimensions are ordered by the strides of one operand after the other,
+        and strides of 0 and dimensions of size 1 decide nothing.) None where the rule does not say.
+        """
+        if not isinstance(before, FakeTensor) or not _is_elementwise(function) or torch.is_grad_enabled():
+            return None
+        operands = (*args, *kwargs.values())
+        if "memory_format" in kwargs or any(isinstance(each, (tuple, list)) for each in operands):
+            return None
+        found: tuple[int, ...] | None = None
+        for operand in [each for each in map(tensor, operands) if each is not None]:
+            shape, strides = operand.shape, operand.stride()
+            if not all(type(each) is int for each in shape):
+                return None
+            if shape == before.shape:
+                if found is not None and strides != found:
+                    return None
+                found = strides
+            elif sum(each != 1 for each in shape) > 1:
+                return None
+        if found is None or not _is_dense(tuple(before.shape), found):
+            return None
+        spec = _Spec(tuple(before.shape), found, before.dtype, before.device, False)
+        return cast(torch.Tensor, self._built(spec))
 
     def _built(self, known: _Result) -> Any:
         """A result of a known description."""
@@ -208,6 +241,26 @@ class _Spec:
             meta = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
         result = FakeTensor(mode, meta, self.device)
         return result.requires_grad_() if self.requires_grad else result
+
+
+@functools.cache
+def _is_elementwise(function: object) -> bool:
+    """Whether an operator makes each element of a new tensor of those at its place."""
+    if not isinstance(function, OpOverload) or torch.Tag.pointwise not in function.tags:
+        return False
+    schema = function._schema
+    return not schema.is_mutable and all(each.alias_info is None for each in schema.returns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_dense(size: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether elements lie without gaps or overlaps, in one way alone: no dimension is of size 1."""
+    reached = 1
+    for stride, length in sorted(zip(strides, size, strict=True)):
+        if stride != reached or length <= 1:
+            return False
+        reached *= length
+    return True
 
 
 _Result: TypeAlias = "_Spec | tuple[_Spec | None, ...] | None"

@@ -169,3 +169,90 @@ def test_a_repeated_call_whose_results_are_views_shares_storage_again() -> None:
         assert found[1]._base is not None  # type: ignore[index]
     for found in _called_twice(with_view_of_result, x):
         assert storage_key(found[0]) == storage_key(found[1])  # type: ignore[index]
+
+
+aten, prims = torch.ops.aten, torch.ops.prims
+ONCE, TWICE, FULL = (1, 3, 1, 1), (2, 3, 1, 1), (2, 3, 4, 5)
+LAST = torch.channels_last
+
+
+def _laid_out_anew(function: object, *operands: object, **options: object) -> object:
+    """What the rule says of a call on tensors, or numbers, in a graph traced from contiguous ones."""
+    given = [each for each in operands if isinstance(each, torch.Tensor)]
+    graph_module = make_fx(lambda *given: given, tracing_mode="fake")(*given)
+    nodes = iter(graph_module.graph.find_nodes(op="placeholder"))
+    args = tuple(next(nodes) if isinstance(each, torch.Tensor) else each for each in operands)
+    evaluator = FakeEvaluator(graph_module)
+    fake = [evaluator.fake(torch.empty(each.shape, dtype=each.dtype)) for each in given]
+    remaining = iter(fake)
+    before = function(
+        *[next(remaining) if isinstance(each, torch.Tensor) else each for each in operands], **options
+    )  # type: ignore[operator]
+    found = evaluator.laid_out_anew(function, args, options, before)
+    if found is not None:
+        eager = function(*operands, **options)  # type: ignore[operator]
+        assert _described(found) == _described(eager) == _described(evaluator.call(function, args, options))  # type: ignore[arg-type]
+        assert storage_key(found) not in map(storage_key, fake)
+    return found
+
+
+def _dense(size: tuple[int, ...], order: tuple[int, ...]) -> torch.Tensor:
+    """A tensor whose dimensions lie in this order in memory."""
+    return torch.randn([size[d] for d in order]).permute([order.index(d) for d in range(len(size))])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (1, 0, 2, 3), (3, 2, 1, 0)])
+@torch.no_grad()
+def test_element_wise_results_lie_as_their_operands_do(order: tuple[int, ...]) -> None:
+    x, y, mask = _dense(FULL, order), _dense(FULL, order), _dense(FULL, order) > 0
+    once = torch.randn(ONCE)
+    for function, operands in (
+        (aten.relu.default, (x,)),
+        (aten.clone.default, (x,)),
+        (aten.le.Scalar, (x, 0)),
+        (aten.add.Tensor, (x, y)),
+        (aten.add.Tensor, (x, torch.tensor(2.0))),
+        (aten.mul.Tensor, (once, x)),
+        (aten.sub.Tensor, (x, torch.randn(5))),
+        (aten.where.self, (mask, torch.tensor(0.0), x)),
+        (aten.where.self, (mask, x, once)),
+        (aten.hardtanh.default, (x, 0.0, 6.0)),
+        (aten.threshold_backward.default, (x, y, 0)),
+        (prims.convert_element_type.default, (x, torch.bfloat16)),
+        (aten.add.Tensor, (x, y.to(torch.float64))),
+    ):
+        assert _laid_out_anew(function, *operands) is not None, function
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _laid_out_anew(aten.add.Tensor, x, y) is not None
+
+
+@torch.no_grad()
+def test_where_the_rule_of_element_wise_results_says_nothing() -> None:
+    x = torch.randn(FULL)
+    for function, operands in (
+        (aten.add.Tensor, (x, x.to(memory_format=LAST))),  # the first counts
+        (aten.add.Tensor, (x, torch.randn(TWICE))),  # it varies along two dimensions, whose order may count
+        (aten.mul.Tensor, (torch.randn(2, 1, 1, 1), torch.randn(1, 3, 4, 5))),  # none has the result's shape
+        (aten.relu.default, (torch.randn(2, 1, 4, 5),)),  # strides of such a dimension mean nothing
+        (aten.relu.default, (torch.randn(2, 0, 4, 5),)),
+        (aten.relu.default, (torch.randn(2, 3, 4, 8)[..., ::2],)),  # the result has no gaps
+        (aten.relu.default, (torch.randn(1, 3, 4, 5).expand(FULL),)),  # nor does it overlap itself
+        (aten.positive.default, (x,)),  # its result is its operand
+        (aten.relu_.default, (x,)),
+        (aten.cumsum.default, (x, 1)),  # not element-wise
+        (aten._to_copy.default, (x,)),
+    ):
+        assert _laid_out_anew(function, *operands) is None, function
+    assert _laid_out_anew(aten.clone.default, x, memory_format=LAST) is None
+    with torch.enable_grad():
+        assert _laid_out_anew(aten.relu.default, x) is None
+
+
+@torch.no_grad()
+def test_the_rule_of_element_wise_results_guards_no_symbol() -> None:
+    graph_module = make_fx(torch.add, tracing_mode="symbolic")(torch.randn(FULL), torch.randn(FULL))
+    *nodes, result, _ = graph_module.graph.nodes
+    evaluator = FakeEvaluator(graph_module)
+    before = evaluator.guard_count
+    assert evaluator.laid_out_anew(aten.add.Tensor, nodes, {}, value(result)) is None
+    assert evaluator.guard_count == before

@@ -182,13 +182,29 @@ def order_of(tensor: torch.Tensor, frame: Frame | None = None) -> Order:
         tensor: of 4 or 5 dimensions; of any other number it has no order that counts (``"both"``).
         frame: which logical dimension each of its dimensions stands for; None for N, C, *spatial.
     """
-    rank = tensor.dim()
-    if rank not in (4, 5):
-        return "both"
     if tensor.layout is not torch.strided:
-        return "other"
+        return "both" if tensor.dim() not in (4, 5) else "other"
+    return order_of_strides(tensor.shape, tensor.stride(), frame)
+
+
+def order_of_strides(
+    sizes: Sequence[int | torch.SymInt], strides: Sequence[int | torch.SymInt], frame: Frame | None = None
+) -> Order:
+    """`order_of` for a tensor of these sizes and strides."""
+    if len(sizes) not in (4, 5):
+        return "both"
+    try:
+        return _order(sizes, strides, frame)
+    except TypeError:  # symbolic sizes have no hash
+        return _order.__wrapped__(sizes, strides, frame)
+
+
+@functools.lru_cache(maxsize=4096)
+def _order(
+    sizes: Sequence[int | torch.SymInt], strides: Sequence[int | torch.SymInt], frame: Frame | None
+) -> Order:
+    rank = len(sizes)
     logical = sorted(range(rank), key=frame.__getitem__) if frame else list(range(rank))
-    sizes, strides = tensor.shape, tensor.stride()
     kept = [d for d in logical if not is_one(sizes[d])]
     channels = logical[1]
     last = [d for d in kept if d != channels] + ([channels] if channels in kept else [])

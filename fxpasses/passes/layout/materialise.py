@@ -423,7 +423,10 @@ class _Carrier:
 
     def _recompute(self, node: Node) -> None:
         self._remember(node)
-        made = self.context.evaluator.call(_function(self.context, node), node.args, dict(node.kwargs))
+        function, evaluator = _function(self.context, node), self.context.evaluator
+        made = evaluator.laid_out_anew(function, node.args, node.kwargs, value(node))
+        if made is None:
+            made = evaluator.call(function, node.args, dict(node.kwargs))
         set_value(node, made, like=node)
 
 
