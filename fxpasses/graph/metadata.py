@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxpasses.errors import MissingMetadataError
 from fxpasses.graph.levels import attribute, nested_graphs
+from fxpasses.graph.strides import has_gaps, memory_order
 from fxpasses.torch_internals import (
     FakeTensor,
     FakeTensorMode,
@@ -123,20 +124,23 @@ class FakeEvaluator:
         operands = (*args, *kwargs.values())
         if "memory_format" in kwargs or any(isinstance(each, (tuple, list)) for each in operands):
             return None
-        found: tuple[int, ...] | None = None
+        found: torch.Tensor | None = None
         for operand in [each for each in map(tensor, operands) if each is not None]:
-            shape, strides = operand.shape, operand.stride()
+            shape = operand.shape
             if not all(type(each) is int for each in shape):
                 return None
             if shape == before.shape:
-                if found is not None and strides != found:
+                if found is not None and operand.stride() != found.stride():
                     return None
-                found = strides
+                found = operand
             elif sum(each != 1 for each in shape) > 1:
                 return None
-        if found is None or not _is_dense(tuple(before.shape), found):
+        # The strides of dimensions of size 1 say nothing, and may be others in the result.
+        if found is None or min(found.shape, default=0) <= 1:
             return None
-        spec = _Spec(tuple(before.shape), found, before.dtype, before.device, False)
+        if memory_order(found) is None or has_gaps(found):
+            return None
+        spec = _Spec(tuple(before.shape), found.stride(), before.dtype, before.device, False)
         return cast(torch.Tensor, self._built(spec))
 
     def _built(self, known: _Result) -> Any:
@@ -250,17 +254,6 @@ def _is_elementwise(function: object) -> bool:
         return False
     schema = function._schema
     return not schema.is_mutable and all(each.alias_info is None for each in schema.returns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_dense(size: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether elements lie without gaps or overlaps, in one way alone: no dimension is of size 1."""
-    reached = 1
-    for stride, length in sorted(zip(strides, size, strict=True)):
-        if stride != reached or length <= 1:
-            return False
-        reached *= length
-    return True
 
 
 _Result: TypeAlias = "_Spec | tuple[_Spec | None, ...] | None"
