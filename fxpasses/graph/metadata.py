@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxpasses.errors import MissingMetadataError
 from fxpasses.graph.levels import attribute, nested_graphs
-from fxpasses.graph.strides import has_gaps, memory_order
+from fxpasses.graph.strides import are_dense
 from fxpasses.torch_internals import (
     FakeTensor,
     FakeTensorMode,
@@ -127,7 +127,7 @@ class FakeEvaluator:
         found: torch.Tensor | None = None
         for operand in [each for each in map(tensor, operands) if each is not None]:
             shape = operand.shape
-            if not all(type(each) is int for each in shape):
+            if not all(type(each) is int for each in (*shape, *operand.stride())):
                 return None
             if shape == before.shape:
                 if found is not None and operand.stride() != found.stride():
@@ -138,9 +138,10 @@ class FakeEvaluator:
         # The strides of dimensions of size 1 say nothing, and may be others in the result.
         if found is None or min(found.shape, default=0) <= 1:
             return None
-        if memory_order(found) is None or has_gaps(found):
+        sizes, strides = tuple(before.shape), found.stride()
+        if not are_dense(sizes, strides):
             return None
-        spec = _Spec(tuple(before.shape), found.stride(), before.dtype, before.device, False)
+        spec = _Spec(sizes, strides, before.dtype, before.device, False)
         return cast(torch.Tensor, self._built(spec))
 
     def _built(self, known: _Result) -> Any:

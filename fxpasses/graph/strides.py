@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
+
 import sympy
 import torch
 
@@ -14,14 +18,28 @@ def memory_order(found: torch.Tensor) -> list[int] | None:
     A tensor with gaps, such as a slice, has an order too. Symbolic sizes are compared as expressions, without
     guards, and are only found to be in the order of the axes.
     """
-    if found.layout is not torch.strided:
-        return None
-    order = list(range(found.ndim))
-    if all(type(size) is int for size in (*found.shape, *found.stride())):
-        order.sort(key=found.stride, reverse=True)
+    return _order(found.shape, found.stride()) if found.layout is torch.strided else None
+
+
+def has_gaps(found: torch.Tensor) -> bool:
+    """Whether memory between the elements of a tensor is not its own; False where sizes are symbolic."""
+    sizes, strides = found.shape, found.stride()
+    return all(type(each) is int for each in (*sizes, *strides)) and _have_gaps(sizes, strides)
+
+
+@functools.lru_cache(maxsize=4096)
+def are_dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether a tensor of these sizes and strides has neither elements that overlap nor gaps between them."""
+    return _order(sizes, strides) is not None and not _have_gaps(sizes, strides)
+
+
+def _order(sizes: Sequence[int | torch.SymInt], strides: Sequence[int | torch.SymInt]) -> list[int] | None:
+    order = list(range(len(sizes)))
+    if all(type(each) is int for each in (*sizes, *strides)):
+        order.sort(key=strides.__getitem__, reverse=True)
     needed: int | torch.SymInt = 1
     for axis in reversed(order):
-        size, stride = found.shape[axis], found.stride(axis)
+        size, stride = sizes[axis], strides[axis]
         if type(size) is int and size == 1:
             continue
         if not _is_at_least(stride, needed):
@@ -30,12 +48,10 @@ def memory_order(found: torch.Tensor) -> list[int] | None:
     return order
 
 
-def has_gaps(found: torch.Tensor) -> bool:
-    """Whether memory between the elements of a tensor is not its own; False where sizes are symbolic."""
-    if not all(type(size) is int for size in (*found.shape, *found.stride())) or not found.numel():
-        return False
-    reach = sum((size - 1) * stride for size, stride in zip(found.shape, found.stride(), strict=True))
-    return reach + 1 > found.numel()
+def _have_gaps(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    count = math.prod(sizes)
+    reach = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    return count > 0 and reach + 1 > count
 
 
 def _is_at_least(stride: int | torch.SymInt, needed: int | torch.SymInt) -> bool:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from helpers import ATEN_LEVELS, CAPTURES, image, pair
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 import fxpasses
 from fxpasses.errors import MissingMetadataError
@@ -256,3 +258,15 @@ def test_the_rule_of_element_wise_results_guards_no_symbol() -> None:
     before = evaluator.guard_count
     assert evaluator.laid_out_anew(aten.add.Tensor, nodes, {}, value(result)) is None
     assert evaluator.guard_count == before
+
+
+@torch.no_grad()
+def test_the_rule_of_element_wise_results_leaves_symbolic_strides_alone() -> None:
+    """Static sizes, and gaps of a size that nobody knows: the result has none."""
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    frames = [DimDynamic.STATIC, DimDynamic.DYNAMIC, DimDynamic.STATIC, DimDynamic.STATIC]
+    clips = mode.from_tensor(torch.randn(2, 9, 4, 5), symbolic_context=StatelessSymbolicContext(frames))
+    graph_module = make_fx(lambda x: x[:, 0] + x[:, 1], tracing_mode="fake")(clips)
+    (result,) = graph_module.graph.find_nodes(op="call_function", target=aten.add.Tensor)
+    assert any(isinstance(each, torch.SymInt) for each in value(result.args[0]).stride())
+    assert FakeEvaluator(graph_module).laid_out_anew(aten.add.Tensor, result.args, {}, value(result)) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxpasses.graph.strides import has_gaps, memory_order
+from fxpasses.graph.strides import are_dense, has_gaps, memory_order
 
 IMAGE = torch.empty(2, 3, 4, 5)
 LAST = IMAGE.contiguous(memory_format=torch.channels_last)
@@ -31,6 +31,7 @@ LAST = IMAGE.contiguous(memory_format=torch.channels_last)
 def test_axes_are_told_from_the_outermost_to_the_innermost(given, order, gaps):
     assert memory_order(given) == order
     assert has_gaps(given) is gaps
+    assert are_dense(tuple(given.shape), given.stride()) is not gaps
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,7 @@ def test_axes_are_told_from_the_outermost_to_the_innermost(given, order, gaps):
 )
 def test_elements_that_overlap_have_no_order(given):
     assert memory_order(given) is None
+    assert given.is_sparse or not are_dense(tuple(given.shape), given.stride())
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,7 @@ class CostModel:
     hints: Mapping[Any, int] = field(default_factory=dict)
     generates: bool = False
     _known: dict[object, dict[Label, Choice]] = field(default_factory=dict)
+    _copies: dict[object, Seconds] = field(default_factory=dict)
 
     def convolution(
         self,
@@ -225,6 +226,12 @@ class CostModel:
 
     def copy(self, given: torch.Tensor, to: Label) -> Seconds:
         """The cost of copying a tensor into the layout of a label."""
+        key = (to, given.dtype, *map(_exact, given.shape))
+        if key not in self._copies:
+            self._copies[key] = self._copy(given, to)
+        return self._copies[key]
+
+    def _copy(self, given: torch.Tensor, to: Label) -> Seconds:
         num_bytes = _bytes(given)
         peaks = self._peaks(given.dtype)
         floor = peaks.call_seconds + 2 * num_bytes / peaks.bandwidth

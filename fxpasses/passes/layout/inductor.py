@@ -102,13 +102,15 @@ class JointLayout:
     def _run(self, graph: Graph) -> None:
         assert graph.owning_module is not None
         context = GraphContext(graph.owning_module, Modes(grad=False), executor="fused")
-        before = take_pictures([context], "joint-before")
-        names = _names_in(graph, self.inputs)
         with collector_paused():
+            before = take_pictures([context], "joint-before")
+            names = _names_in(graph, self.inputs)
             outcome = plan_and_carry_out(context, self.goal, self.profile, names, for_inductor=True)
+            pictured = before and outcome.changed
+            after = take_pictures([context], "joint-after", inf) if pictured else ()
         self._outcomes.append(outcome)
         self._graphs += before
-        for each in take_pictures([context], "joint-after", inf) if before and outcome.changed else ():
+        for each in after:
             written = dict.fromkeys(each.names - before[0].names, "written")
             plan = outcome.layout
             marked = each.marked(written)

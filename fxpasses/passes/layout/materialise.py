@@ -38,7 +38,12 @@ from fxpasses.passes.layout.labels import (
     to_channels_last,
 )
 from fxpasses.passes.layout.network import Role, product_operands
-from fxpasses.torch_internals import REALIZE_TO_STRIDES, FakeTensor, size_expression
+from fxpasses.torch_internals import (
+    REALIZE_TO_STRIDES,
+    FakeTensor,
+    size_expression,
+    without_fake_tensors,
+)
 
 aten = torch.ops.aten
 
@@ -72,7 +77,7 @@ def materialise(context: GraphContext, assignment: Assignment) -> Carried:
     """
     carrier = _Carrier(context, assignment)
     try:
-        with _without_guards(context):
+        with _without_guards(context), without_fake_tensors():
             carrier.run()
             carrier.check()
     except Exception as error:

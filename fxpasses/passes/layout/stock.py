@@ -55,9 +55,16 @@ def _as_inductor_sees_them(nodes: Sequence[Node]) -> list[Node]:
     """The nodes, with every convolution as the ATen operator that it will be."""
     found: list[Node] = []
     for node in nodes:
-        read = read_convolution(node) if operator_of(node).startswith("conv") else None
+        is_other = operator_of(node).startswith("conv") and not _is_inductors(node)
+        read = read_convolution(node) if is_other else None
         found.append(node if read is None else _convolution(read[0], read[3][0]))
     return found
+
+
+def _is_inductors(node: Node) -> bool:
+    """Whether a convolution is written as inductor reads it: all operands with metadata, all by position."""
+    is_aten = node.target is torch.ops.aten.convolution.default and len(node.args) == 9
+    return is_aten and all(isinstance(each, Node) and tensor(each) is not None for each in node.args[:2])
 
 
 def _convolution(sizes: ConvolutionSizes, activation: Node) -> Node:
