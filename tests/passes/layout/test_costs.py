@@ -231,6 +231,25 @@ def test_a_product_has_to_be_faster_by_more_than_measurements_vary(monkeypatch, 
     assert len(multiplied(monkeypatch, product)) == taken
 
 
+@pytest.mark.parametrize(
+    ("device_type", "bandwidth", "taken"), [("cpu", 6e6, False), ("cpu", 8e6, True), ("cuda", 6e6, True)]
+)
+def test_on_a_cpu_a_product_has_to_gain_what_two_passes_through_memory_take(device_type, bandwidth, taken):
+    """A measurement has its operands in the cache, a model has not."""
+    found = dataclasses.replace(
+        pointwise_profile(1e-3), rooflines=(dataclasses.replace(PEAKS, bandwidth=bandwidth),)
+    )
+    # 2·36·(8 + 4) values of four bytes, twice: the gain of 1 ms at 6.912 MB a second.
+    sizes = ConvolutionSizes(
+        (2, 8, 6, 6), (4, 8, 1, 1), (2, 4, 6, 6), ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    )
+    costs = CostModel(device_type, found)
+    choices = costs.convolution(sizes, torch.float32, (CONVOLUTION_FORWARD,), as_product=True)
+    expected = ("mm", 1e-3) if taken else ("aten.convolution", 2e-3)
+    assert (choices[L].implementation, choices[L].seconds) == expected
+    assert (choices[C].implementation, choices[C].seconds) == ("aten.convolution", 3e-3)
+
+
 def test_a_product_that_was_measured_slower_does_not(monkeypatch):
     assert multiplied(monkeypatch, 2.5e-3) == []
 
