@@ -19,13 +19,16 @@ import torch
 from fxpasses import counters
 from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.context import Executor, GraphContext
+from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import Modes
+from fxpasses.graph.strides import memory_order
 from fxpasses.kept_weights import KeptWeights
 from fxpasses.kernels.convolution import Sizes
 from fxpasses.memory import arrange_memory, exceeds_reuse
 from fxpasses.options import Options
 from fxpasses.passes import own_inputs
 from fxpasses.passes.activation_masks import JointMasks, joint_masks
+from fxpasses.passes.layout import raw_memory
 from fxpasses.passes.layout.inductor import graph_key_of, joint_layout, without_unsafe_kernels
 from fxpasses.passes.packed_weights import OwnKernels, WeightPacking, own_kernel_of_linear
 from fxpasses.passes.parameter_work import PacksLinear, ParameterWork, split_parameter_work
@@ -33,7 +36,12 @@ from fxpasses.pipeline import keeps_weights, run_passes
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.registry import REGISTRY
-from fxpasses.torch_internals import compile_with_inductor, inductor_mode_options, lookup_backend
+from fxpasses.torch_internals import (
+    compile_with_inductor,
+    guessed_tangents,
+    inductor_mode_options,
+    lookup_backend,
+)
 
 _Patches = Callable[[Mapping[str, Any]], dict[str, Any]]
 """From inductor's settings to the same with some of ours."""
@@ -74,7 +82,9 @@ def backend(
         report = replace(report, remarks=(*report.remarks, remark))
         layout = joint_layout(rewritten, example_inputs, chosen) if packs else layout
     masks = _joint_masks(rewritten, example_inputs, chosen)
-    steps = [each.patches for each in (masks, layout) if each is not None]
+    kept_weights = isinstance(work, ParameterWork)
+    seen = functools.partial(raw_memory.patches, kept_weights=kept_weights)
+    steps: list[_Patches] = [seen, *(each.patches for each in (masks, layout) if each is not None)]
     if layout is None and _folds_while_training(report, example_inputs, chosen):
         steps.append(own_inputs.patches)
     unsafe = without_unsafe_kernels(rewritten, chosen) if layout is None else ()
@@ -82,17 +92,28 @@ def backend(
         report = replace(report, remarks=(*report.remarks, *unsafe))
         steps.append(lambda given: {**given, "layout_optimization": False})
     patches = _in_turn(steps)
-    if isinstance(work, ParameterWork):
-        compiled, report = _compile_with_kept_weights(
-            work, example_inputs, chosen, mode, patches, report, packs=packs
-        )
-    else:
-        compiled = _inner(chosen, mode, patches)(rewritten, example_inputs)
+    with guessed_tangents(as_outputs=not _gives_overlapping(rewritten)):
+        if isinstance(work, ParameterWork):
+            compiled, report = _compile_with_kept_weights(
+                work, example_inputs, chosen, mode, patches, report, packs=packs
+            )
+        else:
+            compiled = _inner(chosen, mode, patches)(rewritten, example_inputs)
     for each in (masks, layout):
         report = each.completed(report) if each is not None else report
     # Counted last: a graph that the inner backend refused was not optimised.
     counters.record(report)
     return compiled
+
+
+def _gives_overlapping(graph_module: torch.fx.GraphModule) -> bool:
+    """Whether elements of a result that takes a gradient may overlap in memory, as of `unfold`.
+
+    AOTAutograd (2.11 to 2.15) copies the gradient into the same strides, in which elements overwrite others.
+    """
+    (output,) = graph_module.graph.find_nodes(op="output")
+    results = [tensor(each) for each in output.all_input_nodes]
+    return any(each is not None and each.requires_grad and memory_order(each) is None for each in results)
 
 
 def _devices(inputs: Sequence[Any]) -> set[str]:
@@ -117,11 +138,9 @@ def _folds_while_training(report: Report, inputs: Sequence[Any], options: Option
 _FOLDING = ("efficient_conv_bn_eval", "conv_affine", "affine_across_views", "parallel_conv_merge")
 
 
-def _in_turn(steps: Iterable[_Patches]) -> _Patches | None:
-    """Adds the settings of each in turn; None where there is nobody."""
+def _in_turn(steps: Iterable[_Patches]) -> _Patches:
+    """Adds the settings of each in turn."""
     order = tuple(steps)
-    if not order:
-        return None
     return lambda given: functools.reduce(lambda patches, step: step(patches), order, dict(given))
 
 
@@ -160,7 +179,7 @@ def _compile_with_kept_weights(
     example_inputs: Sequence[Any],
     options: Options,
     mode: str | None,
-    patches: _Patches | None,
+    patches: _Patches,
     report: Report,
     *,
     packs: bool,
@@ -172,7 +191,7 @@ def _compile_with_kept_weights(
         return KeptWeights(_inner(options, mode, patches)(work.main, inputs), work), kept
     packing = WeightPacking(inputs, len(work.examples), _OWN_KERNELS[options.profit])
     with packing.constants_allowed:
-        compiled = _inner(options, mode, packing.patches)(work.main, inputs)
+        compiled = _inner(options, mode, _in_turn([patches, packing.patches]))(work.main, inputs)
     kept = replace(
         kept,
         remarks=(*report.remarks, *packing.remarks),

@@ -16,6 +16,7 @@ from fxpasses.graph.metadata import ensure_metadata
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
 from fxpasses.passes import register_all
+from fxpasses.passes.eager_strides import write_out_eagers_strides
 from fxpasses.report import Report
 from fxpasses.rewrite.driver import Driver
 from fxpasses.rewrite.registry import REGISTRY
@@ -55,6 +56,7 @@ def run_passes(
         trainable=trainable | _trainable_inputs(copied, example_inputs),
     )
     with collector_paused():
+        write_out_eagers_strides(context)
         return copied, Driver(passes, options).run(context)
 
 

@@ -128,6 +128,13 @@ def storage_key(tensor: torch.Tensor) -> int | None:
         return None
 
 
+def suggest_memory_format(given: torch.Tensor) -> torch.memory_format:
+    """The format in which torch's kernels write the result of an operator that reads a tensor."""
+    from torch._prims_common import suggest_memory_format as suggest
+
+    return suggest(given)
+
+
 def size_hint(size: int | torch.SymInt, fallback: int = 64) -> int:
     """The size that a symbolic dimension had when it was traced, without adding a guard.
 
@@ -532,6 +539,7 @@ def packed_convolution_onto(
     return lambda other: cast(torch.Tensor, operator(other, *given))
 
 
+@functools.cache
 def force_stride_order() -> OpOverload:
     """The operator that has inductor put a tensor into memory in an order of strides, if it is not so."""
     from torch._inductor import inductor_prims
@@ -544,6 +552,25 @@ def writes_cpp_wrapper() -> bool:
     from torch._inductor import config
 
     return bool(config.cpp_wrapper)
+
+
+def guessed_tangents(*, as_outputs: bool) -> contextlib.AbstractContextManager[Any]:
+    """A block in which AOTAutograd expects a result's gradient in the result's strides, or in a format."""
+    from torch._functorch import config
+
+    if as_outputs:
+        return contextlib.nullcontext()
+    return cast(
+        "contextlib.AbstractContextManager[Any]", config.patch(guess_tangent_strides_as_outputs=False)
+    )
+
+
+def layout_tag(overload: OpOverload) -> str | None:
+    """What an operator asks of its operands' strides, such as ``"flexible_layout"``; None if nothing."""
+    from torch._library.utils import get_layout_constraint_tag
+
+    tag = get_layout_constraint_tag(overload, with_default=False)
+    return None if tag is None else str(tag.name)
 
 
 class RealConstantsAllowed:

@@ -42,13 +42,19 @@ def level_of(graph: Graph) -> Level:
         if isinstance(node.target, OpOverload):
             if level is Level.ATEN and is_composite(node.target):
                 level = Level.PRE_DISPATCH
-        elif getattr(node.target, "__module__", None) not in _IN_EVERY_LEVEL:
+        elif not _is_in_every_level(node.target):
             return Level.TORCH
     return level
 
 
+def _is_in_every_level(function: object) -> bool:
+    """Whether a function appears beside ATen operators too, as `getitem` and `torch.sym_sum` do."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__name__", "")
+    return module in _IN_EVERY_LEVEL or (module == "torch" and name.startswith("sym_"))
+
+
 _IN_EVERY_LEVEL = ("_operator", "torch._C", "torch.amp.autocast_mode", "torch._functorch.predispatch")
-"""Modules whose functions (getitem, arithmetic on sizes, mode switches) appear beside ATen operators too."""
+"""Modules whose functions (getitem, arithmetic, mode switches) do."""
 
 
 def nested_graphs(module: GraphModule) -> list[tuple[str, GraphModule, Node]]:

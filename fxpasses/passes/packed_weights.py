@@ -28,7 +28,6 @@ from torch.fx import Graph, Node
 
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
-from fxpasses.graph.strides import has_gaps, memory_order
 from fxpasses.kernels.choice import Choice, choose, choose_linear
 from fxpasses.kernels.convolution import ACTIVATIONS, BY_PLANES, DEPTHWISE, Sizes, kernels_for, pack
 from fxpasses.passes.epilogues import epilogue_of
@@ -37,7 +36,6 @@ from fxpasses.report import Remark, Status
 from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals import (
     RealConstantsAllowed,
-    force_stride_order,
     onednn_takes,
     pack_convolution_weight,
     packed_convolution,
@@ -104,7 +102,6 @@ class WeightPacking:
             self._decline(Decline("inputs-changed", "AOTAutograd gave the graph other inputs"), "")
             return
         first = len(placeholders) - self.kept
-        strides = _strides_of_outputs(graph)
         given = _before_convolutions(graph)
         for index, weight in enumerate(placeholders[first:]):
             self._pack_linears(graph, weight, placeholders[first:])
@@ -119,13 +116,13 @@ class WeightPacking:
                 planar = convolution.args[0] in given and _is_contiguous(convolution.args[0])
                 if not self._pack_for_own_kernel(graph, convolution, placeholders[first:], planar):
                     self._pack(graph, convolution, weight, index)
-        if self.packed and not writes_cpp_wrapper():
+        # Without a kernel of ours its library may not have been loaded, and the operators not exist.
+        has_own = any(each.rule == OWN and each.status == "applied" for each in self.remarks)
+        if has_own and not writes_cpp_wrapper():
             for kernels in write_sequences(graph, functools.partial(self._constant, graph)):
                 self.remarks.append(
                     Remark(SEQUENCES, "applied", "applied", f"{kernels} kernels in one call", node="")
                 )
-        if self.packed:
-            _keep_strides(graph, strides)
         read = {index for each in self.packed for index in each.indices}
         self.husks = frozenset(index for index in read if not placeholders[first + index].users)
 
@@ -288,50 +285,6 @@ def _before_convolutions(graph: Graph) -> set[Node]:
 def _is_contiguous(node: Node) -> bool:
     found = tensor(node)
     return found is not None and found.is_contiguous()
-
-
-def _strides_of_outputs(graph: Graph) -> list[tuple[int, ...] | None]:
-    """The strides of each result; None where they are symbolic, or no order in memory."""
-    (output,) = graph.find_nodes(op="output")
-    found = [tensor(each) if isinstance(each, Node) else None for each in output.args[0]]
-    return [
-        tuple(each.stride())
-        if each is not None
-        and all(type(stride) is int for stride in each.stride())
-        and memory_order(each) is not None
-        else None
-        for each in found
-    ]
-
-
-def _keep_strides(graph: Graph, strides: Sequence[tuple[int, ...] | None]) -> None:
-    """Has results lie in memory as they did.
-
-    Our operators always write channels-last, whereas a convolution's result depends on its operands: behind
-    weights of one pixel it is as its image is. A result without gaps is copied where it is part of another
-    tensor, in which it may have gaps now: inductor keeps only the order of the axes.
-    """
-    (output,) = graph.find_nodes(op="output")
-    results = list(output.args[0])
-    for at, (result, wanted) in enumerate(zip(results, strides, strict=True)):
-        if wanted is None or not isinstance(result, Node) or result.op == "placeholder":
-            continue
-        found = tensor(result)
-        assert found is not None
-        with graph.inserting_before(output):
-            if _is_part(found) and not has_gaps(found):
-                result = graph.call_function(torch.ops.aten.clone.default, (result,))
-                set_value(result, found.new_empty_strided(found.shape, wanted))
-            forced = graph.call_function(force_stride_order(), (result, list(wanted)))
-        set_value(forced, found.new_empty_strided(found.shape, wanted))
-        results[at] = forced
-    output.args = (type(output.args[0])(results),)
-
-
-def _is_part(found: torch.Tensor) -> bool:
-    """Whether a tensor is, or may be, a view of a larger one."""
-    held = found.untyped_storage().nbytes()
-    return type(held) is not int or held > found.numel() * found.element_size()
 
 
 def _own_sizes(convolution: Node) -> Sizes | None:

@@ -8,6 +8,11 @@ what they view is. On a CPU inductor lays convolution weights out channels-last 
 copies belong to the prologue too. And it works out a batch norm's 1 / sqrt(var + eps) anew for every element,
 so a norm that nothing folded becomes x · s + t, which is how eager's kernel computes it.
 
+A convolution follows the layout of its weight, and whoever reads memory behind it must find eager's strides.
+So the main part is traced over weights in eager's strides, of which `read_kept_weights` rids it afterwards:
+
+    convolution(x, clone(kept, contiguous))  ->  convolution(x, kept)
+
 Kept tensors never hold more bytes than the parameters and buffers they come from.
 """
 
@@ -25,7 +30,6 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.graph.modes import difference
 from fxpasses.graph.operands import tensor_of
-from fxpasses.graph.strides import has_gaps, memory_order
 from fxpasses.graph.views import CONVOLUTIONS, BatchNorm, Linear, read_linear
 from fxpasses.passes.folding import Terms, norm_at
 from fxpasses.rewrite.builder import Builder
@@ -82,13 +86,13 @@ def split_parameter_work(
     placeholders = context.graph.find_nodes(op="placeholder")
     sources = [each for each in placeholders if is_module_tensor(each) and not context.is_written(each)]
     stable = _stable_nodes(context, set(sources))
+    moved: frozenset[Node] = frozenset()
     if for_cpu:
         if _write_norms_as_terms(context, stable):
             stable = _stable_nodes(context, set(sources))
-        _add_layout_copies(context, stable)
+        moved = _add_layout_copies(context, stable)
         if packs_linear is not None:
             _add_linear_copies(context, stable, packs_linear)
-        _keep_strides_of_outputs(context)
     kept = _kept_nodes(context, stable)
     if not kept:
         return Decline("no-parameter-work", "no node depends on parameters alone")
@@ -98,7 +102,7 @@ def split_parameter_work(
             "cached-memory", "keeping {} bytes, more than the {} of the parameters", None, (total, bound)
         )
     prologue, read = _prologue(context, kept, placeholders)
-    _replace_by_inputs(context, kept, stable, placeholders[-1])
+    _replace_by_inputs(context, kept, stable, placeholders[-1], moved)
     examples = tuple(_metadata(each) for each in kept)
     inputs = _drop_unread(context, placeholders)
     return ParameterWork(context.module, inputs, prologue, read, examples)
@@ -165,11 +169,16 @@ def _write_as_terms(context: GraphContext, norm: BatchNorm) -> None:
         context.graph.erase_node(each)
 
 
-def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> None:
+def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> frozenset[Node]:
     """Gives every 2-D convolution whose weight is stable a channels-last copy of it, and one of its bias.
 
-    A bias is copied so that it is kept beside its weight, and may be packed with it.
+    A bias is copied so that it is kept beside its weight, and may be packed with it. A weight that is in
+    neither layout is kept as it is.
+
+    Returns:
+        The copies of contiguous weights.
     """
+    moved: set[Node] = set()
     copies = _Copies(context, stable)
     for node in context.graph.nodes:
         if node.target not in CONVOLUTIONS or node in stable:
@@ -179,9 +188,36 @@ def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> None:
             continue
         for operand, found in operands.items():
             is_bias = found.ndim == 1 and operand.op == "placeholder"
-            if operand not in stable or not (found.ndim == 4 or is_bias):
+            if operand not in stable or not (is_bias or _has_layout(found)):
                 continue
-            copies.read(node, operand, None if is_bias else torch.channels_last)
+            copied = copies.read(node, operand, None if is_bias else torch.channels_last)
+            if not is_bias and found.is_contiguous() and found.stride() != _metadata(copied).stride():
+                moved.add(copied)
+    return frozenset(moved)
+
+
+def _has_layout(weight: torch.Tensor) -> bool:
+    """Whether a weight of a 2-D convolution is contiguous or channels-last."""
+    return weight.ndim == 4 and (
+        weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def read_kept_weights(graph: Graph) -> None:
+    """Has convolutions in inductor's graph read kept weights as they lie, where they read a contiguous copy.
+
+    The metadata of what follows stays eager's.
+    """
+    for copy in graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default):
+        kept = copy.args[0]
+        if not (isinstance(kept, Node) and kept.op == "placeholder" and tensor(kept) is not None):
+            continue
+        readers = list(copy.users)
+        convolution = torch.ops.aten.convolution.default
+        if all(each.target is convolution and each.args[1] is copy for each in readers):
+            for each in readers:
+                each.replace_input_with(copy, kept)
+            graph.erase_node(copy)
 
 
 def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: PacksLinear) -> None:
@@ -204,36 +240,6 @@ def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: P
                     copies.read(node, each, None)
 
 
-def _keep_strides_of_outputs(context: GraphContext) -> None:
-    """Writes out the memory order that outputs have in eager mode, where weights decide it.
-
-    A convolution follows the layout of its weight, which is another now. A slice in the order of its axes
-    keeps that order without the gaps, as inductor gives it; one in another order is left alone.
-    """
-    (output,) = context.graph.find_nodes(op="output")
-    inputs = context.graph.find_nodes(op="placeholder")
-    for node in output.all_input_nodes:
-        found = tensor(node)
-        if found is None or node.op in ("placeholder", "get_attr"):
-            continue
-        order = memory_order(found)
-        if order is None or (has_gaps(found) and order != list(range(found.ndim))):
-            continue
-        if any(context.may_alias(node, each) for each in inputs):
-            continue
-        build = Builder(context, output, node)
-        back = sorted(order, key=order.__getitem__)
-        in_place = order == list(range(found.ndim))
-        moved = node if in_place else build.call("permute", (node, *order))
-        # Only clone writes the strides of sizes of 1 as eager mode has them.
-        moot = any(type(size) is int and size == 1 for size in found.shape)
-        layout = {"memory_format": torch.contiguous_format}
-        moved = build.call("clone" if moot else "contiguous", (moved,), layout)
-        if not in_place:
-            moved = build.call("permute", (moved, *back))
-        output.replace_input_with(node, moved)
-
-
 class _Copies:
     """Copies of stable tensors, one for all that read it in the same layout."""
 
@@ -242,11 +248,12 @@ class _Copies:
         self._stable = stable
         self._made: dict[tuple[Node, torch.memory_format | None], Node] = {}
 
-    def read(self, reader: Node, operand: Node, layout: torch.memory_format | None) -> None:
-        """Has a node read a copy in a layout, or (None) in that which the operand has."""
+    def read(self, reader: Node, operand: Node, layout: torch.memory_format | None) -> Node:
+        """Has a node read a copy in a layout, or (None) in that which the operand has; gives the copy."""
         if (operand, layout) not in self._made:
             self._made[operand, layout] = self._copy(operand, layout)
         reader.replace_input_with(operand, self._made[operand, layout])
+        return self._made[operand, layout]
 
     def _copy(self, operand: Node, layout: torch.memory_format | None) -> Node:
         method = "clone" if layout is None else "contiguous"
@@ -312,21 +319,40 @@ def _prologue(
 
 
 def _replace_by_inputs(
-    context: GraphContext, kept: list[Node], stable: dict[Node, None], last_placeholder: Node
+    context: GraphContext,
+    kept: list[Node],
+    stable: dict[Node, None],
+    last_placeholder: Node,
+    moved: frozenset[Node],
 ) -> None:
-    """Makes each kept node an input of the graph, and erases what only they needed."""
+    """Makes each kept node an input of the graph, and erases what only they needed.
+
+    Those in `moved` are read through a contiguous copy.
+    """
     graph = context.graph
+    first = last_placeholder.next
     for node in kept:
         with graph.inserting_after(last_placeholder):
             last_placeholder = graph.placeholder(f"kept_{node.name}")
         set_value(last_placeholder, _metadata(node), like=node)
         mark_as_static_input(last_placeholder)
         node.replace_all_uses_with(last_placeholder)
+        if node in moved:
+            _read_contiguous(context, last_placeholder, first)
     for node in reversed(list(graph.nodes)):
         if node in stable and node.op != "placeholder" and not node.users:
             graph.erase_node(node)
     graph.lint()
     context.module.recompile()
+
+
+def _read_contiguous(context: GraphContext, kept: Node, before: Node) -> None:
+    """Has whoever reads a kept weight read a contiguous copy of it."""
+    readers = list(kept.users)
+    build = Builder(context, before, kept)
+    copied = build.call("clone", (kept,), {"memory_format": torch.contiguous_format})
+    for reader in readers:
+        reader.replace_input_with(kept, copied)
 
 
 def _drop_unread(context: GraphContext, placeholders: list[Node]) -> tuple[int, ...]:

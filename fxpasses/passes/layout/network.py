@@ -42,6 +42,9 @@ from fxpasses.passes.layout.labels import (
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 from fxpasses.passes.layout.unsafe import FORGETS_PADDING, OVERRUN, forgets_padding, overruns
 
+_FORCED = "inductor_force_stride_order"
+"""The operator by which readers of memory get eager's strides, which views of it have too."""
+
 
 class Role(enum.Enum):
     """How an operator is treated; see the module's text."""
@@ -170,7 +173,7 @@ class _Reader:
 
     def read(self, node: Node) -> None:
         """Gives the node its role, and enters what it makes and reads."""
-        if node.op in ("placeholder", "get_attr"):
+        if node.op in ("placeholder", "get_attr") or operator_of(node) == _FORCED:
             self._borrowed.add(node)
             self._exact(node)
         elif node.op == "output":

@@ -1,0 +1,100 @@
+"""Strides that eager gives and torch's metadata does not tell.
+
+A compiler lays results out as metadata says. On a CPU, eager's batch norm writes its result contiguous, or
+channels-last where its input suggests that; the metadata (torch 2.11 to 2.15) have the strides of the input:
+
+    norm(x.transpose(1, 2))    eager: contiguous    metadata: transposed
+
+So a copy to eager's strides is written behind such a norm, and what follows gets its metadata from there. It
+costs nothing where the norm runs as it is. Of 33 operators of torch.nn.functional, called with tensors in
+every order of axes, with slices and with expanded tensors, batch norm is the one whose strides differ (and
+max_pool1d in inference, for one order).
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Node
+
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.levels import Level, attribute
+from fxpasses.graph.metadata import set_value, tensor
+from fxpasses.passes.layout.labels import operator_of
+from fxpasses.rewrite.builder import Builder
+from fxpasses.torch_internals import size_hint, suggest_memory_format
+
+aten = torch.ops.aten
+
+_NORMS = frozenset(
+    {
+        "batch_norm",
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_functional",
+        "_native_batch_norm_legit_no_training",
+        "BatchNorm1d",
+    }
+)
+
+
+def write_out_eagers_strides(context: GraphContext) -> None:
+    """Has the batch norms of a graph say in which strides eager gives their results; changes it in place."""
+    changed: set[Node] = set()
+    for node in list(context.graph.nodes):
+        if not changed.isdisjoint(node.all_input_nodes) and node.op.startswith("call"):
+            _recompute(context, node)
+            changed.add(node)
+        result = _result_of_norm(node)
+        if result is not None and (laid_out := _as_in_eager(context, result)) is not None:
+            changed.add(laid_out)
+    if changed:
+        context.module.recompile()
+
+
+def _result_of_norm(node: Node) -> Node | None:
+    """A batch norm's result, given the norm, or what takes it out of the tuple that the norm gives."""
+    if node.target is operator.getitem and node.args[1] == 0:
+        parent = node.args[0]
+        return node if isinstance(parent, Node) and operator_of(parent) in _NORMS else None
+    is_norm = node.op.startswith("call") and operator_of(node) in _NORMS
+    return node if is_norm and tensor(node) is not None else None
+
+
+def _as_in_eager(context: GraphContext, result: Node) -> Node | None:
+    """The result in eager's strides, written behind it; None where metadata have them."""
+    norm = result.args[0] if result.target is operator.getitem else result
+    assert isinstance(norm, Node)
+    source = norm.args[0] if norm.args else norm.kwargs.get("input")
+    given, found = tensor(source), tensor(result)
+    if given is None or found is None or given.device.type != "cpu" or given.layout is not torch.strided:
+        return None
+    hints = [[size_hint(each) for each in every] for every in (given.shape, given.stride())]
+    example = torch.empty_strided(*hints, device="meta")
+    wanted = suggest_memory_format(example)
+    if example.is_contiguous(memory_format=wanted):
+        return None
+    # Whether symbolic strides are contiguous is not asked, since the answer would be guarded.
+    is_static = all(type(each) is int for each in (*given.shape, *given.stride()))
+    build, options = Builder(context, result.next, result), {"memory_format": wanted}
+    if context.level is Level.TORCH:
+        laid_out = build.call("contiguous" if is_static else "clone", (result,), options)
+    else:
+        copies = context.level is Level.ATEN or not is_static
+        laid_out = build.call(aten.clone.default if copies else aten.contiguous.default, (result,), options)
+    result.replace_all_uses_with(laid_out, lambda user: user is not laid_out)
+    return laid_out
+
+
+def _recompute(context: GraphContext, node: Node) -> None:
+    """Gives a node the metadata that its operands' new strides lead to."""
+    function: object = node.target
+    if node.op == "call_method":
+        function = getattr(torch.Tensor, str(node.target))
+    elif node.op == "call_module":
+        function = attribute(context.module, str(node.target))
+    if not callable(function) or tensor(node) is None:
+        return
+    with context.modes(node).entered():
+        set_value(node, context.evaluator.call(function, node.args, dict(node.kwargs)), like=node)

@@ -1,0 +1,260 @@
+"""Whoever sees memory sees eager's: a layout ends before the operators that read strides, offsets or storage.
+
+Inductor lays tensors out as convolutions like them and keeps eager's strides where it knows of a reader: a
+result, a custom operator, `as_strided`. It looks at the operand alone. Behind a view that is not enough: what
+lies in memory is the tensor that was viewed, and a copy of the view has other gaps and another offset.
+
+    y = convolution(x)                            y = convolution(x)
+    v = slice(y)                                  f = force_stride_order(y, eager's)    elided where it is so
+    as_strided(v, size, stride)       becomes     as_strided(f, size, stride, offset of v)
+    return v                                      return slice(f)
+
+What computes on complex numbers and what draws random numbers goes by memory order, and inductor leaves it to
+kernels that follow their operands: those read eager's strides too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
+
+from fxpasses.graph.metadata import set_value, tensor, value
+from fxpasses.graph.strides import memory_order
+from fxpasses.passes.parameter_work import read_kept_weights
+from fxpasses.rewrite import sidecar
+from fxpasses.torch_internals import (
+    HigherOrderOperator,
+    OpOverload,
+    force_stride_order,
+    layout_tag,
+    operator_name,
+    with_joint_pass,
+)
+
+aten = torch.ops.aten
+
+_BY_STORAGE = (
+    aten.as_strided.default,
+    aten.as_strided_scatter.default,
+    aten.resize.default,
+    aten.view.dtype,
+)
+"""Operators of ATen whose result depends on where in memory the elements of their operand are."""
+
+_OWN_NAMESPACES = ("aten", "prims", "inductor", "mkldnn", "onednn", "quantized", "fxpasses")
+"""Those of operators that inductor or this package knows."""
+
+_CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+
+
+def patches(given: Mapping[str, Any], *, kept_weights: bool = False) -> dict[str, Any]:
+    """Inductor's settings with the pass among those on the joint graph.
+
+    Args:
+        given: the settings so far.
+        kept_weights: whether the graph reads kept weights, as `keep_eagers_memory` has it.
+    """
+    key = (__name__, sidecar.sources(), kept_weights)
+    return with_joint_pass(given, lambda graph: keep_eagers_memory(graph, kept_weights), lambda: key)
+
+
+def keep_eagers_memory(graph: Graph, kept_weights: bool = False) -> None:
+    """Has every reader of memory in inductor's joint graph find eager's strides, offsets and storage.
+
+    Args:
+        graph: its metadata has the strides of the traced graph; it is changed in place.
+        kept_weights: whether convolutions may read weights of another layout than eager's, or become kernels
+            that write another. Inductor then finds other strides than eager's wherever it looks.
+    """
+    if kept_weights:
+        read_kept_weights(graph)
+    keeper = _Keeper(graph, kept_weights)
+    for node in list(graph.nodes):
+        keeper.visit(node)
+
+
+class _Keeper:
+    def __init__(self, graph: Graph, everywhere: bool) -> None:
+        """Args:
+        graph: to be changed.
+        everywhere: whether operands that are no views are settled too.
+        """
+        self._graph = graph
+        self._everywhere = everywhere
+        self._movable: set[Node] = set()
+        self._gradients: set[Node] = set()
+        self._settled: dict[Node, Node] = {}
+        self._replayed: dict[Node, Node] = {}
+
+    def visit(self, node: Node) -> None:
+        """Settles what a node reads, if it reads memory; the graph is visited in program order."""
+        if node.op == "placeholder" and node.name.startswith("tangents"):
+            self._gradients.add(node)
+        read = node.all_input_nodes
+        if node.op != "output" and not self._gradients.isdisjoint(read):
+            self._gradients.add(node)
+        if node.target in _CONVOLUTIONS or not self._movable.isdisjoint(read):
+            self._movable.add(node)
+        if node.op == "output":
+            # Gradients are left as they are: autograd gives a parameter's the strides of the parameter.
+            self._settle(node, [each for each in read if each not in self._gradients])
+        elif node.target is aten.as_strided.default and is_view(node.args[0]):
+            self._stride_base(node)
+        elif _reads_memory(node):
+            self._settle(node, read)
+        elif _follows_memory(node):
+            self._settle(node, read, bare=True)
+
+    def _settle(self, reader: Node, operands: list[Node], *, bare: bool = False) -> None:
+        """Has a reader find its operands in eager's memory: views of others, or (`bare`) all of them."""
+        for operand in operands:
+            base = base_of(operand)
+            if base in self._movable and (bare or self._everywhere or base is not operand):
+                reader.replace_input_with(operand, self._replay(operand))
+
+    def _stride_base(self, node: Node) -> None:
+        """Writes `as_strided` over a view as one over the tensor that is viewed."""
+        operand = node.args[0]
+        assert isinstance(operand, Node)
+        base = base_of(operand)
+        viewed, held = tensor(operand), tensor(base)
+        if viewed is None or held is None or viewed.dtype != held.dtype:
+            self._settle(node, [operand])
+            return
+        _, size, stride, *rest = node.args
+        offset = rest[0] if rest else node.kwargs.get("storage_offset")
+        offset = viewed.storage_offset() if offset is None else offset
+        if isinstance(offset, (int, Node)):
+            node.args, node.kwargs = (self._settle_base(base), size, stride, offset), {}
+        else:
+            self._settle(node, [operand])
+
+    def _replay(self, node: Node) -> Node:
+        """The same view of the tensor in eager's memory."""
+        if not is_view(node):
+            return self._settle_base(node)
+        if node not in self._replayed:
+            above = _viewed(node)
+            twin = self._replay(above)
+            if twin is above:
+                return node
+            twins = {above: twin}
+            with self._graph.inserting_after(max(node, twin)):
+                self._replayed[node] = self._graph.node_copy(node, lambda each: twins.get(each, each))
+        return self._replayed[node]
+
+    def _settle_base(self, node: Node) -> Node:
+        """A tensor that is no view, in the memory order of the traced graph."""
+        found = tensor(node)
+        if node not in self._movable or found is None or found.dtype.is_complex or found.dim() < 2:
+            return node
+        order = memory_order(found)
+        if order is None:
+            return node
+        if node not in self._settled:
+            with self._graph.inserting_after(node):
+                settled = self._graph.call_function(force_stride_order(), (node, []))
+            with self._graph.inserting_before(settled):
+                strides = self._strides(node, found, order)
+            settled.args = (node, strides)
+            set_value(settled, found)
+            self._settled[node] = settled
+        return self._settled[node]
+
+    def _strides(self, node: Node, found: torch.Tensor, order: Sequence[int]) -> list[int | Node]:
+        """A tensor's strides; where they are symbols, computed in the graph from its sizes."""
+        if all(type(each) is int for each in found.stride()):
+            return list(found.stride())
+        strides: list[int | Node] = [1] * found.dim()
+        reach: int | Node = 1
+        *outer, innermost = order
+        for axis, inside in zip(reversed(outer), [innermost, *reversed(outer)], strict=False):
+            size: int | torch.SymInt | Node = found.shape[inside]
+            if not isinstance(size, int):
+                symbol = self._graph.call_function(aten.sym_size.int, (node, inside))
+                set_value(symbol, size)
+                size = symbol
+            reach = strides[axis] = self._product(reach, size)
+        return strides
+
+    def _product(self, first: int | Node, second: int | Node) -> int | Node:
+        if first == 1 or second == 1:
+            return second if first == 1 else first
+        if isinstance(first, int) and isinstance(second, int):
+            return first * second
+        product = self._graph.call_function(operator.mul, (first, second))
+        values = [value(each) if isinstance(each, Node) else each for each in (first, second)]
+        set_value(product, values[0] * values[1])
+        return product
+
+
+def is_view(node: object) -> bool:
+    """Whether a node's result shares the storage of what it reads, as far as schemas say."""
+    if not isinstance(node, Node) or node.op != "call_function":
+        return False
+    if node.target is operator.getitem:
+        return is_view(node.args[0])
+    if not isinstance(node.target, OpOverload) or not isinstance(node.args[0] if node.args else None, Node):
+        return False
+    aliases = [each.alias_info for each in node.target._schema.returns]
+    return any(each is not None and not each.is_write for each in aliases)
+
+
+def base_of(node: Node) -> Node:
+    """The tensor that a chain of views begins with; the node itself where it is no view."""
+    while is_view(node):
+        node = _viewed(node)
+    return node
+
+
+def _viewed(view: Node) -> Node:
+    viewed = view.args[0]
+    assert isinstance(viewed, Node), "a view reads what it views"
+    return viewed
+
+
+def _reads_memory(node: Node) -> bool:
+    """Whether an operator may look at the strides, the offset or the storage of what it reads."""
+    target = node.target
+    if isinstance(target, HigherOrderOperator):
+        return True
+    if not isinstance(target, OpOverload):
+        return False
+    if target in _BY_STORAGE:
+        return not _names_one_pixel(node)
+    namespace = operator_name(target).partition("::")[0]
+    return namespace not in _OWN_NAMESPACES and layout_tag(target) != "flexible_layout"
+
+
+def _follows_memory(node: Node) -> bool:
+    """Whether an operator of ATen gives other numbers, or other strides, for another order in memory."""
+    target = node.target
+    if not isinstance(target, OpOverload) or is_view(node):
+        return False
+    if torch.Tag.nondeterministic_seeded in target.tags:
+        return True
+    operands = [tensor(each) for each in node.all_input_nodes]
+    results = [each for each in tree_leaves(value(node)) if isinstance(each, torch.Tensor)]
+    return any(each is not None and each.dtype.is_complex for each in (*operands, *results))
+
+
+def _names_one_pixel(node: Node) -> bool:
+    """Whether `as_strided` gives an image of one pixel as it is, as where AOTAutograd pools to one pixel.
+
+    In both layouts it is one matrix of images and channels.
+    """
+    given = tensor(node.args[0]) if node.args else None
+    if node.target is not aten.as_strided.default or given is None or given.dim() not in (4, 5):
+        return False
+    count, channels, *pixels = given.shape
+    if node.kwargs or len(node.args) > 3 or not all(type(each) is int for each in given.shape):
+        return False
+    _, size, stride = node.args
+    same = set(pixels) == {1} and tuple(size) == tuple(given.shape)  # type: ignore[arg-type]  # a list
+    named = zip((count, channels), (channels, 1), stride, strict=False)  # type: ignore[arg-type]  # a list
+    return same and all(each == wanted for extent, wanted, each in named if extent > 1)
