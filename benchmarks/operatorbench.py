@@ -27,7 +27,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -209,7 +209,8 @@ def _run(options: argparse.Namespace) -> int:
         stack.callback(_report, rows, list(configurations), options, environment, path)
         stack.enter_context(_precision(options.float32_matmul_precision))
         stack.enter_context(torch.no_grad())
-        for row in _rows(names, log, configurations, options, traces):
+        measured = _rows(names, log, configurations, options, traces)
+        for row in stack.enter_context(contextlib.closing(measured)):  # the bar is gone before the report
             rows.append(row)
             if csv_file:
                 csv_file.add(row)
@@ -271,7 +272,7 @@ def _rows(
     configurations: Mapping[str, Compiler],
     options: argparse.Namespace,
     traces: OperatorTraces | None,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     target = Target(
         check_device(options.device),
         _DTYPES[options.dtype],
@@ -336,6 +337,8 @@ def _report(
         options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if csv_path:
         print(f"Appended to {csv_path}: {len(rows)} rows.")
+    if options.profile:
+        print(f"Traces of what was run: {options.profile}")
 
 
 def _figures(rows: Sequence[Row], configurations: Sequence[str]) -> Table:
