@@ -10,16 +10,19 @@ so that above 1 A is the faster one. A quantile q is the least value whose share
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TextIO
 
 import numpy as np
 
 from benchmarks.operator_runs import Measurement, Outcome
 from benchmarks.statistics import quantiles
+from fxpasses.errors import FxpassesError
 
 LEVELS = (0.2, 0.5, 0.8)
 EAGER = "eager"
@@ -140,19 +143,31 @@ def weighted_quantiles(
     return [float(values[order[min(place, len(values) - 1)]]) for place in places]
 
 
-class CsvRows:
-    """Writes rows to a CSV file as they come, each at once, so that an interrupted run keeps them."""
+class CsvError(FxpassesError, ValueError):
+    """A file that rows cannot be appended to."""
 
-    def __init__(self, file: TextIO, configurations: Sequence[str]) -> None:
+
+class CsvRows:
+    """Writes rows to a CSV file as they come, each at once, so that an interrupted run keeps them.
+
+    `run` is what else the rows are of (dtype, device, ...): columns at the end, the same in each row.
+    """
+
+    def __init__(
+        self,
+        file: TextIO,
+        configurations: Sequence[str],
+        run: Mapping[str, str] | None = None,
+        *,
+        begun: bool = False,
+    ) -> None:
+        """Writes the header, unless the file is `begun` already."""
         self._file = file
         self._configurations = configurations
+        self._run = run or {}
         self._writer = csv.writer(file)
-        header = ["operator", "status", "reason", "inputs", "inputs not run", "occurrences"]
-        header += ["occurrences logged", "elapsed s", "eager s"]
-        header += [f"{name} {column}" for name in configurations for column in ("s", "compile s")]
-        columns = [f"q{level:.0%}".rstrip("%") for level in LEVELS]
-        header += [f"{a}/{b} {column}" for a, b in pairs(configurations) for column in (*columns, "total")]
-        self._write(header)
+        if not begun:
+            self._write(csv_header(configurations, self._run))
 
     def add(self, row: Row) -> None:
         """Appends a row and hands it to the operating system."""
@@ -166,11 +181,64 @@ class CsvRows:
         for a, b in pairs(self._configurations):
             ratio = row.ratios.get(f"{a}/{b}")
             cells += [""] * 4 if ratio is None else map(_cell, vars(ratio).values())
-        self._write(cells)
+        self._write([*cells, *self._run.values()])
 
     def _write(self, cells: Sequence[object]) -> None:
         self._writer.writerow(cells)
         self._file.flush()
+
+
+def csv_header(configurations: Sequence[str], run: Iterable[str] = ()) -> list[str]:
+    """The columns of a run's CSV file."""
+    header = ["operator", "status", "reason", "inputs", "inputs not run", "occurrences"]
+    header += ["occurrences logged", "elapsed s", "eager s"]
+    header += [f"{name} {column}" for name in configurations for column in ("s", "compile s")]
+    columns = [f"q{level:.0%}".rstrip("%") for level in LEVELS]
+    header += [f"{a}/{b} {column}" for a, b in pairs(configurations) for column in (*columns, "total")]
+    return [*header, *run]
+
+
+def can_append(path: Path, header: Sequence[str]) -> bool:
+    """Whether a file does not exist, is empty, or begins with this header."""
+    if not path.exists() or not path.stat().st_size:
+        return True
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return next(csv.reader(file), []) == list(header)
+
+
+@contextlib.contextmanager
+def appended_rows(path: Path, configurations: Sequence[str], run: Mapping[str, str]) -> Iterator[CsvRows]:
+    """Appends to a CSV file, which keeps the rows of earlier runs.
+
+    Raises:
+        CsvError: the file has other columns, or cannot be written.
+    """
+    try:
+        if not can_append(path, csv_header(configurations, run)):
+            raise CsvError(
+                f"{path} has other columns than these configurations give; name another file by --csv."
+            )
+        before = path.read_bytes() if path.exists() else b""
+        file = path.open("a", newline="", encoding="utf-8")
+    except OSError as error:
+        raise CsvError(f"{path} cannot be written ({error.strerror}); name another file by --csv.") from error
+    with file:
+        if before and not before.endswith(b"\n"):  # a run was killed while it wrote
+            file.write("\r\n")
+        yield CsvRows(file, configurations, run, begun=bool(before))
+
+
+def row_in_words(row: Row) -> str:
+    """An operator's line, for people: the ratios with their quantiles, and what else there is to say."""
+    parts = [
+        f"{name} {ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+        for name, ratio in row.ratios.items()
+    ]
+    if row.reason:
+        parts.append(f"{row.status}: {row.reason}")
+    inputs = len(row.measured)
+    parts.append(f"{inputs} {'input' if inputs == 1 else 'inputs'}, {row.elapsed_seconds:.1f} s")
+    return f"{row.operator}: {'; '.join(parts)}"
 
 
 def row_to_json(row: Row) -> dict[str, object]:

@@ -12,52 +12,29 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
 from benchmarks.operator_accuracy import disagreement
-from benchmarks.operator_call import Compiled, Compiler, RepeatableCall
+from benchmarks.operator_call import Compiler, Prepared, RepeatableCall
+from benchmarks.operator_configurations import CONFIGURATIONS as CONFIGURATIONS
 from benchmarks.operator_inputs.argument_rules import UnmaterialisableError, base_name
 from benchmarks.operator_inputs.log import Sample
 from benchmarks.operator_inputs.materialise import Target, materialise
 from benchmarks.operator_inputs.recorder import computes
 from benchmarks.torch_internals import (
     has_inductor_lowering,
-    inductor_compile,
     operators_for_inductor,
-    registered_backend,
 )
 from benchmarks.turns import Effort, measure_in_turns
 
 Status = Literal["ok", "inaccurate", "failed"]
+Observe: TypeAlias = Callable[[Sample, Mapping[str, Callable[[], object]]], None]
 
 
-def _by_inductor(
-    patches: Mapping[str, object], graph: torch.fx.GraphModule, inputs: list[torch.Tensor]
-) -> Compiled:
-    return inductor_compile(graph, inputs, patches)
-
-
-def _by_backend(name: str, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Compiled:
-    return registered_backend(name)(graph, inputs)
-
-
-def _inductor(**patches: object) -> Compiler:
-    return partial(_by_inductor, patches)
-
-
-CONFIGURATIONS: dict[str, Compiler] = {
-    "inductor": _inductor(),
-    "inductor-autotune": _inductor(max_autotune=True, coordinate_descent_tuning=True),
-    "inductor-channels-last": _inductor(force_layout_optimization=True),
-    "inductor-nolayout": _inductor(layout_optimization=False),
-    "inductor-cppwrapper": _inductor(cpp_wrapper=True),
-    "fxpasses": partial(_by_backend, "fxpasses"),
-    "aot_eager": partial(_by_backend, "aot_eager"),
-}
-"""The configurations that the command line offers: each compiles a graph for its inputs."""
+SLOW_COMPILATION = 10.0
+"""Seconds above which a compilation, with the first run, is worth a note."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +64,16 @@ class Measurement:
 class Plan:
     """How samples are run: where, by which configurations, how often, and whether results are checked.
 
-    `observe` is called with a name and the function of eager, and of each configuration that is timed, once
-    the times are taken: for a profiler.
+    `observe` is called for each sample with the functions of eager and of each configuration that was timed,
+    once the times are taken: for a profiler. `note` is called with what a user wants to know while it runs.
     """
 
     target: Target
     configurations: Mapping[str, Compiler]
     effort: Effort
     accuracy: bool = True
-    observe: Callable[[str, Callable[[], object]], None] | None = None
+    observe: Observe | None = None
+    note: Callable[[str], None] = lambda text: None
 
 
 def measure_operator(
@@ -171,12 +149,11 @@ def _measure(
     outcomes: dict[str, Outcome] = {}
     functions = {"eager": eager.function}
     for name, compiler in plan.configurations.items():
-        start = time.perf_counter()
         try:
-            prepared = call.compiled(compiler, result)
-            actual = prepared.results()
-            seconds = time.perf_counter() - start
+            prepared, actual, seconds = _compile(call, compiler, result, plan, f"{operator}: {name}")
             wrong = plan.accuracy and disagreement(actual, expected, call.exact, values=not random)
+            if not wrong:
+                prepared.function()  # a CUDA graph is recorded by the second call, which may fail as well
         except Exception as error:
             outcomes[name] = Outcome("failed", first_line(error))
             continue
@@ -185,9 +162,24 @@ def _measure(
             functions[name] = prepared.function
     del expected
     times = measure_in_turns(functions, plan.target.device, plan.effort)
-    for name, function in functions.items():
-        if plan.observe:
-            plan.observe(name, function)
+    if plan.observe:
+        plan.observe(sample, functions)
+    for name in functions:
         if name in outcomes:
             outcomes[name] = Outcome("ok", "", tuple(times[name]), outcomes[name].compile_seconds)
     return Measurement(sample, "", tuple(times["eager"]), outcomes)
+
+
+def _compile(
+    call: RepeatableCall, compiler: Compiler, result: object, plan: Plan, name: str
+) -> tuple[Prepared, list[torch.Tensor], float]:
+    """The compiled call, the results of its first run, and the seconds that both took."""
+    start = time.perf_counter()
+    try:
+        prepared = call.compiled(compiler, result)
+        actual = prepared.results()
+    finally:
+        seconds = time.perf_counter() - start
+        if seconds > SLOW_COMPILATION:
+            plan.note(f"{name}: compiling and the first run took {seconds:.1f} s")
+    return prepared, actual, seconds

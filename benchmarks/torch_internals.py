@@ -89,7 +89,25 @@ def inductor_compile(
     """Compiles a graph by inductor without Dynamo (`torch._inductor.compile_fx.compile_fx`)."""
     from torch._inductor.compile_fx import compile_fx
 
-    return cast("Callable[..., Sequence[object]]", compile_fx(graph, inputs, config_patches=dict(patches)))
+    compiled = cast(
+        "Callable[..., Sequence[object]]", compile_fx(graph, inputs, config_patches=dict(patches))
+    )
+    if not patches.get("triton.cudagraphs") or not any(each.is_cuda for each in inputs):
+        return compiled
+
+    def begun_anew(*tensors: torch.Tensor) -> Sequence[object]:
+        # Dynamo says so at each call. Without it, a call would be recorded as what follows the one before.
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return compiled(*tensors)
+
+    return begun_anew
+
+
+def inductor_setting_types() -> dict[str, object]:
+    """The names of inductor's settings, and the type of each (`torch._inductor.config.get_type`)."""
+    from torch._inductor import config
+
+    return {name: config.get_type(name) for name in config.get_config_copy()}  # type: ignore[attr-defined]  # made at run time
 
 
 def registered_backend(name: str) -> Callable[..., Callable[..., Sequence[object]]]:

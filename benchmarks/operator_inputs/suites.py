@@ -1,9 +1,12 @@
-"""The three suites: which architectures are recorded, on which inputs, and where their logs lie.
+"""The suites: which architectures are recorded, on which inputs, and where their logs lie.
 
 Architectures are built with random weights, and their inputs are what a user would choose: 32 images of
 224x224 (or the size that the architecture is made for), 16 sentences of 128 tokens, 8 clips of 16 frames.
 Attention is recorded in its mathematical form (products, softmax), because each device fuses it into an
 operator of its own that no other device has. `logs/SUITE/manifest.json` says how each log was made.
+
+The logs that PyTorch published, of its suites `timm`, `huggingface` and `torchbench`, are read from the
+user's copy of them.
 """
 
 from __future__ import annotations
@@ -120,6 +123,9 @@ SUITES: dict[str, tuple[Entry, ...]] = {
     ),
 }
 
+PYTORCH_FOLDERS = {"huggingface": "hf_train", "timm": "timm_train", "torchbench": "torchbench_train"}
+"""PyTorch's suites, and the folder of each in its `operator_inp_logs`."""
+
 
 def entry(suite: str, name: str) -> Entry:
     """The entry of a suite.
@@ -149,15 +155,43 @@ def log_path(directory: Path, suite: str, name: str, mode: Mode) -> Path:
     return directory / suite / f"{name}_{mode}.txt"
 
 
-def load_suite(suite: str, mode: Mode | Literal["all"] = "all") -> OperatorLog:
-    """The shipped logs of all models of a suite, as one.
+def load_suite(suite: str, mode: Mode | Literal["all"] = "all", folder: Path | None = None) -> OperatorLog:
+    """The logs of all models of a suite, as one: the shipped ones, or those in a folder.
+
+    Args:
+        suite: one of `SUITES`, or of `PYTORCH_FOLDERS`, of which only `timm` can do without a folder.
+        mode: of the logs that are read.
+        folder: PyTorch's `operator_inp_logs`, the suite's folder in it, or what
+            `python -m benchmarks.operator_inputs --output` has written.
 
     Raises:
-        SuiteError: there is no such suite.
+        SuiteError: there is no such suite, or no log of it.
         LogError: a log is missing or damaged.
     """
+    if folder is not None:
+        return read_logs(_logs_in(folder, suite, mode))
+    if suite in PYTORCH_FOLDERS and suite not in SUITES:
+        raise SuiteError(
+            f"the logs of suite {suite!r} are not shipped; give the folder that holds them "
+            "(benchmarks/dynamo/microbenchmarks/operator_inp_logs of PyTorch's sources) by --log-folder, or "
+            f"choose a suite that is shipped: {', '.join(sorted(SUITES))}."
+        )
     modes = MODES if mode == "all" else (mode,)
     return read_logs(log_path(LOGS, suite, each.name, mode) for each in entries_of(suite) for mode in modes)
+
+
+def _logs_in(folder: Path, suite: str, mode: Mode | Literal["all"]) -> list[Path]:
+    """The logs of a suite in a folder, or in the folder of the suite in it."""
+    names = {PYTORCH_FOLDERS.get(suite, suite), suite}
+    if folder.name in {*PYTORCH_FOLDERS, *PYTORCH_FOLDERS.values(), *SUITES} - names:
+        raise SuiteError(f"{folder} is the folder of another suite than {suite!r}; name that one by --suite.")
+    ending = "" if mode == "all" else f"_{mode}"
+    for each in (*(folder / name for name in sorted(names)), folder):
+        logs = sorted({*each.glob(f"*{ending}.txt"), *each.glob(f"*{ending}.txt.gz")})
+        if logs:
+            return logs
+    places = " or ".join(f"{folder / name}" for name in sorted(names))
+    raise SuiteError(f"no logs (*{ending}.txt, *{ending}.txt.gz) of suite {suite!r} in {places} or {folder}.")
 
 
 def record(model_entry: Entry, mode: Mode, dtype: torch.dtype = torch.float32) -> OperatorInputsMode:

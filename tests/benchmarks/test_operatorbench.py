@@ -5,41 +5,34 @@ from __future__ import annotations
 import csv
 import json
 import math
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from operator_compilers import broken, eager_graph, fails_when_repeated, wrong_by_a_factor, wrong_dtype
 
-from benchmarks import operatorbench
+from benchmarks import operator_runs
 from benchmarks.operator_accuracy import disagreement
 from benchmarks.operator_call import RepeatableCall
-from benchmarks.operator_inputs.log import Sample, resolve_operator
+from benchmarks.operator_inputs.log import Sample
 from benchmarks.operator_inputs.materialise import Target
 from benchmarks.operator_inputs.notation import parse_call
-from benchmarks.operator_inputs.suites import SUITES, load_suite
-from benchmarks.operator_rows import CsvRows, make_row, pairs, row_to_json, total_seconds, weighted_quantiles
-from benchmarks.operator_runs import CONFIGURATIONS, Measurement, Outcome, Plan, measure_operator
+from benchmarks.operator_rows import (
+    CsvError,
+    CsvRows,
+    appended_rows,
+    make_row,
+    pairs,
+    row_in_words,
+    row_to_json,
+    total_seconds,
+    weighted_quantiles,
+)
+from benchmarks.operator_runs import Measurement, Outcome, Plan, measure_operator
 from benchmarks.turns import Effort
 
 aten = torch.ops.aten
 QUICK = Effort(rounds=2, sample_seconds=1e-6, case_seconds=1e-6)
-
-
-def eager_graph(graph, inputs):
-    """A configuration that runs the graph as it is."""
-    return graph
-
-
-def wrong_by_a_factor(graph, inputs):
-    return lambda *tensors: tuple(1.5 * each for each in graph(*tensors))
-
-
-def wrong_dtype(graph, inputs):
-    return lambda *tensors: tuple(each.double() for each in graph(*tensors))
-
-
-def broken(graph, inputs):
-    raise NotImplementedError("this compiler compiles nothing\nat all")
 
 
 def samples(*lines: str) -> list[Sample]:
@@ -145,6 +138,57 @@ def test_csv_rows_are_on_disk_as_soon_as_they_are_added(tmp_path):
     assert written[0]["a compile s"] == "0.25"
     assert written[1]["status"] == "skipped"
     assert written[1]["a/eager q50"] == ""
+
+
+def appended(path, names=("a", "b"), **run):
+    with appended_rows(path, names, run) as rows:
+        rows.add(row_of(measurement(9, 2.0, **dict.fromkeys(names, 1.0)), configurations=names))
+
+
+def test_a_second_run_appends_its_rows_under_the_header_of_the_first(tmp_path):
+    path = tmp_path / "rows.csv"
+    appended(path, dtype="float32")
+    appended(path, dtype="float16")
+    assert [each["dtype"] for each in csv.DictReader(path.open(newline=""))] == ["float32", "float16"]
+
+
+def test_a_row_that_was_not_written_to_its_end_does_not_take_the_next_one(tmp_path):
+    path = tmp_path / "rows.csv"
+    appended(path)
+    path.write_bytes(path.read_bytes().rstrip(b"\r\n")[:-3])
+    appended(path)
+    assert [each["b/a total"] for each in csv.DictReader(path.open(newline=""))][1:] == ["1"]
+
+
+@pytest.mark.parametrize("content", ["operator,status\n", "something else", "\x00\x01"])
+def test_a_file_with_other_columns_is_refused_and_left_as_it_is(tmp_path, content):
+    path = tmp_path / "rows.csv"
+    path.write_text(content)
+    with pytest.raises(CsvError, match="name another file by --csv"):
+        appended(path)
+    assert path.read_text() == content
+
+
+def test_an_empty_file_gets_a_header(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.touch()
+    appended(path)
+    assert [each["operator"] for each in csv.DictReader(path.open(newline=""))] == ["aten.relu.default"]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(CsvError, match=r"rows\.csv cannot be written"):
+        appended(tmp_path / "missing" / "rows.csv")
+
+
+def test_a_line_has_the_ratios_or_the_reason():
+    row = row_of(measurement(9, 2.0, a=1.0, b=4.0), measurement(1, 60.0, a=10.0, b=12.0))
+    assert row_in_words(row) == (
+        "aten.relu.default: a/eager 2.00x (2.00 to 2.00); b/eager 0.50x (0.50 to 0.50); "
+        "b/a 0.25x (0.25 to 0.25); 2 inputs, 1.5 s"
+    )
+    skipped = make_row("aten.t.default", "a view", [], ["a", "b"], 5, 0.0)
+    assert row_in_words(skipped) == "aten.t.default: skipped: a view; 0 inputs, 0.0 s"
 
 
 # Accuracy.
@@ -278,6 +322,23 @@ def test_a_configuration_that_raises_is_a_row_with_the_reason():
     assert set(row.ratios) == {"right/eager"}
 
 
+def test_a_configuration_that_can_run_only_once_is_a_row_with_the_reason():
+    row = measured(aten.relu.default, "((T([4], f32),), {})", once=fails_when_repeated, right=eager_graph)
+    assert (row.status, row.reason) == ("failed", "once: NotImplementedError: once is all there is [log:3]")
+    assert set(row.ratios) == {"right/eager"}
+
+
+@pytest.mark.parametrize(("seconds", "compiler"), [(9, eager_graph), (11, eager_graph), (11, broken)])
+def test_a_compilation_above_ten_seconds_is_noted(monkeypatch, seconds, compiler):
+    clock = iter(range(0, 100, seconds))
+    monkeypatch.setattr(operator_runs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    notes: list[str] = []
+    plan = Plan(Target(torch.device("cpu")), {"graph": compiler}, QUICK, note=notes.append)
+    measure_operator(aten.relu.default, samples("((T([4], f32),), {})"), plan)
+    expected = "aten.relu.default: graph: compiling and the first run took 11.0 s"
+    assert notes == ([expected] if seconds > 10 else [])
+
+
 def test_a_random_operator_is_compared_by_shape():
     row = measured(aten.bernoulli_.float, "((T([100], f32), 0.5), {})")
     assert row.status == "ok"
@@ -326,151 +387,3 @@ def test_convolutions_are_measured_even_where_the_kernel_is_atens():
         "False, [0, 0], 1, [True, True, False]), {})"
     )
     assert measured(aten.convolution_backward.default, text).status == "ok"
-
-
-# The command.
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "log.txt"
-    path.write_text(
-        "Operator: aten.no_such_operator.default\ncnt: 1, ((T([4], f32),), {})\n"
-        "Operator: aten.relu.default\ncnt: 1, ((T([4], f32),), {})\ncnt: 5, ((T([8], f32),), {})\n"
-        "cnt: 3, ((T([16], f32),), {})\n"
-        "Operator: aten.sigmoid.default\ncnt: 7, ((T([4], f32),), {})\n"
-        "Operator: aten.view.default\ncnt: 1, ((T([4], f32), [2, 2]), {})\n"
-    )
-    return path
-
-
-def run(log: Path, *arguments: str) -> int:
-    common = ["--input-file", str(log), "--threads", "1", "--repeats", "1"]
-    return operatorbench.main([*common, *arguments])
-
-
-@pytest.mark.timed
-def test_the_command_measures_an_operator_of_a_suite_by_inductor(tmp_path, capsys):
-    path = tmp_path / "rows.json"
-    arguments = ["--suite", "transformers", "--op", "aten.tanh.default", "--max-samples", "1"]
-    assert operatorbench.main([*arguments, "--threads", "1", "--repeats", "1", "--json", str(path)]) == 0
-    data = json.loads(path.read_text())
-    assert data["benchmark"] == "operatorbench"
-    assert data["environment"]["libraries"]["torch"] == torch.__version__
-    (row,) = data["rows"]
-    assert row["status"] == "ok"
-    assert row["ratios"]["inductor/eager"]["total"] > 0
-    assert "aten.tanh.default" in capsys.readouterr().out
-
-
-def test_every_operator_has_a_row_and_a_sound_run_exits_with_0(log, tmp_path, monkeypatch):
-    monkeypatch.setitem(CONFIGURATIONS, "graph", eager_graph)
-    path = tmp_path / "rows.csv"
-    assert run(log, "--op", "all", "--configs", "graph", "--csv", str(path)) == 0
-    rows = {each["operator"]: each for each in csv.DictReader(path.open(newline=""))}
-    assert {name: each["status"] for name, each in rows.items()} == {
-        "aten.no_such_operator.default": "skipped",
-        "aten.relu.default": "ok",
-        "aten.sigmoid.default": "ok",
-        "aten.view.default": "skipped",
-    }
-    assert "no operator" in rows["aten.no_such_operator.default"]["reason"]
-
-
-@pytest.mark.parametrize(
-    ("compiler", "status"), [(wrong_by_a_factor, "inaccurate"), (broken, "failed")], ids=["wrong", "broken"]
-)
-def test_a_configuration_that_fails_makes_the_exit_status_1(log, monkeypatch, capsys, compiler, status):
-    monkeypatch.setitem(CONFIGURATIONS, "injected", compiler)
-    assert run(log, "--op", "aten.relu.default", "--configs", "injected") == 1
-    shown = capsys.readouterr().out
-    assert f" {status} " in shown
-    assert " injected: " in shown
-
-
-def test_results_go_unchecked_only_on_request(log, monkeypatch):
-    monkeypatch.setitem(CONFIGURATIONS, "injected", wrong_by_a_factor)
-    assert run(log, "--op", "aten.relu.default", "--configs", "injected", "--no-accuracy") == 0
-
-
-def test_an_interrupted_run_keeps_its_rows(log, tmp_path, monkeypatch):
-    def interrupted_at_sigmoid(graph, inputs):
-        if any(node.target is aten.sigmoid.default for node in graph.graph.nodes):
-            raise KeyboardInterrupt
-        return graph
-
-    monkeypatch.setitem(CONFIGURATIONS, "interrupted", interrupted_at_sigmoid)
-    rows, data = tmp_path / "rows.csv", tmp_path / "rows.json"
-    with pytest.raises(KeyboardInterrupt):
-        run(log, "--op", "all", "--configs", "interrupted", "--csv", str(rows), "--json", str(data))
-    expected = ["aten.no_such_operator.default", "aten.relu.default"]
-    assert [each["operator"] for each in csv.DictReader(rows.open(newline=""))] == expected
-    assert [each["operator"] for each in json.loads(data.read_text())["rows"]] == expected
-
-
-def test_the_most_frequent_inputs_come_first_from_the_start_index_on(log, tmp_path, monkeypatch):
-    monkeypatch.setitem(CONFIGURATIONS, "graph", eager_graph)
-    path = tmp_path / "rows.json"
-    arguments = ["--op", "aten.relu.default", "--configs", "graph", "--json", str(path)]
-    assert run(log, *arguments, "--max-samples", "2") == 0
-    (row,) = json.loads(path.read_text())["rows"]
-    assert [each["count"] for each in row["samples"]] == [5, 3]
-    assert (row["occurrences"], row["occurrences_logged"]) == (8, 9)
-    assert run(log, *arguments, "--start-index", "2") == 0
-    (row,) = json.loads(path.read_text())["rows"]
-    assert [each["count"] for each in row["samples"]] == [1]
-    assert run(log, *arguments, "--start-index", "3") == 0
-    (row,) = json.loads(path.read_text())["rows"]
-    assert (row["status"], row["samples"]) == ("skipped", [])
-
-
-def test_a_profile_names_operator_and_configuration(log, tmp_path, monkeypatch):
-    monkeypatch.setitem(CONFIGURATIONS, "graph", eager_graph)
-    path = tmp_path / "trace.json"
-    assert run(log, "--op", "aten.relu.default", "--configs", "graph", "--profile", str(path)) == 0
-    names = [event.get("name") for event in json.loads(path.read_text())["traceEvents"]]
-    assert names.count("aten.relu.default: graph") == 3
-    assert names.count("aten.relu.default: eager") == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--configs", "inductr"], "Did you mean 'inductor'?"),
-        (["--configs", "inductor,inductor"], "several different ones"),
-        (["--configs", ","], "name one configuration"),
-        (["--op", "aten.relu"], "Did you mean 'aten.relu.default'?"),
-        (["--device", "xpu"], "write cpu or cuda"),
-    ],
-)
-def test_a_bad_option_is_refused_with_what_is_valid(log, capsys, arguments, message):
-    assert run(log, *arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_hostile_log_is_refused_with_its_line(log, capsys):
-    log.write_text("Operator: aten.relu.default\ncnt: 1, ((__import__('os').getpid(),), {})\n")
-    assert run(log, "--op", "all") == 2
-    assert "log.txt:2: __import__" in capsys.readouterr().err
-
-
-def test_every_configuration_compiles_a_graph():
-    x = torch.randn(2, 3)
-    for name, compiler in CONFIGURATIONS.items():
-        call = RepeatableCall(aten.t.default, (x,), {})
-        assert torch.equal(call.compiled(compiler, x.t()).results()[0], x.t()), name
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("suite", SUITES)
-def test_all_operators_of_a_suite_have_a_row_and_none_is_wrong(suite, tmp_path):
-    path = tmp_path / "rows.csv"
-    arguments = ["--suite", suite, "--op", "all", "--max-samples", "1", "--repeats", "1", "--threads", "1"]
-    assert operatorbench.main([*arguments, "--csv", str(path)]) == 0
-    rows = {each["operator"]: each for each in csv.DictReader(path.open(newline=""))}
-    assert list(rows) == load_suite(suite).names()
-    for name, row in rows.items():
-        assert resolve_operator(name)
-        assert row["status"] == "ok" or (
-            row["status"] == "skipped" and "inductor calls ATen" in row["reason"]
-        )
