@@ -209,6 +209,15 @@ class Operands:
     weight: Tensor
     grad_output: Tensor
 
+    @property
+    def num_bytes(self) -> int:
+        """What the three take together."""
+        return self.input.nbytes + self.weight.nbytes + self.grad_output.nbytes
+
+    def copied(self) -> Operands:
+        """The same values and strides, elsewhere in memory."""
+        return Operands(self.input.clone(), self.weight.clone(), self.grad_output.clone())
+
 
 def operands(case: Convolution, direction: Direction, dtype: torch.dtype, device: torch.device) -> Operands:
     """Random operands, contiguous, scaled so that the direction's result has about unit variance."""

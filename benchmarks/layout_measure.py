@@ -5,6 +5,9 @@
         mismatch:    a wrong result; no time of this operator is reported at all
         measured:    seconds, one value a round, paired with those of the other candidates
 
+Operands are in no cache when they are read (`benchmarks.caches`), unless the setting says hot: then each
+candidate repeats its call on the same ones.
+
 Tolerances: atol = rtol = 1e-3 in float32; four units in the last place of a result of unit variance where
 the arithmetic is that of a shorter type (bfloat16, float16, TF32).
 """
@@ -12,19 +15,22 @@ the arithmetic is that of a shorter type (bfloat16, float16, TF32).
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from benchmarks.caches import in_turn, sets_needed
 from benchmarks.layout_cases import (
     DTYPES,
     OPERATORS,
     Convolution,
     Direction,
     Kernel,
+    Operands,
     implementations,
     in_layout,
     operands,
@@ -35,6 +41,8 @@ from benchmarks.turns import Effort, measure_in_turns
 from fxpasses.device_profile import LAYOUTS, Layout, Measurement
 
 Status = Literal["measured", "mismatch", "unsupported", "untimed"]
+Set = TypeVar("Set")
+Candidates = dict[tuple[Layout, str], list[Callable[[], Kernel]]]
 _TF32_EPS = 2.0**-10
 
 
@@ -97,12 +105,21 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Setting:
-    """On what, with which arithmetic and with how much effort to measure."""
+    """On what, with which arithmetic and with how much effort to measure.
+
+    Attributes:
+        dtype: as in ``float32``.
+        device: where.
+        effort: how long.
+        tf32: whether a GPU may use TF32 for float32.
+        hot: whether every call has the same operands, and so finds them in a cache.
+    """
 
     dtype: str
     device: torch.device
     effort: Effort
     tf32: bool = False
+    hot: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -115,6 +132,17 @@ class Setting:
         if self.dtype == "float32":
             return 4 * _TF32_EPS if self.tf32 and self.device.type == "cuda" else 1e-3
         return 4 * torch.finfo(self.torch_dtype).eps
+
+    def sets(self, first: Set, copied: Callable[[Set], Set], num_bytes: int) -> list[Set]:
+        """The sets of operands to take in turn: `first`, and as many copies as it takes.
+
+        Args:
+            first: one set.
+            copied: makes another of it, elsewhere in memory.
+            num_bytes: that one call reads and writes.
+        """
+        count = 1 if self.hot else sets_needed(num_bytes, self.device)
+        return [first, *(copied(first) for _ in range(count - 1))]
 
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -133,11 +161,12 @@ def measure_convolution(case: Convolution, direction: Direction, setting: Settin
     """Every implementation of one direction of a convolution in both layouts."""
     with setting.arithmetic():
         values = operands(case, direction, setting.torch_dtype, setting.device)
-        candidates = {
-            (layout, name): build
-            for layout in LAYOUTS
-            for name, build in implementations(case, direction, layout, in_layout(values, layout)).items()
-        }
+        candidates: Candidates = defaultdict(list)
+        for layout in LAYOUTS:
+            # Of the three tensors each direction reads two and writes the third.
+            for each in setting.sets(in_layout(values, layout), Operands.copied, values.num_bytes):
+                for name, build in implementations(case, direction, layout, each).items():
+                    candidates[layout, name].append(build)
         expected = reference(case, direction, values)
         return measure(OPERATORS[direction], case.key, candidates, [expected], setting)
 
@@ -145,7 +174,7 @@ def measure_convolution(case: Convolution, direction: Direction, setting: Settin
 def measure(
     operator: str,
     key: str,
-    candidates: Mapping[tuple[Layout, str], Callable[[], Kernel]],
+    candidates: Candidates,
     expected: Sequence[Tensor],
     setting: Setting,
 ) -> list[Variant]:
@@ -154,16 +183,16 @@ def measure(
     Args:
         operator: its name in a device profile.
         key: its key there.
-        candidates: what builds the kernel of an implementation in a layout.
+        candidates: by layout and name of the implementation, what builds its kernel on each set of operands.
         expected: the floating-point results in float64.
         setting: on what and how.
     """
-    kernels: dict[tuple[Layout, str], Kernel] = {}
+    kernels: dict[tuple[Layout, str], list[Kernel]] = {}
     failures: dict[tuple[Layout, str], tuple[Status, str]] = {}
-    for candidate, build in candidates.items():
+    for candidate, builds in candidates.items():
         try:
-            kernel = build()
-            result = kernel()
+            built = [build() for build in builds]
+            result = built[0]()
         except (RuntimeError, NotImplementedError) as error:
             failures[candidate] = "unsupported", _first_line(error)
             continue
@@ -171,14 +200,14 @@ def measure(
         if wrong:
             failures[candidate] = "mismatch", wrong
         else:
-            kernels[candidate] = kernel
+            kernels[candidate] = built
     if any(status == "mismatch" for status, _ in failures.values()):
         culprits = [" ".join(each) for each, (status, _) in failures.items() if status == "mismatch"]
         reason = f"{', '.join(culprits)} of the same operator is wrong"
         failures |= dict.fromkeys(kernels, ("untimed", reason))
         kernels = {}
-    named = {" ".join(candidate): kernel for candidate, kernel in kernels.items()}
-    times = measure_in_turns(named, setting.device, setting.effort)
+    named = {" ".join(candidate): built for candidate, built in kernels.items()}
+    times = measure_in_turns(in_turn(named), setting.device, setting.effort)
     return [
         _variant(operator, key, candidate, setting.dtype, failures, times.get(" ".join(candidate), []))
         for candidate in candidates

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.layout_cases import Kernel, to_layout
-from benchmarks.layout_measure import Setting, Variant, measure
+from benchmarks.layout_measure import Candidates, Setting, Variant, measure
 from benchmarks.operator_inputs.notation import Call, TensorSpec, Value
+from benchmarks.torch_internals import tree_leaves
 from fxpasses.device_profile import CHANNEL_AFFINE, LAYOUTS, Layout, operator_key, shape_key
 
 aten = torch.ops.aten
@@ -120,9 +121,7 @@ def measure_operator(case: OperatorCase, setting: Setting) -> list[Variant]:
         exact = values.changed(_to_double).passed_to(target)
         results = exact if isinstance(exact, tuple) else (exact,)
 
-        def build(layout: Layout) -> Kernel:
-            laid_out = values.changed(lambda tensor: to_layout(tensor, layout))
-
+        def build(laid_out: _Arguments, layout: Layout) -> Kernel:
             def run() -> Tensor | tuple[Tensor, ...]:
                 result = laid_out.passed_to(target)
                 if isinstance(result, tuple):
@@ -131,8 +130,13 @@ def measure_operator(case: OperatorCase, setting: Setting) -> list[Variant]:
 
             return run
 
-        candidates = {(layout, case.overload): partial(build, layout) for layout in LAYOUTS}
         floating = [each for each in results if each.is_floating_point()]
+        written = sum(each.numel() for each in floating) * setting.torch_dtype.itemsize
+        candidates: Candidates = {}
+        for layout in LAYOUTS:
+            laid_out = values.changed(partial(to_layout, layout=layout))
+            sets = setting.sets(laid_out, _Arguments.copied, values.num_bytes + written)
+            candidates[layout, case.overload] = [partial(build, each, layout) for each in sets]
         return measure(case.operator, case.key, candidates, floating, setting)
 
 
@@ -181,6 +185,16 @@ class _Arguments:
         """The same arguments with every tensor changed."""
         args = tuple(_mapped(each, change) for each in self.args)
         return _Arguments(args, {name: _mapped(each, change) for name, each in self.kwargs.items()})
+
+    def copied(self) -> _Arguments:
+        """The same arguments with tensors elsewhere in memory."""
+        return self.changed(Tensor.clone)
+
+    @property
+    def num_bytes(self) -> int:
+        """What all tensors take together."""
+        leaves = tree_leaves((self.args, self.kwargs))
+        return sum(each.nbytes for each in leaves if isinstance(each, Tensor))
 
     def passed_to(self, target: Target) -> Tensor | tuple[Tensor, ...]:
         """What `target` makes of them."""

@@ -92,7 +92,8 @@ def _rows(group: Sequence[Variant]) -> Iterator[tuple[str, ...]]:
 
 def sweep_table(compared: Sequence[Comparison], profile: DeviceProfile) -> Table:
     """One row for each operator and dtype: how often each layout wins, and the geometric mean speed-up."""
-    table = Table(title=f"channels_last over contiguous on {profile.device}, fastest implementations")
+    what = f"fastest implementations, {profile.operands} operands"
+    table = Table(title=f"channels_last over contiguous on {profile.device}, {what}")
     table.add_column("operator")
     table.add_column("dtype")
     for column in ("cases", "faster", "slower", "inconclusive", "geometric mean", "channels_last by"):

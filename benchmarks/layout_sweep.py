@@ -20,17 +20,30 @@ from typing import cast
 
 import torch
 
+from benchmarks.caches import in_turn
 from benchmarks.environment import environment_block
-from benchmarks.layout_cases import DIRECTIONS, DTYPES, Convolution, Direction, Kernel, to_layout
-from benchmarks.layout_measure import Setting, Variant, measure, measure_convolution
+from benchmarks.layout_cases import (
+    DIRECTIONS,
+    DTYPES,
+    Convolution,
+    Direction,
+    Kernel,
+    Operands,
+    in_layout,
+    to_layout,
+)
+from benchmarks.layout_measure import Candidates, Setting, Variant, measure, measure_convolution
 from benchmarks.layout_operators import OperatorCase, layout_sensitive, measure_operator
 from benchmarks.operator_inputs.notation import Call, TensorSpec, parse_call
 from benchmarks.operator_inputs.suites import Entry, Mode, record
 from benchmarks.statistics import summarize
 from benchmarks.turns import measure_in_turns
 from fxpasses.device_profile import (
+    COLD,
+    HOT,
     LAYOUT_COPY,
     LAYOUTS,
+    OPERANDS,
     DeviceProfile,
     Layout,
     Roofline,
@@ -192,8 +205,17 @@ def sweep(todo: Iterable[Task], setting: Setting, deadline: float) -> SweepResul
     return SweepResult(tuple(variants), peaks, tuple(not_measured))
 
 
-def to_profile(results: Sequence[SweepResult], device: torch.device, *, tf32: bool) -> DeviceProfile:
-    """The device profile of sweeps in several dtypes."""
+def to_profile(
+    results: Sequence[SweepResult], device: torch.device, *, tf32: bool, hot: bool
+) -> DeviceProfile:
+    """The device profile of sweeps in several dtypes.
+
+    Args:
+        results: of `sweep`.
+        device: where they ran.
+        tf32: whether a GPU used TF32 for float32.
+        hot: whether operands were in a cache.
+    """
     block = environment_block(str(device))
     libraries = {name: str(block[name]) for name in ("onednn", "cudnn", "cuda") if block.get(name)}
     rows = [each for result in results for each in result.variants if each.status == "measured"]
@@ -201,36 +223,28 @@ def to_profile(results: Sequence[SweepResult], device: torch.device, *, tf32: bo
         device=device_name(device),
         torch_version=torch.__version__,
         libraries=libraries,
-        settings={"float32_precision": "tf32" if tf32 and device.type == "cuda" else "ieee"},
+        settings={
+            "float32_precision": "tf32" if tf32 and device.type == "cuda" else "ieee",
+            OPERANDS: HOT if hot else COLD,
+        },
         rooflines=tuple(each.roofline for each in results),
         measurements=tuple(each.measurement() for each in rows),
     )
 
 
 def measure_roofline(setting: Setting) -> Roofline:
-    """The peaks of a device: a matrix product, a 3x3 convolution, a copy, and a call on 16 values."""
+    """The peaks of a device: a matrix product, a 3x3 convolution, a copy, and a call on 16 values.
+
+    Operands are in no cache unless the setting says hot, but for the 16 values: what they take is the call.
+    """
     large = setting.device.type == "cuda"
     n = 8192 if large else 1024
     num_bytes = 2**30 if large else 2**26
     case = Convolution.of(
         (64, 256, 56, 56) if large else (4, 128, 56, 56), (256 if large else 128,) * 2 + (3, 3)
     )
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.ones(shape, dtype=setting.torch_dtype, device=setting.device)
-
     with setting.arithmetic():
-        a, out = empty(n, n), empty(n, n)
-        source = empty(num_bytes // setting.torch_dtype.itemsize)
-        target, few = torch.empty_like(source), empty(16)
-        kernels: dict[str, Callable[[], object]] = {
-            "matmul": lambda: torch.mm(a, a, out=out),
-            "copy": lambda: target.copy_(source),
-            "call": lambda: torch.add(few, few, out=few),
-        }
-        for layout in LAYOUTS:
-            x, w = to_layout(empty(*case.input_size), layout), to_layout(empty(*case.weight_size), layout)
-            kernels[layout] = partial(aten.convolution.default, x, w, None, *case.arguments)
+        kernels = _peak_kernels(n, num_bytes, case, setting)
         times = measure_in_turns(kernels, setting.device, setting.effort)
     medians = {name: summarize(samples).median for name, samples in times.items()}
     return Roofline(
@@ -240,6 +254,33 @@ def measure_roofline(setting: Setting) -> Roofline:
         bandwidth=2 * num_bytes / medians["copy"],
         call_seconds=medians["call"],
     )
+
+
+def _peak_kernels(
+    n: int, num_bytes: int, case: Convolution, setting: Setting
+) -> dict[str, Callable[[], object]]:
+    def ones(*shape: int) -> torch.Tensor:
+        return torch.ones(shape, dtype=setting.torch_dtype, device=setting.device)
+
+    def pairs(*shape: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What is read and what is written, of one shape."""
+        first = ones(*shape), ones(*shape)
+        return setting.sets(first, lambda pair: (pair[0].clone(), pair[1].clone()), 2 * first[0].nbytes)
+
+    def convolution(layout: Layout) -> list[Callable[[], object]]:
+        given = Operands(ones(*case.input_size), ones(*case.weight_size), ones(*case.output_size))
+        sets = setting.sets(in_layout(given, layout), Operands.copied, given.num_bytes)
+        run = aten.convolution.default
+        return [partial(run, each.input, each.weight, None, *case.arguments) for each in sets]
+
+    few = ones(16)
+    copies = pairs(num_bytes // setting.torch_dtype.itemsize)
+    return {
+        **in_turn({"matmul": [partial(torch.mm, a, a, out=out) for a, out in pairs(n, n)]}),
+        **in_turn({"copy": [partial(target.copy_, source) for source, target in copies]}),
+        **in_turn({layout: convolution(layout) for layout in LAYOUTS}),
+        "call": partial(torch.add, few, few, out=few),
+    }
 
 
 def _copy_sizes(device: torch.device) -> list[int]:
@@ -253,9 +294,12 @@ def _measure_copy(num_bytes: int, setting: Setting) -> list[Variant]:
     with setting.arithmetic():
         values = torch.randn(1, 64, height, pixels // height, device=setting.device).to(setting.torch_dtype)
 
-        def build(layout: Layout) -> Kernel:
-            source = to_layout(values, "contiguous" if layout == "channels_last" else "channels_last")
+        def build(source: torch.Tensor, layout: Layout) -> Kernel:
             return lambda: to_layout(source, layout)
 
-        candidates = {(layout, "aten.contiguous"): partial(build, layout) for layout in LAYOUTS}
+        candidates: Candidates = {}
+        for layout in LAYOUTS:
+            source = to_layout(values, "contiguous" if layout == "channels_last" else "channels_last")
+            sets = setting.sets(source, torch.clone, 2 * num_bytes)
+            candidates[layout, "aten.contiguous"] = [partial(build, each, layout) for each in sets]
         return measure(LAYOUT_COPY, bytes_key(num_bytes), candidates, [values.double()], setting)

@@ -4,8 +4,11 @@ Without --sweep: the convolution given by --input, --weight, ... (or those of --
 direction asked for. Results are compared before anything is timed; the speed-up is contiguous over
 channels_last of one round, its median over the rounds, with a bootstrap confidence interval.
 
+Operands are in no cache when they are read, as in a model, where the rest of the network has run since; --hot
+repeats each call on the same ones.
+
 With --sweep: every distinct convolution, layout copy and layout-sensitive operator of the given models, and
-the device's peaks, written to a device profile that the layout pass reads.
+the device's peaks, written to a device profile that the layout pass reads. It records how operands were read.
 
 The exit status is 1 where a result was wrong, 2 where the arguments are.
 """
@@ -26,6 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.caches import evict
 from benchmarks.environment import check_device, environment_block, physical_cores
 from benchmarks.layout_cases import (
     DIRECTIONS,
@@ -49,7 +53,7 @@ from benchmarks.layout_report import (
 from benchmarks.layout_sweep import SweepResult, Workload, collect, sweep, tasks, to_profile
 from benchmarks.operator_inputs.suites import MODES, Mode
 from benchmarks.turns import Effort
-from fxpasses.device_profile import LAYOUTS, device_name, file_name, load
+from fxpasses.device_profile import COLD, HOT, LAYOUTS, device_name, file_name, load
 from fxpasses.errors import FxpassesError, unknown_name
 
 Name = TypeVar("Name", bound=str)
@@ -101,7 +105,8 @@ def _compare(args: argparse.Namespace) -> int:
     with Progress(console=_progress_console()) as bar:
         for case, direction, setting in bar.track(todo, description="measuring"):
             variants += measure_convolution(case, direction, setting)
-    for table in comparison_tables(variants, device_name(args.device)):
+    name = f"{device_name(args.device)}, {HOT if args.hot else COLD} operands"
+    for table in comparison_tables(variants, name):
         _console().print(table)
     if args.trace:
         _write_trace(Path(args.trace), cases, directions, _settings(args)[0])
@@ -120,7 +125,7 @@ def _sweep(args: argparse.Namespace) -> int:
     existing = load(path) if path and path.exists() else None
     try:
         # Before anything is measured: a profile of another machine would refuse the result.
-        known = existing.merged(to_profile([], device, tf32=args.tf32)) if existing else None
+        known = existing.merged(to_profile([], device, tf32=args.tf32, hot=args.hot)) if existing else None
     except ValueError as error:
         raise ArgumentError(f"--profile {path}: {error}") from error
     results: list[SweepResult] = []
@@ -134,7 +139,7 @@ def _sweep(args: argparse.Namespace) -> int:
         with Progress(console=_progress_console()) as bar:
             tracked = bar.track(todo, description=f"measuring {setting.dtype}")
             results.append(sweep(tracked, setting, deadline))
-    measured = to_profile(results, device, tf32=args.tf32)
+    measured = to_profile(results, device, tf32=args.tf32, hot=args.hot)
     if path:
         (known.merged(measured) if known else measured).save(path)
         print(f"{path}: {len(measured.measurements)} measurements on {measured.device}")
@@ -192,17 +197,23 @@ def _settings(args: argparse.Namespace) -> list[Setting]:
     device = check_device(args.device)
     effort = Effort(rounds=args.repeats, case_seconds=args.case_seconds)
     dtypes = [_one_of("dtype", each, tuple(DTYPES)) for each in args.dtype]
-    return [Setting(each, device, effort, args.tf32) for each in dtypes]
+    return [Setting(each, device, effort, args.tf32, args.hot) for each in dtypes]
 
 
 def _write_trace(
     path: Path, cases: Sequence[Convolution], directions: Sequence[Direction], setting: Setting
 ) -> None:
-    """A profiler trace of one warm call of each implementation, labelled with its layout."""
+    """A profiler trace of a call of each implementation after a first one, labelled with its layout.
+
+    The stacks of Python functions around each operator are in it.
+    """
     activities = [ProfilerActivity.CPU]
     if setting.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with setting.arithmetic(), profile(activities=activities, record_shapes=True) as profiler:
+    with (
+        setting.arithmetic(),
+        profile(activities=activities, record_shapes=True, with_stack=True) as profiler,
+    ):
         for case in cases:
             for direction in directions:
                 values = operands(case, direction, setting.torch_dtype, setting.device)
@@ -211,6 +222,8 @@ def _write_trace(
                         "aten.convolution"
                     ]()
                     kernel()
+                    if not setting.hot:
+                        evict(setting.device)
                     with record_function(f"{direction} {layout} {case.key}"):
                         kernel()
                         if setting.device.type == "cuda":
@@ -298,6 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda[:INDEX]")
     add("--dtype", type=_names, default=["float32"], help=f"any of {','.join(DTYPES)}")
     add("--tf32", action="store_true", help="let float32 use TF32 on a GPU, with TF32's tolerance")
+    add("--hot", action="store_true", help="operands in a cache: every call has the same")
     add("--threads", type=_positive(int), help="threads of torch (default: physical cores)")
     add("--repeats", type=_positive(int), default=20, help="rounds, at most (default: 20)")
     add(
@@ -329,7 +343,7 @@ def _parser() -> argparse.ArgumentParser:
         default=list(DIRECTIONS),
         help=f"any of {','.join(DIRECTIONS)} (default: all)",
     )
-    add("--trace", metavar="FILE", help="write a profiler trace of both layouts (.json or .json.gz)")
+    add("--trace", metavar="FILE", help="write a profiler trace of both layouts, with stacks (.json[.gz])")
     many = parser.add_argument_group("a sweep over the convolutions of models")
     add = many.add_argument
     add(

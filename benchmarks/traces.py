@@ -8,6 +8,10 @@ else everything from the first event to the last. Only devices that run somethin
 trace without device events the device is the CPU, the streams are its threads, and what it runs are
 operators: nested ones add nothing to a union, frames such as autograd's nodes are left out, and only the
 innermost operator that is a matrix product or convolution is counted as one.
+
+A profiler slows down what it watches, and with it the window. Where the wall time of the same work without
+the profiler is known, |busy| over it is another utilisation, which may be above 1: on a CPU, profiling makes
+operators longer.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import fnmatch
 import gzip
 import json
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -105,13 +110,23 @@ class DeviceUse:
 
 @dataclass(frozen=True)
 class Utilization:
-    """All devices of a trace, and the means over them."""
+    """All devices of a trace, and the means over them.
+
+    Attributes:
+        path: of the trace.
+        source: whether devices ran anything, or the CPU alone.
+        window: the annotations that are the window, or what is in their place.
+        window_seconds: the length of the window.
+        devices: those that ran anything.
+        wall_seconds: how long the work of the window takes without the profiler; None where nobody said.
+    """
 
     path: str
     source: Source
     window: str
     window_seconds: float
     devices: tuple[DeviceUse, ...]
+    wall_seconds: float | None = None
 
     @property
     def utilization(self) -> float:
@@ -122,6 +137,19 @@ class Utilization:
     def mm_conv_utilization(self) -> float:
         """The same of matrix products and convolutions."""
         return sum(each.mm_conv_utilization for each in self.devices) / len(self.devices)
+
+    @property
+    def wall_utilization(self) -> float | None:
+        """The mean over the devices of busy time over wall time without the profiler; None without it."""
+        return self._over_wall_time([each.busy_seconds for each in self.devices])
+
+    @property
+    def mm_conv_wall_utilization(self) -> float | None:
+        """The same of matrix products and convolutions."""
+        return self._over_wall_time([each.mm_conv_seconds for each in self.devices])
+
+    def _over_wall_time(self, seconds: Sequence[float]) -> float | None:
+        return sum(seconds) / len(seconds) / self.wall_seconds if self.wall_seconds else None
 
     @property
     def mm_conv_share(self) -> float:
@@ -159,17 +187,23 @@ def load_trace(path: str | PathLike[str]) -> Trace:
     return Trace(name, events, _device_names(data))
 
 
-def analyse(trace: Trace, window: str | None = None) -> Utilization:
+def analyse(trace: Trace, window: str | None = None, wall_seconds: float | None = None) -> Utilization:
     """The utilisation of every device of a trace.
 
     Args:
         trace: from `load_trace`.
         window: a pattern (`*`, `?`) of names of annotations whose spans are the window. None: the
             profiler's steps where there are any, else from the first event to the last.
+        wall_seconds: how long the work of the window takes without the profiler, where that is known.
 
     Raises:
-        TraceError: no annotation fits the pattern, or nothing in the trace ever ran on a device or CPU.
+        TraceError: no annotation fits the pattern, nothing in the trace ever ran on a device or CPU, or the
+            wall time is none.
     """
+    if wall_seconds is not None and not 0 < wall_seconds < math.inf:
+        raise TraceError(
+            f"trace {trace.path}: the wall time of its work must be positive, got {wall_seconds}."
+        )
     spans, description = _window(trace, window)
     source: Source = "device" if any(each.category in DEVICE_CATEGORIES for each in trace.events) else "cpu"
     running = [each for each in trace.events if _runs(each, source)]
@@ -184,7 +218,7 @@ def analyse(trace: Trace, window: str | None = None) -> Utilization:
         _device_use(device, trace.device_names.get(device, ""), by_device[device], spans)
         for device in sorted(by_device, key=_natural)
     )
-    return Utilization(trace.path, source, description, length(spans) / 1e9, devices)
+    return Utilization(trace.path, source, description, length(spans) / 1e9, devices, wall_seconds)
 
 
 def busy_intervals(events: Iterable[Event], window: Intervals) -> Intervals:

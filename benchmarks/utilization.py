@@ -11,11 +11,12 @@ The exit status is 2 where a trace cannot be read or the arguments do not fit.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,22 +24,22 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from benchmarks.cases import MODES, Case, build_inputs, build_model, run_step
 from benchmarks.environment import check_device, environment_block, physical_cores
+from benchmarks.profiled_calls import WINDOW as WINDOW
+from benchmarks.profiled_calls import Function, Protocol, bound, devices_of, traced
+from benchmarks.profiled_calls import UtilizationArgumentError as UtilizationArgumentError
 from benchmarks.torch_internals import visible_cpu_kernels
 from benchmarks.traces import Utilization, analyse, load_trace
 from benchmarks.variants import build_variant, parse_variant
 from fxpasses.errors import FxpassesError
 
-WINDOW = "benchmark_utilization"
-Function = Callable[..., object]
-
 _COLUMNS = (
     "path",
     "window",
     "window_seconds",
+    "wall_seconds",
     "device",
     "stream",
     "busy_seconds",
@@ -51,37 +52,93 @@ _COLUMNS = (
 )
 
 
-class UtilizationArgumentError(FxpassesError, ValueError):
-    """Options that do not go together."""
+class Benchmarked(tuple[float, float]):
+    """The utilisation, and that by matrix products and convolutions, over the window: both in [0, 1].
+
+    Attributes:
+        details: each device, and the same over unprofiled wall time where that was asked for.
+    """
+
+    details: Utilization
+
+    @staticmethod
+    def of(details: Utilization) -> Benchmarked:
+        """The two figures of a trace."""
+        found = Benchmarked((details.utilization, details.mm_conv_utilization))
+        found.details = details
+        return found
 
 
 def benchmark_utilization(
     f: Function,
-    input: object,  # noqa: A002  # the name that PyTorch's own benchmark_utilization has
+    input: object,  # noqa: A002  # the name that PyTorch's own benchmark_utilization has had
     trace_path: str | Path | None = None,
     optimizer: Callable[[Function], Function] | None = None,
     repeats: int = 3,
-) -> tuple[float, float]:
+    *,
+    optimize_ctx: AbstractContextManager[object] | None = None,
+    kwargs_for_f: Mapping[str, object] | None = None,
+    kwargs_for_profiler: Mapping[str, object] | None = None,
+    device: str | torch.device | None = None,
+    warmup: int = 5,
+    seed: int = 1337,
+    wall_time: bool = False,
+    trace_file_name: str = "tmp_chrome_trace",
+    num_runs: int | None = None,
+) -> Benchmarked:
     """Runs `f` on `input`, traces it, and reports how busy the device was.
+
+    It takes what that of `torch._functorch.benchmark_utils` takes. Warm-up calls, calls for wall time and the
+    window each begin with the same seed (`benchmarks.profiled_calls`).
 
     Args:
         f: what to run.
-        input: its argument, or a tuple or list of its arguments.
-        trace_path: where to keep the trace (`.json` or `.json.gz`); None to drop it.
+        input: its argument, as it is, whatever its structure; a tuple that `f` takes as its positional
+            arguments is spread out.
+        trace_path: where to keep the trace: a file (`.json` or `.json.gz`) or a folder; None to drop it.
         optimizer: makes what is run of `f`, such as `torch.compile`.
         repeats: calls within the profiled window, after warm-up calls outside of it.
+        optimize_ctx: a context to run everything in, such as `torch.autocast(...)`; entered once.
+        kwargs_for_f: keyword arguments of `f`.
+        kwargs_for_profiler: of `torch.profiler.profile`, such as ``{"with_stack": True}``.
+        device: where it runs; None to find it by the tensors of the arguments and of `f`, if it is a module.
+        warmup: calls before anything is measured.
+        seed: of the random generators, whose state is then restored.
+        wall_time: whether to time `repeats` calls without the profiler, too.
+        trace_file_name: the trace's name in a folder, without ``.json``.
+        num_runs: PyTorch's name for `repeats`.
 
     Returns:
-        The utilisation, and the part of the window in which matrix products and convolutions ran: both
-        in [0, 1], and means over the devices that ran anything.
+        The utilisation, and the part of the window in which matrix products and convolutions ran: both in
+        [0, 1], and means over the devices that ran anything. In `details` is the rest: with `wall_time` also
+        `wall_utilization` and `mm_conv_wall_utilization`, over wall time without the profiler.
+
+    Raises:
+        UtilizationArgumentError: an argument that cannot be; `f` was not called.
+        UnavailableDeviceError: this machine has no such device.
     """
-    arguments = tuple(input) if isinstance(input, tuple | list) else (input,)
-    tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    with visible_cpu_kernels():
+    keywords = kwargs_for_f or {}
+    protocol = Protocol(
+        devices=(check_device(str(device)),) if device is not None else devices_of(f, input, keywords),
+        repeats=repeats if num_runs is None else num_runs,
+        warmup=warmup,
+        seed=seed,
+        wall_time=wall_time,
+        profiler=kwargs_for_profiler or {},
+    )
+    call = bound(f, input, keywords)
+    context = contextlib.nullcontext() if optimize_ctx is None else optimize_ctx
+    with visible_cpu_kernels(), context:
         optimized = optimizer(f) if optimizer else f
-        found = _traced(lambda: optimized(*arguments), device, trace_path, repeats)
-    return found.utilization, found.mm_conv_utilization
+        path = _trace_file(trace_path, trace_file_name)
+        return Benchmarked.of(traced(lambda: call(optimized), protocol, path))
+
+
+def _trace_file(given: str | Path | None, name: str) -> Path | None:
+    """The file to write; what has no suffix of a trace is a folder."""
+    if given is None or Path(given).name.endswith((".json", ".json.gz")):
+        return Path(given) if given is not None else None
+    return Path(given) / f"{name}.json"
 
 
 _DEFAULT_MODEL = "resnet18"
@@ -141,43 +198,9 @@ def _model(args: argparse.Namespace) -> Utilization:
             step()
         except (RuntimeError, ValueError) as error:
             raise UtilizationArgumentError(f"{args.model} fails on {case}: {error}") from error
-        found = _traced(step, device, args.trace, args.repeats)
+        protocol = Protocol((device,), args.repeats, wall_time=args.wall_time)
+        found = traced(step, protocol, args.trace)
     return replace(found, path=args.trace or f"{args.model} {args.mode} {args.backend}")
-
-
-def _traced(
-    call: Callable[[], object], device: torch.device, trace_path: str | Path | None, repeats: int
-) -> Utilization:
-    """Calls, traces and analyses; compilation and the profiler's own start stay outside of the window."""
-    if repeats < 1:
-        raise UtilizationArgumentError(f"repeats must be at least 1, got {repeats}.")
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    for _ in range(2):
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(trace_path) if trace_path is not None else Path(folder) / "trace.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with profile(
-            activities=activities,
-            schedule=schedule(wait=0, warmup=1, active=1, repeat=1),
-            on_trace_ready=lambda finished: finished.export_chrome_trace(str(path)),
-        ) as profiler:
-            for _ in range(2):
-                _synchronize(device)
-                with record_function(WINDOW):
-                    for _ in range(repeats):
-                        call()
-                    # Within the window: kernels that are still queued belong to it.
-                    _synchronize(device)
-                profiler.step()
-        return analyse(load_trace(path), WINDOW)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _table(result: Utilization) -> Table:
@@ -204,6 +227,10 @@ def _table(result: Utilization) -> Table:
         )
     share = f"{result.mm_conv_utilization:.1%} ({result.mm_conv_share:.1%} of busy)"
     table.add_row("[bold]mean", "", "", f"{result.utilization:.1%}", "", "", share, "")
+    if result.wall_seconds is not None:
+        unprofiled = f"[bold]over {1e3 * result.wall_seconds:.3f} ms unprofiled"
+        shares = f"{result.wall_utilization:.1%}", f"{result.mm_conv_wall_utilization:.1%}"
+        table.add_row(unprofiled, "", "", shares[0], "", "", shares[1], "")
     return table
 
 
@@ -227,6 +254,8 @@ def _to_json(result: Utilization) -> dict[str, object]:
         "utilization": result.utilization,
         "mm_conv_utilization": result.mm_conv_utilization,
         "mm_conv_share": result.mm_conv_share,
+        "wall_utilization": result.wall_utilization,
+        "mm_conv_wall_utilization": result.mm_conv_wall_utilization,
     }
 
 
@@ -236,7 +265,8 @@ def _csv_rows(result: Utilization) -> list[dict[str, object]]:
     for device in result.devices:
         rows.append(asdict(device) | {"stream": "all"})
         rows += [asdict(stream) | {"device": device.device} for stream in device.streams]
-    common = {"path": result.path, "window": result.window, "window_seconds": result.window_seconds}
+    names = ("path", "window", "window_seconds", "wall_seconds")
+    common = {name: getattr(result, name) for name in names}
     return [common | row for row in rows]
 
 
@@ -267,6 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, help="threads of torch (default: physical cores)")
     add("--repeats", type=int, default=5, help="steps within the window (default: 5)")
+    add("--wall-time", action="store_true", help="time the steps without the profiler, too")
     add("--trace", metavar="FILE", help="keep the trace")
     return parser
 

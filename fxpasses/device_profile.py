@@ -51,6 +51,11 @@ CONVOLUTION_WEIGHT_GRAD = "convolution.weight_grad"
 CHANNEL_AFFINE = "channel_affine"  # y = x * scale[c] + shift[c]
 LAYOUT_COPY = "layout_copy"  # the measurement's layout is the one that is copied *to*
 
+# How operands were measured: a setting of a profile, and its values. A profile that does not say was hot.
+OPERANDS = "operands"
+COLD = "cold"  # in no cache when they are read
+HOT = "hot"  # one call repeated on the same operands
+
 
 class DeviceProfileWarning(UserWarning):
     """A device profile was found and not used; the message names the file and the reason."""
@@ -126,7 +131,7 @@ class DeviceProfile:
         device: the name that `device_name` gives there.
         torch_version: of the torch that ran the measurements.
         libraries: versions of the kernel libraries, such as ``{"onednn": "3.12.0"}``.
-        settings: what else decides the times, such as ``{"float32_precision": "ieee"}``.
+        settings: what else decides the times, such as ``{"float32_precision": "ieee", "operands": "cold"}``.
         rooflines: one for each dtype measured.
         measurements: the rows.
     """
@@ -180,6 +185,11 @@ class DeviceProfile:
         size, time = points[-1]
         return time * num_bytes / size
 
+    @property
+    def operands(self) -> str:
+        """`COLD`, or `HOT` where operands were in a cache while they were measured."""
+        return self.settings.get(OPERANDS, HOT)
+
     def roofline(self, dtype: str = "float32") -> Roofline | None:
         """The peaks measured in `dtype`, or None."""
         return next((each for each in self.rooflines if each.dtype == dtype), None)
@@ -191,8 +201,8 @@ class DeviceProfile:
             ValueError: the two belong to different devices, torch versions or settings, so that their
                 times must not be compared.
         """
-        for name in ("device", "torch_version", "settings"):
-            mine, theirs = getattr(self, name), getattr(newer, name)
+        for name, mine in self._conditions.items():
+            theirs = newer._conditions[name]
             if mine != theirs:
                 raise ValueError(
                     f"profiles of different {name} cannot be merged: {mine!r} against {theirs!r}. "
@@ -225,6 +235,12 @@ class DeviceProfile:
     def digest(self) -> str:
         """Equal for profiles of equal content, in whichever process."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _conditions(self) -> Mapping[str, object]:
+        """What times to be compared have in common."""
+        settings = {**self.settings, OPERANDS: self.operands}
+        return {"device": self.device, "torch_version": self.torch_version, "settings": settings}
 
     @cached_property
     def _index(self) -> Mapping[tuple[str, str, Layout, str], Sequence[Measurement]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,18 @@ def test_merging_keeps_the_old_rows_and_prefers_the_new_ones() -> None:
         ("contiguous", "bfloat16"): 1e-4,
     }
     assert len(merged.rooflines) == 1
+
+
+def with_operands(profile: DeviceProfile, operands: str) -> DeviceProfile:
+    return replace(profile, settings={**profile.settings, "operands": operands})
+
+
+def test_a_profile_that_does_not_say_how_operands_were_read_was_measured_hot() -> None:
+    profile = a_profile(row(3e-4))
+    assert (profile.operands, with_operands(profile, "cold").operands) == ("hot", "cold")
+    assert profile.merged(with_operands(a_profile(), "hot")).operands == "hot"
+    with pytest.raises(ValueError, match=r"different settings.*'operands': 'hot'.*'operands': 'cold'"):
+        profile.merged(with_operands(a_profile(), "cold"))
 
 
 def test_profiles_of_different_devices_do_not_merge() -> None:

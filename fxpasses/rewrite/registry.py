@@ -29,8 +29,6 @@ class RulePass:
         rules: the rules, tried in this order at each node.
         after: names of passes that must have run before, where they run at all.
         default: whether the pass is part of the default pipeline.
-        run: for a pass that is code instead of rules: changes a graph, keeping its metadata, and returns
-            its remarks.
     """
 
     name: str

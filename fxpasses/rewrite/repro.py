@@ -133,13 +133,11 @@ def _literal(spec: Any) -> str:
 
 
 def _context(application: Application) -> str:
+    """The line of the `with` statement that brings back the modes of the rewrite, if it takes any."""
     modes = application.modes
-    if not modes.grad:
-        return "with torch.no_grad():\n        "
-    if modes.autocast:
-        regions = ", ".join(
-            f"torch.autocast({kind!r}, {dtype}, {enabled}, {cache})"
-            for kind, dtype, enabled, cache in modes.autocast
-        )
-        return f"with {regions}:\n        "
-    return ""
+    regions = [] if modes.grad else ["torch.no_grad()"]
+    regions += [
+        f"torch.autocast({kind!r}, {dtype}, {enabled}, {cache})"
+        for kind, dtype, enabled, cache in modes.autocast
+    ]
+    return f"with {', '.join(regions)}:\n        " if regions else ""

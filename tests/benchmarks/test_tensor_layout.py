@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import layout_cases, layout_measure, tensor_layout
+from benchmarks import layout_cases, layout_measure, layout_operators, layout_sweep, tensor_layout
 from benchmarks.layout_cases import (
     DIRECTIONS,
     Convolution,
@@ -28,10 +29,11 @@ from benchmarks.layout_cases import (
     operands,
     reference,
 )
-from benchmarks.layout_measure import Setting, compare, measure_convolution
+from benchmarks.layout_measure import Candidates, Setting, Variant, compare, measure_convolution
 from benchmarks.layout_operators import layout_sensitive, measure_operator
-from benchmarks.layout_sweep import SweepError, Workload, collect, sweep, tasks
+from benchmarks.layout_sweep import SweepError, Workload, _measure_copy, collect, sweep, tasks, to_profile
 from benchmarks.operator_inputs.notation import Call, TensorSpec, parse_call
+from benchmarks.torch_internals import TorchDispatchMode
 from benchmarks.turns import Effort, measure_in_turns
 from fxpasses.device_profile import (
     CHANNEL_AFFINE,
@@ -45,7 +47,7 @@ from fxpasses.device_profile import (
 
 CPU = torch.device("cpu")
 QUICK = Effort(rounds=2, sample_seconds=1e-5, case_seconds=0.01)
-SETTING = Setting("float32", CPU, QUICK)
+SETTING = Setting("float32", CPU, QUICK, hot=True)  # where it does not matter: thousands of sets take time
 
 CASES = {
     "plain": Convolution.of((2, 6, 9, 8), (8, 6, 3, 3), (2,), (1,)),
@@ -143,7 +145,7 @@ def test_sizes_that_are_no_convolution_are_refused(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_dtype_passes_the_comparison(dtype: str) -> None:
-    setting = Setting(dtype, CPU, QUICK)
+    setting = Setting(dtype, CPU, QUICK, hot=True)
     for direction in DIRECTIONS:
         variants = measure_convolution(CASES["pointwise"], direction, setting)
         # A CPU may lack the prepacked kernel of a dtype; none may be wrong.
@@ -177,6 +179,97 @@ def wrong_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
         return off
 
     monkeypatch.setattr(layout_cases, "_convolution", wrong)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Operands]:
+    """The operands of every call of a convolution, in the order of the calls."""
+    found: list[Operands] = []
+    right = layout_measure.implementations
+
+    def recorded(
+        case: Convolution, direction: Direction, layout: Layout, values: Operands
+    ) -> dict[str, Callable[[], Kernel]]:
+        def built(build: Callable[[], Kernel]) -> Kernel:
+            kernel = build()
+            return lambda: (found.append(values), kernel())[1]
+
+        builds = right(case, direction, layout, values)
+        return {name: partial(built, build) for name, build in builds.items()}
+
+    monkeypatch.setattr(layout_measure, "implementations", recorded)
+    return found
+
+
+def test_operands_come_again_only_after_all_others_were_read(
+    monkeypatch: pytest.MonkeyPatch, reads: list[Operands]
+) -> None:
+    case = CASES["grouped"]
+    monkeypatch.setattr("benchmarks.caches.far", lambda device: 6 * operands_of(case).num_bytes)
+    variants = measure_convolution(case, "forward", Setting("float32", CPU, QUICK))
+    assert {each.status for each in variants} == {"measured"}
+    timed = reads[len(variants) :]  # the first call of each is compared with float64
+    assert len(timed) > 14
+    for tensor in ("input", "weight"):
+        places = [getattr(each, tensor).data_ptr() for each in timed]
+        assert all(len({*places[at : at + 7]}) == 7 for at in range(len(places) - 6))
+
+
+def operands_of(case: Convolution) -> Operands:
+    return operands(case, "forward", torch.float32, CPU)
+
+
+def test_hot_operands_are_the_same_in_every_call(
+    monkeypatch: pytest.MonkeyPatch, reads: list[Operands]
+) -> None:
+    monkeypatch.setattr("benchmarks.caches.far", lambda device: 2**30)
+    measure_convolution(CASES["plain"], "weight_grad", SETTING)
+    assert len({id(each) for each in reads}) == len(LAYOUTS)
+
+
+@pytest.mark.parametrize(("hot", "sets"), [(False, 3), (True, 1)])
+@pytest.mark.parametrize("kind", ["operator", "copy"])
+def test_operators_and_copies_have_cold_operands_too(
+    monkeypatch: pytest.MonkeyPatch, kind: str, hot: bool, sets: int
+) -> None:
+    def keep(operator: str, key: str, candidates: Candidates, *rest: object) -> list[Variant]:
+        kept.update(candidates)
+        return []
+
+    kept: Candidates = {}
+    setting = Setting("float32", CPU, QUICK, hot=hot)
+    # Twice as much as an operator's 64 KiB and its result's 64 bytes, or a copy's source and target, take.
+    monkeypatch.setattr("benchmarks.caches.far", lambda device: 2 * (2**16 + 64))
+    if kind == "operator":
+        monkeypatch.setattr(layout_operators, "measure", keep)
+        call = Call((TensorSpec((2, 8, 32, 32), torch.float32), [2, 3]), {})
+        measure_operator(*layout_sensitive("aten.mean.dim", call, training=False), setting)
+    else:
+        monkeypatch.setattr(layout_sweep, "measure", keep)
+        _measure_copy(2**15, setting)
+    assert {layout for layout, _ in kept} == {*LAYOUTS}
+    for builds in kept.values():
+        kernels = [build() for build in builds]
+        assert len({place_read_by(each) for each in kernels}) == len(kernels) == sets
+
+
+def place_read_by(kernel: Kernel) -> int:
+    """Where the first operand of a call lies."""
+    with FirstRead() as found:
+        kernel()
+    assert found.place is not None
+    return found.place
+
+
+class FirstRead(TorchDispatchMode):
+    """Keeps where the first tensor lies that the first operator reads."""
+
+    place: int | None = None
+
+    def __torch_dispatch__(self, func: Callable[..., object], types: object, args=(), kwargs=None) -> object:
+        if self.place is None:
+            self.place = args[0].data_ptr()
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.usefixtures("wrong_in_channels_last")
@@ -390,6 +483,32 @@ def test_the_command_writes_everything_it_offers(tmp_path: Path, capsys: pytest.
     assert any(str(each).startswith("weight_grad channels_last input=2x16x8x8") for each in labels)
 
 
+@pytest.mark.parametrize("hot", [True, False], ids=["hot", "cold"])
+def test_a_trace_has_the_python_stacks_of_labelled_calls(tmp_path: Path, hot: bool) -> None:
+    path = tmp_path / "trace.json"
+    setting = Setting("float32", CPU, QUICK, hot=hot)
+    tensor_layout._write_trace(path, [CASES["plain"]], ["weight_grad"], setting)
+    events = [each for each in json.loads(path.read_text("utf-8"))["traceEvents"] if "dur" in each]
+    frames = [each for each in events if each["cat"] == "python_function"]
+    for layout in LAYOUTS:
+        label = f"weight_grad {layout} {CASES['plain'].key}"
+        (span,) = (each for each in events if each["name"] == label and each["cat"] == "user_annotation")
+        (operator,) = (
+            each for each in events if each["name"] == "aten::convolution_backward" and encloses(span, each)
+        )
+        around = [each["name"] for each in frames if encloses(each, operator)]
+        assert any("benchmarks/tensor_layout.py" in each for each in around)
+        assert any("benchmarks/layout_cases.py" in each for each in around)
+    # What clears the caches before each of the two.
+    assert sum(each["name"] == "aten::zero_" for each in events) == (0 if hot else 2)
+
+
+def encloses(outer: dict[str, float], inner: dict[str, float]) -> bool:
+    """Whether an event of a trace lies within another one."""
+    end = inner["ts"] + inner["dur"]
+    return outer["ts"] <= inner["ts"] and end <= outer["ts"] + outer["dur"]
+
+
 def test_a_convolution_with_a_bias_is_recorded_as_what_it_is() -> None:
     workload = Workload()
     tensors = "T([2, 8, 6, 6], f32), T([4, 8, 1, 1], f32), T([4], f32)"
@@ -429,7 +548,7 @@ def test_a_sweep_writes_a_profile_that_answers_and_grows(
         lambda setting: Roofline(setting.dtype, 1e11, 2e11, 1e10, 1e-6),
     )
     path = tmp_path / "profile.json"
-    common = ["--sweep", "resnet18", "--size", "32", "--device", "cpu", "--repeats", "1"]
+    common = ["--sweep", "resnet18", "--size", "32", "--device", "cpu", "--repeats", "1", "--hot"]
     assert tensor_layout.main([*common, "--profile", str(path)]) == 0
     assert "convolution.forward" in capsys.readouterr().out
 
@@ -444,6 +563,7 @@ def test_a_sweep_writes_a_profile_that_answers_and_grows(
         assert copy is not None
         assert math.isfinite(copy)
     assert profile.roofline("bfloat16") is None
+    assert profile.operands == "hot"
 
     assert tensor_layout.main([*common, "--profile", str(path), "--dtype", "bfloat16"]) == 0
     grown = load(path)
@@ -451,6 +571,23 @@ def test_a_sweep_writes_a_profile_that_answers_and_grows(
     assert grown.roofline("bfloat16") is not None
     assert grown.seconds("convolution.forward", case.key, "channels_last", "bfloat16") is not None
     assert grown.seconds("convolution.forward", case.key, "channels_last", "float32") is not None
+
+
+def test_a_profile_says_whether_its_operands_were_in_a_cache() -> None:
+    profiles = {hot: to_profile([], CPU, tf32=False, hot=hot) for hot in (True, False)}
+    assert {hot: each.settings["operands"] for hot, each in profiles.items()} == {True: "hot", False: "cold"}
+
+
+def test_cold_measurements_do_not_go_into_a_profile_of_hot_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "profile.json"
+    to_profile([], CPU, tf32=False, hot=True).save(path)
+    monkeypatch.setattr(tensor_layout, "collect", lambda *_, **__: pytest.fail("it was measured"))
+    assert tensor_layout.main(["--sweep", "resnet18", "--device", "cpu", "--profile", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "'operands': 'hot'" in error
+    assert "'operands': 'cold'" in error
 
 
 def test_a_profile_of_another_device_is_refused_before_anything_is_measured(

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import itertools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import utilization
+from benchmarks.environment import UnavailableDeviceError
 from benchmarks.intervals import Interval, innermost, intersection, length, union
 from benchmarks.kernel_patterns import classify, is_frame
+from benchmarks.profiled_calls import Protocol, devices_of
 from benchmarks.traces import TraceError, Utilization, analyse, busy_intervals, load_trace, of_kind
 from benchmarks.utilization import benchmark_utilization
 
@@ -195,6 +200,30 @@ def test_device_events_are_what_counts_where_there_are_any(write: Write) -> None
     result = analysed(write([operator(0, 100, "aten::mm"), kernel(50, 60)]))
     assert result.source == "device"
     assert result.utilization == 0.1
+
+
+def test_busy_time_over_wall_time_may_be_above_1_and_the_window_is_not(write: Write) -> None:
+    trace = load_trace(write([kernel(0, 60, GEMM), kernel(60, 90), kernel(0, 30, device=1)]))
+    result = analyse(trace, wall_seconds=50e-6)
+    assert (result.utilization, result.mm_conv_utilization) == ((1 + 30 / 90) / 2, 60 / 90 / 2)
+    assert result.wall_utilization == pytest.approx((90 + 30) / 2 / 50)
+    assert result.mm_conv_wall_utilization == pytest.approx(60 / 2 / 50)
+    unknown = analyse(trace)
+    assert (unknown.wall_utilization, unknown.mm_conv_wall_utilization) == (None, None)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(TraceError, match="wall time of its work must be positive"):
+            analyse(trace, wall_seconds=wrong)
+
+
+def test_over_wall_time_it_is_what_pytorchs_own_utility_computes(write: Write) -> None:
+    from torch._functorch.benchmark_utils import compute_utilization
+
+    labels: Raw = {"ph": "M", "name": "process_labels", "pid": 0, "args": {"labels": "GPU 0"}}
+    times = [(0, 60), (40, 100), (150, 200), (160, 170)]
+    path = write([labels, *(kernel(*each, GEMM, stream=at) for at, each in enumerate(times))])
+    result = analyse(load_trace(path), wall_seconds=120e-6)
+    assert result.wall_utilization == pytest.approx(compute_utilization(str(path), 120e-6)[0]) == 150 / 120
+    assert result.mm_conv_wall_utilization == pytest.approx(compute_utilization(str(path), 120e-6)[1])
 
 
 def test_busy_intervals_and_kinds_are_functions_of_events(write: Write) -> None:
@@ -404,7 +433,7 @@ def test_a_trace_of_todays_profiler_is_understood(tmp_path: Path, small_model: n
 def test_the_backward_is_in_the_trace_of_a_training_step(tmp_path: Path, small_model: nn.Module) -> None:
     path = tmp_path / "trace.json"
     benchmark_utilization(
-        lambda x: small_model(x).sum().backward(), [torch.randn(2, 3, 32, 32)], trace_path=path, repeats=1
+        lambda x: small_model(x).sum().backward(), torch.randn(2, 3, 32, 32), trace_path=path, repeats=1
     )
     names = {each.name for each in of_kind(load_trace(path).events, "convolution")}
     assert "aten::convolution_backward" in names
@@ -431,9 +460,233 @@ def test_generated_kernels_of_a_compiled_function_are_seen(tmp_path: Path) -> No
     assert any("cpp_fused" in each.name for each in load_trace(path).events)
 
 
-def test_no_repeats_is_an_error() -> None:
-    with pytest.raises(utilization.UtilizationArgumentError, match="at least 1, got 0"):
-        benchmark_utilization(torch.neg, torch.ones(1), repeats=0)
+# What is called, and how ---------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: int
+
+
+@dataclass
+class Batch:
+    images: torch.Tensor
+    labels: list[int]
+
+
+X = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        X,
+        [X],
+        [X, X],
+        {"images": [X, {"deeper": (X, None)}], "size": 3},
+        (X, X),
+        (),
+        Pair(X, 3),
+        Batch(X, [1, 2]),
+        None,
+        7,
+    ],
+    ids=[
+        "tensor",
+        "list of one",
+        "list",
+        "dict",
+        "tuple",
+        "empty tuple",
+        "named tuple",
+        "dataclass",
+        "None",
+        "number",
+    ],
+)
+def test_an_argument_of_any_structure_arrives_as_it_is(given: object) -> None:
+    seen: list[object] = []
+
+    def one_argument(argument: object) -> object:
+        seen.append(argument)
+        return X + 1
+
+    benchmark_utilization(one_argument, given)
+    assert seen
+    assert all(each is given for each in seen)
+
+
+def test_a_tuple_of_as_many_values_as_there_are_arguments_is_spread_out() -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def two_arguments(first: torch.Tensor, second: list[int], scale: float = 1.0) -> torch.Tensor:
+        seen.append((first, second, scale))
+        return first * scale
+
+    values = (X, [1, 2])
+    benchmark_utilization(two_arguments, values, kwargs_for_f={"scale": 3.0})
+    assert {(id(a), id(b), c) for a, b, c in seen} == {(id(values[0]), id(values[1]), 3.0)}
+    with pytest.raises(TypeError, match="second"):
+        benchmark_utilization(two_arguments, X)
+
+
+def test_modules_and_functions_of_torch_take_tuples_and_lists() -> None:
+    bilinear = nn.Bilinear(3, 3, 2)
+    assert benchmark_utilization(bilinear, (X, X))[0] > 0
+    assert benchmark_utilization(nn.Linear(3, 2), (X,))[1] > 0
+    assert benchmark_utilization(torch.cat, [X, X])[0] > 0
+    assert benchmark_utilization(torch.cat, ([X, X],), kwargs_for_f={"dim": 1})[0] > 0
+
+
+@pytest.mark.parametrize(("wall_time", "calls"), [(False, 2 + 2 * 3), (True, 2 + 3 + 2 * 3)])
+def test_warm_up_wall_time_and_window_draw_the_same_numbers(wall_time: bool, calls: int) -> None:
+    drawn: list[float] = []
+
+    def random(x: torch.Tensor) -> torch.Tensor:
+        drawn.append(float(torch.rand(())))
+        return x + 1
+
+    before = torch.get_rng_state()
+    benchmark_utilization(random, X, repeats=3, warmup=2, seed=5, wall_time=wall_time)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    expected = [float(torch.rand(())) for _ in range(3)]
+    assert len(drawn) == calls
+    assert drawn == expected[:2] + expected * ((calls - 2) // 3)
+
+
+def test_by_default_five_calls_warm_up_and_three_are_measured() -> None:
+    calls: list[None] = []
+    benchmark_utilization(lambda x: (calls.append(None), x + 1), X)
+    assert len(calls) == 5 + 2 * 3
+
+
+def test_everything_runs_in_the_context_which_is_entered_once(tmp_path: Path) -> None:
+    entered: list[str] = []
+    states: set[tuple[bool, bool]] = set()
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        entered.append("in")
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            yield
+        entered.append("out")
+
+    def compiled(f: Callable[..., object]) -> Callable[..., object]:
+        states.add((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return f
+
+    def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        states.add((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        result = torch.mm(x, y)
+        assert result.dtype == torch.bfloat16
+        return result
+
+    path = tmp_path / "trace.json"
+    weight = torch.ones(3, 3, requires_grad=True)
+    benchmark_utilization(
+        product, (X, weight), path, compiled, optimize_ctx=context(), wall_time=True, repeats=1
+    )
+    assert entered == ["in", "out"]
+    assert states == {(False, True)}
+    assert "aten::mm" in {each.name for each in load_trace(path).events}
+    assert torch.is_grad_enabled()
+
+
+def test_the_profiler_takes_arguments_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    given = {"with_stack": True, "record_shapes": True, "activities": []}
+    benchmark_utilization(torch.mm, (X, X.t()), path, kwargs_for_profiler=given)
+    events = json.loads(path.read_text("utf-8"))["traceEvents"]
+    assert "python_function" in {each.get("cat") for each in events}
+    (sizes,) = {str(each["args"]["Input Dims"]) for each in events if each["name"] == "aten::mm"}
+    assert sizes == "[[2, 3], [3, 2]]"
+
+
+def test_wall_time_is_reported_where_it_is_asked_for() -> None:
+    found = benchmark_utilization(torch.mm, (torch.ones(64, 64),) * 2, wall_time=True)
+    details = found.details
+    assert found == (details.utilization, details.mm_conv_utilization)
+    assert 0 < found[1] <= found[0] <= 1
+    assert details.wall_seconds is not None
+    assert details.wall_seconds > 0
+    (device,) = details.devices
+    assert details.wall_utilization == pytest.approx(device.busy_seconds / details.wall_seconds)
+    assert benchmark_utilization(torch.neg, X).details.wall_utilization is None
+
+
+def test_pytorchs_arguments_are_taken_by_their_names(tmp_path: Path) -> None:
+    calls: list[None] = []
+
+    def function(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        calls.append(None)
+        return inputs[0] @ inputs[1]
+
+    folder = str(tmp_path / "new" / "folder")
+    found = benchmark_utilization(
+        function, (X, X.t()), folder, optimize_ctx=torch.no_grad(), trace_file_name="mine", num_runs=1
+    )
+    utilized, by_products = found
+    assert 0 < by_products <= utilized <= 1
+    assert len(calls) == 5 + 2
+    assert load_trace(tmp_path / "new" / "folder" / "mine.json").events
+
+
+def test_the_device_is_found_by_tensors_however_deep_they_are() -> None:
+    with FakeTensorMode():
+        there = torch.empty(2, device="cuda")
+        here = torch.empty(2)
+        module = nn.Module()
+        module.weight = nn.Parameter(torch.empty(2, device="cuda:1"))
+    cuda, other, cpu = torch.device("cuda:0"), torch.device("cuda:1"), torch.device("cpu")
+    assert devices_of(torch.neg, {"a": [here, (there,)]}) == (cuda,)
+    assert devices_of(torch.neg, here, {"weight": there}) == (cuda,)
+    assert devices_of(module, here) == devices_of(module.forward, here) == (other,)
+    assert devices_of(torch.neg, [there, module.weight]) == (cuda, other)
+    assert devices_of(torch.neg, here) == (cpu,)
+
+
+@pytest.mark.parametrize("there", [None, torch.device("cuda", 0)])
+def test_without_tensors_it_is_the_accelerator_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, there: torch.device | None
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: there)
+    assert devices_of(torch.ones, (3,)) == (there or torch.device("cpu"),)
+
+
+def test_a_device_that_is_named_is_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    protocols: list[Protocol] = []
+
+    def kept(call: object, protocol: Protocol, path: object) -> Utilization:
+        protocols.append(protocol)
+        return analysed(GPU_TRACE)
+
+    monkeypatch.setattr(utilization, "traced", kept)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    benchmark_utilization(torch.neg, X, device="cuda:1")
+    benchmark_utilization(torch.neg, X, device=torch.device("cpu"))
+    assert [each.devices for each in protocols] == [(torch.device("cuda:1"),), (torch.device("cpu"),)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UnavailableDeviceError, match="'cuda' does not exist here"):
+        benchmark_utilization(torch.neg, X, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"repeats": 0}, "repeats must be at least 1, got 0"),
+        ({"num_runs": 0}, "repeats must be at least 1, got 0"),
+        ({"warmup": -1}, "warmup must be at least 0, got -1"),
+        ({"kwargs_for_profiler": {"schedule": None}}, "schedule of the profiler cannot be given"),
+        ({"kwargs_for_profiler": {"on_trace_ready": print}}, "Take repeats, warmup and trace_path instead"),
+        ({"kwargs_for_profiler": {"with_stacks": True}}, "unexpected keyword argument 'with_stacks'"),
+    ],
+)
+def test_what_cannot_be_is_an_error_before_anything_is_called(
+    arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(utilization.UtilizationArgumentError, match=message):
+        benchmark_utilization(lambda x: pytest.fail("it was called"), X, **arguments)
 
 
 @pytest.mark.timed
@@ -465,11 +718,15 @@ def test_the_command_reads_traces_and_writes_what_it_found(
 def test_the_command_traces_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, trace = tmp_path / "out.json", tmp_path / "trace.json"
     common = ["--model", "resnet18", "--size", "32", "--batch", "2", "--device", "cpu", "--repeats", "1"]
-    assert utilization.main([*common, "--mode", "training", "--json", str(out), "--trace", str(trace)]) == 0
-    assert "matmul+conv" in capsys.readouterr().out
+    files = ["--json", str(out), "--trace", str(trace)]
+    assert utilization.main([*common, "--mode", "training", "--wall-time", *files]) == 0
+    printed = capsys.readouterr().out
+    assert "matmul+conv" in printed
+    assert "ms unprofiled" in printed
     data = json.loads(out.read_text("utf-8"))
     (found,) = data["traces"]
     assert 0 < found["mm_conv_utilization"] <= found["utilization"] <= 1
+    assert 0 < found["mm_conv_wall_utilization"] <= found["wall_utilization"]
     assert data["environment"]["libraries"]["torch"] == torch.__version__
     # 20 convolutions forward, and as many operators backward.
     names = [each.name for each in load_trace(trace).events]
@@ -498,8 +755,12 @@ def test_arguments_that_do_not_fit_are_one_clear_error(
 def test_a_trace_of_todays_profiler_on_a_gpu_is_understood(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     a = torch.randn(2048, 2048, device="cuda")
-    found = benchmark_utilization(torch.mm, (a, a), path)
+    before = torch.cuda.get_rng_state()
+    found = benchmark_utilization(lambda x: torch.mm(x, torch.rand_like(x)), a, path, wall_time=True)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
     result = analysed(path, utilization.WINDOW)
     assert result.source == "device"
     assert 0 < found[1] <= found[0] <= 1
     assert result.devices[0].name == torch.cuda.get_device_name()
+    assert found.details.wall_utilization is not None
+    assert found.details.wall_utilization > 0

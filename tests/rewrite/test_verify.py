@@ -206,6 +206,34 @@ def test_the_file_of_a_conv_bn_pair_in_modules_passes(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+class ProductRule(SoftmaxRule):
+    """Matches `torch.mm`."""
+
+    @property
+    def is_anchor(self):
+        return lambda node: node.target is torch.mm
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_the_file_of_a_rewrite_under_autocast_runs_under_autocast(tmp_path, grad):
+    def under_autocast(x, y):
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.mm(x, y)
+
+    def in_bfloat16(rule, node, build):
+        # What autocast makes of torch.mm, and nothing without it: float32 would come out as bfloat16.
+        x, y = (build.call("to", (each, torch.bfloat16)) for each in node.args)
+        return build.call(torch.matmul, (x, y))
+
+    with torch.set_grad_enabled(grad):
+        inputs = torch.randn(4, 4), torch.randn(4, 4)
+        report = run(ProductRule(in_bfloat16), {"keep_repro": True}, *inputs, function=under_autocast)
+    (path,) = report.save_repro(tmp_path)
+    assert ("torch.no_grad()" in path.read_text()) is not grad
+    done = pytest_says(path)
+    assert done.returncode == 0, done.stdout
+
+
 def test_nothing_is_kept_unless_asked_for(tmp_path):
     report = run(SoftmaxRule(by_hand), {}, torch.randn(3, 4))
     assert report.applications == ()

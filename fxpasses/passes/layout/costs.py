@@ -22,7 +22,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from fxpasses import device_profile
-from fxpasses.device_profile import DeviceProfile, Estimate, Roofline
+from fxpasses.device_profile import COLD, DeviceProfile, Estimate, Roofline
 from fxpasses.graph.metadata import value
 from fxpasses.passes.layout.labels import C, L, Label
 from fxpasses.torch_internals import OpOverload, operator_name, size_expression, size_hint
@@ -56,7 +56,8 @@ measurements of one kernel differ by."""
 
 _PRODUCT_PASSES = 2
 """How often a matrix product's input and result are charged to pass through a CPU's memory beyond what was
-measured: a measurement repeats one call, with both in the cache, and the library packs what it multiplies.
+measured hot: such a measurement repeats one call, with both in the cache, and the library packs what it
+multiplies. One with cold operands has that in it.
 On an EPYC of family 25, in float32, eight products that were measured to gain 0.9 ms made mobilenetv2_100 at
 batch 8 2.3 % slower (75 ms), and one measured to gain 0.05 ms made regnety_008 at batch 1 lose 0.2 ms.
 Seen within three models at batch 1, those that promise more than two passes gain 0.9 ms together."""
@@ -194,7 +195,7 @@ class CostModel:
 
     def _passes(self, sizes: ConvolutionSizes, dtype: torch.dtype) -> float:
         """How many seconds a matrix product must gain over a convolution, beyond the margin."""
-        if self.device_type != "cpu":
+        if self.device_type != "cpu" or self.profile is None or self.profile.operands == COLD:
             return 0.0
         once = _activations(sizes, dtype) / self._peaks(dtype).bandwidth
         return _PRODUCT_PASSES * seconds_at(once, self.hints)

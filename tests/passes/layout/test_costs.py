@@ -232,12 +232,23 @@ def test_a_product_has_to_be_faster_by_more_than_measurements_vary(monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("device_type", "bandwidth", "taken"), [("cpu", 6e6, False), ("cpu", 8e6, True), ("cuda", 6e6, True)]
+    ("device_type", "bandwidth", "operands", "taken"),
+    [
+        ("cpu", 6e6, "hot", False),
+        ("cpu", 6e6, None, False),
+        ("cpu", 6e6, "cold", True),
+        ("cpu", 8e6, "hot", True),
+        ("cuda", 6e6, "hot", True),
+    ],
 )
-def test_on_a_cpu_a_product_has_to_gain_what_two_passes_through_memory_take(device_type, bandwidth, taken):
-    """A measurement has its operands in the cache, a model has not."""
+def test_on_a_cpu_a_product_that_was_measured_hot_has_to_gain_what_two_passes_through_memory_take(
+    device_type, bandwidth, operands, taken
+):
+    """Such a measurement has its operands in the cache, a model has not; nor has one that was made cold."""
     found = dataclasses.replace(
-        pointwise_profile(1e-3), rooflines=(dataclasses.replace(PEAKS, bandwidth=bandwidth),)
+        pointwise_profile(1e-3),
+        rooflines=(dataclasses.replace(PEAKS, bandwidth=bandwidth),),
+        settings={"operands": operands} if operands else {},
     )
     # 2·36·(8 + 4) values of four bytes, twice: the gain of 1 ms at 6.912 MB a second.
     sizes = ConvolutionSizes(

@@ -20,6 +20,7 @@ from fxpasses.passes.layout.labels import operator_of
 from fxpasses.passes.layout.network import read_network
 from fxpasses.passes.layout.problem import FIXED_C
 from fxpasses.passes.layout.unsafe import forgets_padding, may_overrun, overruns
+from fxpasses.passes.weights import conversions
 from tests.passes.layout.test_graphs import context_of
 from tests.passes.layout.test_joint import joint_graph
 
@@ -137,10 +138,12 @@ def test_a_frozen_weight_has_no_gradient_to_go_wrong():
 
 def test_weights_are_converted_where_they_may_be():
     model = Stem()
-    assert fxpasses.convert_conv_weights(model, torch.channels_last) == ("wide.weight", "after.weight")
+    changed = [each.name for each in conversions(model, torch.channels_last) if each.changes]
+    assert changed == ["wide.weight", "after.weight"]
+    assert fxpasses.convert_conv_weights(model, torch.channels_last) is model
     assert model.point.weight.stride() == (3, 1, 1, 1)
     wide = Stem(16)
-    assert "point.weight" in fxpasses.convert_conv_weights(wide, torch.channels_last)
+    assert fxpasses.convert_conv_weights(wide, torch.channels_last).point.weight.stride() == (16, 1, 16, 16)
 
 
 def codes_of_compiling(model: nn.Module, **options: object) -> set[str]:
