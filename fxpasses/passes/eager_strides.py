@@ -21,7 +21,7 @@ from torch.fx import Node
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import Level, attribute
 from fxpasses.graph.metadata import set_value, tensor
-from fxpasses.passes.layout.labels import operator_of
+from fxpasses.passes.layout.labels import Kind, kind_of, operator_of
 from fxpasses.rewrite.builder import Builder
 from fxpasses.torch_internals import size_hint, suggest_memory_format
 
@@ -42,13 +42,17 @@ _NORMS = frozenset(
 def write_out_eagers_strides(context: GraphContext) -> None:
     """Has the batch norms of a graph say in which strides eager gives their results; changes it in place."""
     changed: set[Node] = set()
+    covered: set[Node] = set()
     for node in list(context.graph.nodes):
         if not changed.isdisjoint(node.all_input_nodes) and node.op.startswith("call"):
             _recompute(context, node)
             changed.add(node)
         result = _result_of_norm(node)
-        if result is not None and (laid_out := _as_in_eager(context, result)) is not None:
-            changed.add(laid_out)
+        wanted = _format_in_eager(result) if result is not None and result not in covered else None
+        if result is not None and wanted is not None:
+            followers = _that_follow(result)
+            covered.update(followers)
+            changed.add(_lay_out(context, followers[-1], wanted))
     if changed:
         context.module.recompile()
 
@@ -62,28 +66,53 @@ def _result_of_norm(node: Node) -> Node | None:
     return node if is_norm and tensor(node) is not None else None
 
 
-def _as_in_eager(context: GraphContext, result: Node) -> Node | None:
-    """The result in eager's strides, written behind it; None where metadata have them."""
+def _format_in_eager(result: Node) -> torch.memory_format | None:
+    """The format in which eager gives a batch norm's result; None where that is what metadata say."""
     norm = result.args[0] if result.target is operator.getitem else result
     assert isinstance(norm, Node)
-    source = norm.args[0] if norm.args else norm.kwargs.get("input")
-    given, found = tensor(source), tensor(result)
+    given, found = tensor(norm.args[0] if norm.args else norm.kwargs.get("input")), tensor(result)
     if given is None or found is None or given.device.type != "cpu" or given.layout is not torch.strided:
         return None
     hints = [[size_hint(each) for each in every] for every in (given.shape, given.stride())]
     example = torch.empty_strided(*hints, device="meta")
     wanted = suggest_memory_format(example)
-    if example.is_contiguous(memory_format=wanted):
-        return None
+    return None if example.is_contiguous(memory_format=wanted) else wanted
+
+
+def _that_follow(node: Node) -> list[Node]:
+    """A node and the norms and element-wise operators behind it, which are laid out as it is.
+
+    The copy goes behind them, so that no rule finds it in the middle of what it folds.
+    """
+    followers = [node]
+    while len(node.users) == 1:
+        (user,) = node.users
+        found, before = tensor(user), tensor(node)
+        follows = kind_of(user) is Kind.AGNOSTIC or operator_of(user) in _NORMS
+        if not follows or found is None or before is None:
+            break
+        others = [tensor(each) for each in user.all_input_nodes if each is not node]
+        spread = [each for each in others if each is None or sum(size != 1 for size in each.shape) > 1]
+        if spread or found.shape != before.shape or found.stride() != before.stride():
+            break
+        node = user
+        followers.append(node)
+    return followers
+
+
+def _lay_out(context: GraphContext, node: Node, wanted: torch.memory_format) -> Node:
+    """Has whoever reads a node read it in a format; gives the copy."""
+    found = tensor(node)
+    assert found is not None
     # Whether symbolic strides are contiguous is not asked, since the answer would be guarded.
-    is_static = all(type(each) is int for each in (*given.shape, *given.stride()))
-    build, options = Builder(context, result.next, result), {"memory_format": wanted}
+    is_static = all(type(each) is int for each in (*found.shape, *found.stride()))
+    build, options = Builder(context, node.next, node), {"memory_format": wanted}
     if context.level is Level.TORCH:
-        laid_out = build.call("contiguous" if is_static else "clone", (result,), options)
+        laid_out = build.call("contiguous" if is_static else "clone", (node,), options)
     else:
         copies = context.level is Level.ATEN or not is_static
-        laid_out = build.call(aten.clone.default if copies else aten.contiguous.default, (result,), options)
-    result.replace_all_uses_with(laid_out, lambda user: user is not laid_out)
+        laid_out = build.call(aten.clone.default if copies else aten.contiguous.default, (node,), options)
+    node.replace_all_uses_with(laid_out, lambda user: user is not laid_out)
     return laid_out
 
 

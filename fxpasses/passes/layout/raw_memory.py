@@ -38,13 +38,14 @@ from fxpasses.torch_internals import (
 
 aten = torch.ops.aten
 
-_BY_STORAGE = (
-    aten.as_strided.default,
-    aten.as_strided_scatter.default,
-    aten.resize.default,
-    aten.view.dtype,
+_BY_STORAGE = (aten.as_strided.default, aten.as_strided_scatter.default, aten.resize.default)
+"""Operators of ATen that read where in memory elements are, of which inductor knows."""
+
+_INVERSE = (
+    (aten.view_as_complex.default, aten.view_as_real.default),
+    (aten.view_as_real.default, aten.view_as_complex.default),
 )
-"""Operators of ATen whose result depends on where in memory the elements of their operand are."""
+"""Views of which the second undoes the first."""
 
 _OWN_NAMESPACES = ("aten", "prims", "inductor", "mkldnn", "onednn", "quantized", "fxpasses")
 """Those of operators that inductor or this package knows."""
@@ -76,6 +77,7 @@ def keep_eagers_memory(graph: Graph, kept_weights: bool = False) -> None:
     keeper = _Keeper(graph, kept_weights)
     for node in list(graph.nodes):
         keeper.visit(node)
+    keeper.erase_replaced()
 
 
 class _Keeper:
@@ -90,6 +92,7 @@ class _Keeper:
         self._gradients: set[Node] = set()
         self._settled: dict[Node, Node] = {}
         self._replayed: dict[Node, Node] = {}
+        self._twins: set[Node] = set()
 
     def visit(self, node: Node) -> None:
         """Settles what a node reads, if it reads memory; the graph is visited in program order."""
@@ -109,6 +112,12 @@ class _Keeper:
             self._settle(node, read)
         elif _follows_memory(node):
             self._settle(node, read, bare=True)
+
+    def erase_replaced(self) -> None:
+        """Erases the views that nobody reads any more."""
+        for node in reversed(list(self._graph.nodes)):
+            if is_view(node) and not node.users and (node in self._replayed or node in self._twins):
+                self._graph.erase_node(node)
 
     def _settle(self, reader: Node, operands: list[Node], *, bare: bool = False) -> None:
         """Has a reader find its operands in eager's memory: views of others, or (`bare`) all of them."""
@@ -143,9 +152,13 @@ class _Keeper:
             twin = self._replay(above)
             if twin is above:
                 return node
+            if (twin.target, node.target) in _INVERSE:
+                # What inductor makes complex it copies contiguous first.
+                return _viewed(twin)
             twins = {above: twin}
             with self._graph.inserting_after(max(node, twin)):
                 self._replayed[node] = self._graph.node_copy(node, lambda each: twins.get(each, each))
+            self._twins.add(self._replayed[node])
         return self._replayed[node]
 
     def _settle_base(self, node: Node) -> Node:
@@ -234,6 +247,8 @@ def _reads_memory(node: Node) -> bool:
 def _follows_memory(node: Node) -> bool:
     """Whether an operator of ATen gives other numbers, or other strides, for another order in memory."""
     target = node.target
+    if target is aten.view.dtype:
+        return True  # elements of another width want a dense last axis
     if not isinstance(target, OpOverload) or is_view(node):
         return False
     if torch.Tag.nondeterministic_seeded in target.tags:

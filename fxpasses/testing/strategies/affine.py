@@ -26,6 +26,7 @@ from fxpasses.testing.strategies.layers import (
     randomised,
     seeded,
 )
+from fxpasses.testing.strategies.readers import second_reader
 
 Tensor = torch.Tensor
 
@@ -166,7 +167,8 @@ def _sequence(draw: st.DrawFn) -> tuple[Any, Tensor]:
 def _specimen(
     draw: st.DrawFn, kind: str, outcome: Outcome, producer: nn.Module, draft: Draft, x: Tensor, fork: int = 0
 ) -> Specimen:
-    model = randomised(Chain(producer, draft.steps, kind, fork))
+    read = second_reader(draw, min(draft.y.dim(), x.dim())) if kind == "extra-user" else torch.sin
+    model = randomised(Chain(producer, draft.steps, kind, fork, read))
     if kind == "training-mode":
         for each in model.modules():
             each.train(isinstance(each, nn.modules.batchnorm._BatchNorm))

@@ -23,6 +23,7 @@ from fxpasses.testing.strategies.layers import (
     randomised,
     seeded,
 )
+from fxpasses.testing.strategies.readers import Reader, second_reader
 
 Tensor = torch.Tensor
 
@@ -51,9 +52,9 @@ BN_BEFORE_CONV: dict[str, Outcome] = {
 class _BnConv(nn.Module):
     """A batch norm and the layer after it, bent in one way or not at all."""
 
-    def __init__(self, norm: nn.Module, layer: nn.Module, kind: str) -> None:
+    def __init__(self, norm: nn.Module, layer: nn.Module, kind: str, read: Reader) -> None:
         super().__init__()
-        self.norm, self.layer, self.kind = norm, layer, kind
+        self.norm, self.layer, self.kind, self.read = norm, layer, kind, read
 
     def forward(self, x: Tensor) -> Any:
         # A new tensor, so that writing to it is nobody else's business.
@@ -68,7 +69,7 @@ class _BnConv(nn.Module):
             return result, self.layer(normalised)
         if self.kind == "shared-input":
             return result, x.sin()
-        return (result, normalised.sin()) if self.kind == "extra-user" else result
+        return (result, self.read(normalised)) if self.kind == "extra-user" else result
 
 
 class _Free(nn.Module):
@@ -90,7 +91,8 @@ def bn_before_conv(draw: st.DrawFn) -> Specimen:
         norm = norm_after(draw, x.dim(), x.shape[1])
         if kind == "no-statistics":
             norm = type(norm)(norm.num_features, track_running_stats=False)
-        model = randomised(_BnConv(norm, layer, kind))
+        read = second_reader(draw, x.dim()) if kind == "extra-user" else torch.sin
+        model = randomised(_BnConv(norm, layer, kind, read))
         norm.train(kind == "training-mode")
         norm.requires_grad_(kind != "frozen")
         x = in_kind(kind, model, x)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fxpasses.testing.strategies.layers import convolution, norm_after
+from fxpasses.testing.strategies.readers import Reader
 
 Tensor = torch.Tensor
 
@@ -178,9 +179,16 @@ class Chain(nn.Module):
 
     late: Tensor
 
-    def __init__(self, producer: nn.Module, steps: Sequence[nn.Module], kind: str, fork: int) -> None:
+    def __init__(
+        self,
+        producer: nn.Module,
+        steps: Sequence[nn.Module],
+        kind: str,
+        fork: int,
+        read: Reader = torch.sin,
+    ) -> None:
         super().__init__()
-        self.producer, self.steps = producer, nn.ModuleList(steps)
+        self.producer, self.steps, self.read = producer, nn.ModuleList(steps), read
         self.kind, self.fork = kind, fork
         if kind == "overwritten":
             self.late = nn.Parameter(torch.zeros(()))
@@ -199,7 +207,7 @@ class Chain(nn.Module):
         for index, step in enumerate(self.steps):
             y = step(y)
             forked = y if index < self.fork else forked
-        return (F.softplus(y), forked.sin()) if self.kind in ("extra-user", "forked") else F.softplus(y)
+        return (F.softplus(y), self.read(forked)) if self.kind in ("extra-user", "forked") else F.softplus(y)
 
 
 class _Product(nn.Module):

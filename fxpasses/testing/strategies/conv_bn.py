@@ -24,6 +24,7 @@ from fxpasses.testing.strategies.layers import (
     randomised,
     seeded,
 )
+from fxpasses.testing.strategies.readers import Reader, second_reader
 
 CONV_BN: dict[str, Outcome] = {
     "plain": FIRES,
@@ -57,9 +58,9 @@ class _ConvBn(nn.Module):
 
     factor: torch.Tensor
 
-    def __init__(self, producer: nn.Module, norm: Any, kind: str) -> None:
+    def __init__(self, producer: nn.Module, norm: Any, kind: str, read: Reader = torch.sin) -> None:
         super().__init__()
-        self.producer, self.norm, self.kind = producer, norm, kind
+        self.producer, self.norm, self.kind, self.read = producer, norm, kind, read
 
     def forward(self, x: torch.Tensor) -> Any:
         # A new tensor, so that writing to it is nobody else's business.
@@ -74,7 +75,7 @@ class _ConvBn(nn.Module):
         elif self.kind == "written-result":
             produced.mul_(2.0)
         result = nn.functional.softplus(self.norm(produced))
-        return (result, produced.sin()) if self.kind == "extra-user" else result
+        return (result, self.read(produced)) if self.kind == "extra-user" else result
 
 
 class _Overwritten(_ConvBn):
@@ -123,7 +124,8 @@ def conv_bn(draw: st.DrawFn) -> Specimen:
         if kind == "no-statistics":
             norm = type(norm)(channels, track_running_stats=False)
         bent = _Overwritten if kind == "overwritten" else _ConvBn
-        model = randomised(bent(producer, norm, kind))
+        read = second_reader(draw, 2 + dimensions) if kind == "extra-user" else torch.sin
+        model = randomised(bent(producer, norm, kind, read))
         norm.train(kind == "training-mode")
         x = in_kind(kind, model, x)
         if kind == "cast":

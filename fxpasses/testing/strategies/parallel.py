@@ -33,6 +33,7 @@ from fxpasses.testing.strategies.layers import (
     randomised,
     seeded,
 )
+from fxpasses.testing.strategies.readers import Reader, second_reader
 
 Tensor = torch.Tensor
 
@@ -160,9 +161,11 @@ _OTHER_SUMS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], ...]] = {
 class _Branches(nn.Module):
     """Branches of one input, joined two by two, and bent in one way or not at all."""
 
-    def __init__(self, branches: Sequence[nn.Module], join: Callable[..., Tensor], kind: str) -> None:
+    def __init__(
+        self, branches: Sequence[nn.Module], join: Callable[..., Tensor], kind: str, read: Reader
+    ) -> None:
         super().__init__()
-        self.branches, self.join, self.kind = nn.ModuleList(branches), join, kind
+        self.branches, self.join, self.kind, self.read = nn.ModuleList(branches), join, kind, read
 
     def forward(self, x: Tensor) -> Any:
         # A new tensor, so that writing to it is nobody else's business.
@@ -176,7 +179,9 @@ class _Branches(nn.Module):
         if self.kind == "activation":
             results[1] = F.softplus(results[1])
         joined = self.joined(results)
-        return (F.softplus(joined), results[1].sin()) if self.kind == "extra-user" else F.softplus(joined)
+        return (
+            (F.softplus(joined), self.read(results[1])) if self.kind == "extra-user" else F.softplus(joined)
+        )
 
     def joined(self, results: list[Tensor]) -> Tensor:
         """The branches' results as one."""
@@ -204,7 +209,8 @@ def parallel_conv_merge(draw: st.DrawFn) -> Specimen:
         if kind not in ("in-place", "into-input", "twice", "extra-user") and draw(st.booleans()):
             branches[:2] = branches[1::-1]
         join = draw(st.sampled_from(_OTHER_SUMS.get(kind, _SUMS)))
-        model = randomised(_Branches(branches, join, kind))
+        read = second_reader(draw, rank + 2) if kind == "extra-user" else torch.sin
+        model = randomised(_Branches(branches, join, kind, read))
         for each in model.modules():
             each.train(kind == "training-mode" and isinstance(each, nn.modules.batchnorm._BatchNorm))
         x = torch.randn(draw(st.integers(2, 3)), channels, *[_SIZE] * rank, dtype=torch.float64)
@@ -316,7 +322,8 @@ def parallel_conv_concat(draw: st.DrawFn) -> Specimen:
             branches[draw(st.integers(0, 1))] = _Identity()
         axis = {"unbatched": 0, "other-axis": draw(st.sampled_from((0, -1)))}.get(kind, 1)
         joins = (*_CONCATENATIONS[axis], *([_FROM_BEHIND[rank]] if kind != "other-axis" else []))
-        model = randomised(_Concatenated(branches, draw(st.sampled_from(joins)), kind))
+        read = second_reader(draw, rank + 2) if kind == "extra-user" else torch.sin
+        model = randomised(_Concatenated(branches, draw(st.sampled_from(joins)), kind, read))
         x = torch.randn(draw(st.integers(2, 3)), channels, *[_SIZE] * rank, dtype=torch.float64)
         x = in_kind(kind, model, x[0] if kind == "unbatched" else x)
     return PARALLEL_CONV_CONCAT[kind].of(kind, model, x)
