@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxpasses.graph.modes import Modes
 from fxpasses.rewrite.application import Application, TensorSpec
+from fxpasses.torch_internals.pytree import tree_leaves, tree_map_only
 
 SEEDS = (0, 1)
 """Two draws: a rewrite that is wrong for one sign only may survive a single one."""

@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxpasses import counters
 from fxpasses.options import Options
 from fxpasses.testing.expectation import expect
+from fxpasses.torch_internals.pytree import tree_leaves, tree_map_only
 from fxpasses.tracing import fresh_call
 
 FLOAT64_TOLERANCE = 1e-9

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from fxpasses.report import Report
 from fxpasses.rewrite.registry import REGISTRY, AnyRule
 from fxpasses.testing.captures import LEVELS, Rewritten, rewrite_at
 from fxpasses.testing.comparison import assert_close_to_eager, nudge
 from fxpasses.testing.expectation import registered
+from fxpasses.torch_internals.pytree import tree_leaves
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy

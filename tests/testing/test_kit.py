@@ -24,7 +24,7 @@ from fxpasses.testing import (
 )
 from fxpasses.testing.captures import capture, rewrite_at
 from fxpasses.testing.comparison import assert_close_to_eager, nudge
-from fxpasses.torch_internals import run_default_decompositions
+from fxpasses.torch_internals.tracing import run_default_decompositions
 from tests.helpers import RULE, image, pair
 from tests.rewrite.planted import SoftmaxRule, by_hand
 from tests.rewrite.test_declarative import AFFINE, NEGATION, RMS, SCALED, rms

@@ -33,6 +33,7 @@ from fxpasses.testing.strategies.layers import (
     randomised,
     seeded,
 )
+from fxpasses.torch_internals.modules import BatchNormBase
 
 Tensor = torch.Tensor
 
@@ -206,7 +207,7 @@ def parallel_conv_merge(draw: st.DrawFn) -> Specimen:
         join = draw(st.sampled_from(_OTHER_SUMS.get(kind, _SUMS)))
         model = randomised(_Branches(branches, join, kind))
         for each in model.modules():
-            each.train(kind == "training-mode" and isinstance(each, nn.modules.batchnorm._BatchNorm))
+            each.train(kind == "training-mode" and isinstance(each, BatchNormBase))
         x = torch.randn(draw(st.integers(2, 3)), channels, *[_SIZE] * rank, dtype=torch.float64)
         x = in_kind(kind, model, x[0] if kind == "unbatched" else x)
     return PARALLEL_CONV_MERGE[kind].of(kind, model, x)
