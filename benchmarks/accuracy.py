@@ -1,14 +1,8 @@
 """Correctness first: the error against float64, with eager's own error as the yardstick.
 
-Let y be a result in the case's dtype, y* the same in float64 eager and e(y) = max|y - y*| / max|y*|. A
-variant is right when e(variant) <= max(2 e(eager), floor). That is asked of the outputs, the loss and, where
-BatchNorm updates its statistics, of the buffers after the step.
-
-Gradients are asked for less: a ReLU whose input is near zero may flip, which moves float32 gradients by up
-to 8e-3 for eager and for a rewrite alike. Per parameter p with norm |g_p|, the error is
-|g_p - g_p*| / (|g_p*| + 1e-3 rms of all |g*|), the second term because some gradients vanish (that of a bias
-ahead of BatchNorm in training mode); it may reach twice eager's worst, or the floor. Half types accumulate
-rounding in every layer, and their yardstick is eager's own error for the most part.
+Outputs, the loss and, where BatchNorm updates its statistics, the buffers after the step are asked for what
+`fxpasses.comparison` calls RESULTS; gradients, for GRADIENTS, with eager's worst parameter as the yardstick.
+Half types accumulate rounding in every layer, and eager's own error decides for the most part.
 """
 
 from __future__ import annotations
@@ -28,11 +22,7 @@ from benchmarks.cases import (
     randomise_batch_norms,
     run_step,
 )
-
-YARDSTICK = 2.0
-VALUE_FLOORS = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
-GRADIENT_FLOORS = {"float64": 1e-7, "float32": 5e-2, "bfloat16": 2e-1, "float16": 1e-1}
-_VANISHING = 1e-3
+from fxpasses.comparison import GRADIENTS, RESULTS, gradient_errors, relative_error
 
 Tensors = dict[str, torch.Tensor]
 
@@ -95,9 +85,9 @@ def make_reference(case: Case) -> Reference:
     values, gradients = _run(case, state, case.dtype, case.seed)
     again, _ = _run(case, state, case.dtype, case.seed + 1)
     value_error, _ = _worst_value(values, exact_values)
-    if _worst_value(again, exact_values)[0] > max(YARDSTICK * value_error, VALUE_FLOORS[case.dtype]):
+    if _worst_value(again, exact_values)[0] > RESULTS.allowed(DTYPES[case.dtype], value_error):
         raise CaseError(f"{case.model} draws random numbers in mode {case.mode}: it cannot be checked.")
-    gradient_error, _ = _worst_gradient(gradients, exact_gradients)
+    gradient_error, _ = _worst(gradient_errors(gradients, exact_gradients))
     return Reference(state, exact_values, exact_gradients, value_error, gradient_error)
 
 
@@ -126,7 +116,7 @@ def results_of(step: Step, model: torch.nn.Module, before: Tensors) -> tuple[Ten
 def judge(case: Case, values: Tensors, gradients: Tensors, reference: Reference) -> Accuracy:
     """Compares a variant's results with the reference."""
     value_error, value_name = _worst_value(values, reference.values)
-    value_tolerance = max(YARDSTICK * reference.value_error, VALUE_FLOORS[case.dtype])
+    value_tolerance = RESULTS.allowed(DTYPES[case.dtype], reference.value_error)
     wrong = None
     if not value_error <= value_tolerance:
         wrong = (
@@ -134,8 +124,8 @@ def judge(case: Case, values: Tensors, gradients: Tensors, reference: Reference)
         )
     if not case.trains:
         return Accuracy(value_error, value_tolerance, None, None, wrong)
-    gradient_error, gradient_name = _worst_gradient(gradients, reference.gradients)
-    gradient_tolerance = max(YARDSTICK * reference.gradient_error, GRADIENT_FLOORS[case.dtype])
+    gradient_error, gradient_name = _worst(gradient_errors(gradients, reference.gradients))
+    gradient_tolerance = GRADIENTS.allowed(DTYPES[case.dtype], reference.gradient_error)
     if wrong is None and not gradient_error <= gradient_tolerance:
         found = f"error {gradient_error:.2e} against float64, at most {gradient_tolerance:.2e} allowed"
         wrong = f"gradient of {gradient_name}: {found}"
@@ -152,35 +142,12 @@ def _run(case: Case, state: Tensors, dtype: str, seed: int) -> tuple[Tensors, Te
 
 
 def _worst_value(values: Tensors, exact: Tensors) -> tuple[float, str]:
-    errors = {name: _relative_maximum(values.get(name), expected) for name, expected in exact.items()}
-    return _worst(errors)
+    return _worst({name: _value_error(values.get(name), expected) for name, expected in exact.items()})
 
 
-def _relative_maximum(value: torch.Tensor | None, exact: torch.Tensor) -> float:
-    """max|value - exact| / max|exact|; infinite where the value is missing, misshapen or not finite."""
-    if value is None or value.shape != exact.shape or not value.isfinite().all():
-        return float("inf")
-    if exact.numel() == 0:
-        return 0.0
-    difference = (value.double() - exact).abs().max().item()
-    scale = exact.abs().max().item()
-    return difference / scale if scale > 0 else difference
-
-
-def _worst_gradient(gradients: Tensors, exact: Tensors) -> tuple[float, str]:
-    norms = {name: each.double().norm().item() for name, each in exact.items()}
-    squares = [each**2 for each in norms.values()]
-    floor = _VANISHING * (sum(squares) / len(squares)) ** 0.5 if squares else 0.0
-    errors = {}
-    for name, expected in exact.items():
-        found = gradients.get(name)
-        if found is None or found.shape != expected.shape or not found.isfinite().all():
-            errors[name] = float("inf")
-            continue
-        difference = (found.double() - expected).norm().item()
-        scale = norms[name] + floor
-        errors[name] = difference / scale if scale > 0 else difference
-    return _worst(errors)
+def _value_error(value: torch.Tensor | None, exact: torch.Tensor) -> float:
+    missing = value is None or value.shape != exact.shape
+    return float("inf") if missing else relative_error(value, exact)
 
 
 def _worst(errors: dict[str, float]) -> tuple[float, str]:

@@ -24,7 +24,7 @@ from torch.fx import Graph, GraphModule, Node
 from benchmarks.environment import save_sizes
 from fxpasses.options import Options
 from fxpasses.pipeline import run_passes
-from fxpasses.torch_internals import FakeTensorMode
+from fxpasses.torch_internals.fake_tensors import FakeTensorMode
 
 CHANNELS = 8
 TRAINED = ("weight", "gamma", "beta")

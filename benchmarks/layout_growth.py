@@ -21,7 +21,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch._decomp import core_aten_decompositions
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -33,6 +32,7 @@ from fxpasses.model_specs import load_model
 from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.solve import solve
+from fxpasses.torch_internals.tracing import core_decompositions
 
 
 class Residual(nn.Module):
@@ -60,7 +60,7 @@ def joint_graph(model: nn.Module, x: torch.Tensor) -> GraphModule:
         output = functional_call(model, named, (x,))
         return [output, *torch.autograd.grad(output.sum(), [named[name] for name in trained])]
 
-    table = dict(core_aten_decompositions())
+    table = core_decompositions()
     return make_fx(joint, decomposition_table=table, tracing_mode="fake")(x, *state.values())
 
 

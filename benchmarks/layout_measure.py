@@ -8,8 +8,7 @@
 Operands are in no cache when they are read (`benchmarks.caches`), unless the setting says hot: then each
 candidate repeats its call on the same ones.
 
-Tolerances: atol = rtol = 1e-3 in float32; four units in the last place of a result of unit variance where
-the arithmetic is that of a shorter type (bfloat16, float16, TF32).
+What is close enough is said by `fxpasses.comparison.kernel_tolerance`.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ from benchmarks.layout_cases import (
 )
 from benchmarks.statistics import Ratio, Summary, paired_ratio, summarize
 from benchmarks.turns import Effort, measure_in_turns
+from fxpasses.comparison import kernel_tolerance
 from fxpasses.device_profile import LAYOUTS, Layout, Measurement
 
 Status = Literal["measured", "mismatch", "unsupported", "untimed"]
 Set = TypeVar("Set")
 Candidates = dict[tuple[Layout, str], list[Callable[[], Kernel]]]
-_TF32_EPS = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,7 @@ class Setting:
     @property
     def tolerance(self) -> float:
         """Relative, and absolute for results of unit variance."""
-        if self.dtype == "float32":
-            return 4 * _TF32_EPS if self.tf32 and self.device.type == "cuda" else 1e-3
-        return 4 * torch.finfo(self.torch_dtype).eps
+        return kernel_tolerance(self.torch_dtype, tf32=self.tf32 and self.device.type == "cuda")
 
     def sets(self, first: Set, copied: Callable[[Set], Set], num_bytes: int) -> list[Set]:
         """The sets of operands to take in turn: `first`, and as many copies as it takes.

@@ -32,7 +32,7 @@ from fxpasses.options import Options
 from fxpasses.rewrite.declarative import DeclarativeRule
 from fxpasses.rewrite.driver import Driver
 from fxpasses.rewrite.registry import RulePass
-from fxpasses.torch_internals import FakeTensorMode
+from fxpasses.torch_internals.fake_tensors import FakeTensorMode
 
 aten = torch.ops.aten
 

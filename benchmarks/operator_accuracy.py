@@ -1,13 +1,8 @@
 """Whether a compiled operator computes what eager computes.
 
 Most results are equal within the tolerances of `torch.testing.assert_close`. Where they are not, both are
-compared with the result x* in float64, and eager's own error is the yardstick. The result x is accurate if
-
-    ||x - x*|| / ||x*||      <=  max( 3 ||e - x*|| / ||x*||,      16 u)
-    max|x - x*| / max|x*|    <=  max(10 max|e - x*| / max|x*|,    64 u)
-
-for eager's result e and the machine epsilon u of the dtype. The first sees an error that is spread out, the
-second one in a single place. Integers and booleans must be equal.
+compared with the result in float64, as `fxpasses.comparison` says for OPERATOR_NORM and OPERATOR_PEAK.
+Integers and booleans must be equal.
 """
 
 from __future__ import annotations
@@ -15,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+
+from fxpasses.comparison import OPERATOR_NORM, OPERATOR_PEAK, relative_error, relative_norm
 
 Results = Sequence[torch.Tensor]
 
@@ -75,26 +72,15 @@ def _excess(actual: torch.Tensor, expected: torch.Tensor, exact: torch.Tensor) -
     finite = expected.isfinite() & exact.isfinite()
     if not bool(actual[finite].isfinite().all()):
         return "not finite where eager's result is"
-    reference = exact[finite]
-    if not reference.numel():
+    if not bool(finite.any()):
         return ""
-    mine, eagers = actual[finite].double() - reference, expected[finite].double() - reference
-    unit = torch.finfo(expected.dtype).eps
-    norms = (
-        ("relative error", _norm, 3.0, 16.0),
-        ("largest relative error", _largest, 10.0, 64.0),
+    reference, dtype = exact[finite], expected.dtype
+    measures = (
+        ("relative error", relative_norm, OPERATOR_NORM),
+        ("largest relative error", relative_error, OPERATOR_PEAK),
     )
-    for name, norm, factor, units in norms:
-        scale = max(norm(reference), torch.finfo(torch.float64).tiny)
-        error, eager = norm(mine) / scale, norm(eagers) / scale
-        if error > max(factor * eager, units * unit):
+    for name, measure, tolerance in measures:
+        error, eager = measure(actual[finite], reference), measure(expected[finite], reference)
+        if error > tolerance.allowed(dtype, eager):
             return f"{name} {error:.1e} against float64, eager's is {eager:.1e}"
     return ""
-
-
-def _norm(values: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(values))
-
-
-def _largest(values: torch.Tensor) -> float:
-    return float(values.abs().max())

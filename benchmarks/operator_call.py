@@ -16,7 +16,7 @@ import torch
 from torch.fx.node import Argument
 
 from benchmarks.operator_inputs.argument_rules import base_name
-from benchmarks.torch_internals import tree_leaves, tree_map_leaves
+from benchmarks.torch_internals import OpOverload, tree_leaves, tree_map_leaves
 
 Compiled = Callable[..., Sequence[object]]
 Compiler = Callable[[torch.fx.GraphModule, list[torch.Tensor]], Compiled]
@@ -43,9 +43,7 @@ class Prepared:
 class RepeatableCall:
     """An operator and its arguments, positional and by keyword."""
 
-    def __init__(
-        self, operator: torch._ops.OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]
-    ) -> None:
+    def __init__(self, operator: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         self._operator = operator
         self._arguments = (args, dict(kwargs))
         self._tensors = tensors_in(self._arguments)

@@ -29,7 +29,7 @@ from benchmarks.torch_internals import (
 )
 from fxpasses.errors import FxpassesError, unknown_name
 from fxpasses.options import Options
-from fxpasses.torch_internals import inductor_mode_options
+from fxpasses.torch_internals.inductor import inductor_mode_options
 
 
 class ConfigurationError(FxpassesError, ValueError):

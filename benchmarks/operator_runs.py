@@ -24,6 +24,7 @@ from benchmarks.operator_inputs.log import Sample
 from benchmarks.operator_inputs.materialise import Target, materialise
 from benchmarks.operator_inputs.recorder import computes
 from benchmarks.torch_internals import (
+    OpOverload,
     has_inductor_lowering,
     operators_for_inductor,
 )
@@ -77,7 +78,7 @@ class Plan:
 
 
 def measure_operator(
-    operator: torch._ops.OpOverload, samples: Sequence[Sample], plan: Plan
+    operator: OpOverload, samples: Sequence[Sample], plan: Plan
 ) -> tuple[str, list[Measurement]]:
     """Runs all samples of an operator.
 
@@ -115,7 +116,7 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _reason_to_skip(operator: torch._ops.OpOverload) -> str:
+def _reason_to_skip(operator: OpOverload) -> str:
     """Why an operator is not measured, whatever its inputs."""
     if not computes(operator):
         return "computes nothing: a view, a constructor, or no tensor in or out"
@@ -133,7 +134,7 @@ def _reason_not_implemented(call: RepeatableCall, result: object) -> str:
         remaining = operators_for_inductor(call.graph(result), call.inputs())
     except Exception as error:
         return f"inductor cannot trace it: {first_line(error)}"
-    operators = {each for each in remaining if isinstance(each, torch._ops.OpOverload)}
+    operators = {each for each in remaining if isinstance(each, OpOverload)}
     names = sorted(str(each) for each in operators)
     if any("convolution" in name for name in names) or any(map(has_inductor_lowering, operators)):
         return ""
@@ -141,7 +142,7 @@ def _reason_not_implemented(call: RepeatableCall, result: object) -> str:
 
 
 def _measure(
-    operator: torch._ops.OpOverload, call: RepeatableCall, result: object, sample: Sample, plan: Plan
+    operator: OpOverload, call: RepeatableCall, result: object, sample: Sample, plan: Plan
 ) -> Measurement:
     eager = call.eager()
     expected = eager.results() if plan.accuracy else []

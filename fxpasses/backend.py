@@ -36,12 +36,9 @@ from fxpasses.pipeline import keeps_weights, run_passes
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.registry import REGISTRY
-from fxpasses.torch_internals import (
-    compile_with_inductor,
-    guessed_tangents,
-    inductor_mode_options,
-    lookup_backend,
-)
+from fxpasses.torch_internals.aot_autograd import guessed_tangents
+from fxpasses.torch_internals.dynamo import lookup_backend
+from fxpasses.torch_internals.inductor import compile_with_inductor, inductor_mode_options
 
 _Patches = Callable[[Mapping[str, Any]], dict[str, Any]]
 """From inductor's settings to the same with some of ours."""

@@ -22,7 +22,7 @@ _reports: deque[Report] = deque(maxlen=_KEPT)
 
 def record(report: Report) -> None:
     """Adds a compilation to the history and its applications to the counters."""
-    from fxpasses.torch_internals import dynamo_counters, trace_artifact
+    from fxpasses.torch_internals.dynamo import dynamo_counters, trace_artifact
 
     trace_artifact("fxpasses_report", report.to_json)
     mirror = dynamo_counters()["fxpasses"]
@@ -53,7 +53,7 @@ def last_report() -> Report | None:
 
 def reset() -> None:
     """Forgets all reports and sets the counters, the mirrored ones included, to zero."""
-    from fxpasses.torch_internals import dynamo_counters
+    from fxpasses.torch_internals.dynamo import dynamo_counters
 
     with _lock:
         _reports.clear()

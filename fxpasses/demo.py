@@ -30,9 +30,9 @@ from torch import nn
 
 from fxpasses import counters
 from fxpasses.backend import backend
+from fxpasses.comparison import RESULTS, relative_error
 from fxpasses.errors import FxpassesError
 from fxpasses.report import Report
-from fxpasses.testing.comparison import ERROR_FACTOR, FLOAT64_TOLERANCE, FLOORS
 
 VARIANTS = ("eager", "inductor", "fxpasses")
 """What is timed: each compiles the same model in its own way."""
@@ -153,27 +153,16 @@ def check_against_eager(
         relative_error(found, expected) for found, expected in zip(gradients64, exact_gradients, strict=True)
     ]
     eager_error = relative_error(eager, exact)
-    allowed = max(ERROR_FACTOR * eager_error, FLOORS[torch.float32])
+    allowed64, allowed32 = RESULTS.allowed(torch.float64), RESULTS.allowed(torch.float32, eager_error)
     return [
-        Check("float64 outputs against eager", relative_error(ours64, exact), FLOAT64_TOLERANCE),
+        Check("float64 outputs against eager", relative_error(ours64, exact), allowed64),
         Check(
             f"float64 gradients against eager, {len(gradient_errors)} parameters",
-            _largest(gradient_errors),
-            FLOAT64_TOLERANCE,
+            max(gradient_errors),
+            allowed64,
         ),
-        Check("float32 outputs against float64", relative_error(ours32, exact), allowed, eager_error),
+        Check("float32 outputs against float64", relative_error(ours32, exact), allowed32, eager_error),
     ]
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value expected; not a number where `found` has some."""
-    expected = expected.double()
-    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
-
-
-def _largest(errors: Sequence[float]) -> float:
-    """The largest number; `max` of Python may pass over one that is not a number."""
-    return torch.tensor(errors, dtype=torch.float64).max().item()
 
 
 def _run(

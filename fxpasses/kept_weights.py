@@ -28,7 +28,7 @@ from torch.fx import GraphModule
 
 from fxpasses.passes.packed_weights import PackedWeight
 from fxpasses.passes.parameter_work import ParameterWork
-from fxpasses.torch_internals import same_memory_function, unchanged_function
+from fxpasses.torch_internals.cpp import same_memory_function, unchanged_function
 
 _version = attrgetter("_version")
 _address = torch.Tensor.data_ptr

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 
 from fxpasses.errors import ModelSpecError, unknown_name
+from fxpasses.torch_internals.operators import has_kernel
 
 _FORMS = "timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory"
 _declarations: list[torch.library.Library] = []
@@ -66,7 +67,7 @@ def declare_torchvision_operators() -> None:
     torchvision registers fake kernels for operators that only its extension defines, and the extension of
     a CUDA build does not load beside a CPU-only torch. The declarations let its pure-Python models import.
     """
-    if _declarations or torch._C._dispatch_has_kernel("torchvision::nms"):
+    if _declarations or has_kernel("torchvision::nms"):
         return
     if torch.version.cuda is not None:
         return

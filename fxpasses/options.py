@@ -125,7 +125,7 @@ def _names(option: str, given: object) -> tuple[str, ...] | None:
 
 
 def _advice(key: str) -> str:
-    from fxpasses.torch_internals import is_inductor_option
+    from fxpasses.torch_internals.inductor import is_inductor_option
 
     if not is_inductor_option(key):
         return ""

@@ -20,7 +20,7 @@ from fxpasses.passes.eager_strides import write_out_eagers_strides
 from fxpasses.report import Report
 from fxpasses.rewrite.driver import Driver
 from fxpasses.rewrite.registry import REGISTRY
-from fxpasses.torch_internals import require_supported_torch
+from fxpasses.torch_internals.versions import require_supported_torch
 
 
 def run_passes(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def fxpasses_fresh() -> Iterator[None]:
     """Counters at zero, and nothing compiled before or left behind."""
     from fxpasses import reset
-    from fxpasses.torch_internals import reset_dynamo
+    from fxpasses.torch_internals.dynamo import reset_dynamo
 
     reset_dynamo()
     reset()

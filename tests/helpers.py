@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -22,6 +21,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import fxpasses
 from fxpasses.report import Report
 from fxpasses.testing import assert_close_to_eager, assert_rewrites
+from fxpasses.torch_internals.pytree import tree_leaves
+from fxpasses.torch_internals.tracing import enable_python_dispatcher
 
 RULE = "efficient_conv_bn_eval"
 
@@ -226,7 +227,7 @@ def outputs_and_gradients(
     leaves = [*parameters, *(each for each in arguments if isinstance(each, torch.Tensor))]
     for leaf in leaves:
         leaf.grad = None
-    outputs = [each for each in torch.utils._pytree.tree_leaves(call(*arguments)) if torch.is_tensor(each)]
+    outputs = [each for each in tree_leaves(call(*arguments)) if torch.is_tensor(each)]
     if grads:
         torch.stack([each.double().sum() for each in outputs if each.requires_grad]).sum().backward()
     result = [each.detach() for each in outputs]

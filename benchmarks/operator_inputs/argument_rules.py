@@ -16,6 +16,7 @@ from typing import TypeAlias
 import torch
 
 from benchmarks.operator_inputs.notation import TensorSpec, Value
+from benchmarks.torch_internals import OpOverload
 from fxpasses.errors import FxpassesError
 
 Arguments: TypeAlias = Mapping[str, object]
@@ -209,20 +210,18 @@ STATISTICS = frozenset(
 """Arguments that CUDA's normalisations keep in float32 when everything else is in half precision."""
 
 
-def rules_of(operator: torch._ops.OpOverload) -> Mapping[str, Rule]:
+def rules_of(operator: OpOverload) -> Mapping[str, Rule]:
     """The rules of an operator's arguments."""
     return RULES.get(base_name(operator), {})
 
 
-def base_name(operator: torch._ops.OpOverload) -> str:
+def base_name(operator: OpOverload) -> str:
     """The operator's name without namespace, overload and the underscore of working in place."""
     name = operator._schema.name.partition("::")[2]
     return name if name.startswith("__") else name.rstrip("_")
 
 
-def bind(
-    operator: torch._ops.OpOverload, args: tuple[Value, ...], kwargs: Mapping[str, Value]
-) -> dict[str, object]:
+def bind(operator: OpOverload, args: tuple[Value, ...], kwargs: Mapping[str, Value]) -> dict[str, object]:
     """The arguments by the names of the schema, its defaults filled in.
 
     Raises:

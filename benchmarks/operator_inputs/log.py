@@ -23,6 +23,7 @@ from typing import TextIO, cast
 import torch
 
 from benchmarks.operator_inputs.notation import MAXIMUM_LINE, Call, NotationError, format_call, parse_call
+from benchmarks.torch_internals import OpOverload
 from fxpasses.errors import FxpassesError
 
 RENAMED = {"aten.sum.SymInt": "aten.sum.dim_IntList"}
@@ -133,7 +134,7 @@ def write_log(path: Path, counts: Mapping[str, Counter[str]]) -> None:
     path.write_bytes(gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)
 
 
-def resolve_operator(name: str) -> torch._ops.OpOverload:
+def resolve_operator(name: str) -> OpOverload:
     """The operator that a log names, such as `aten.convolution.default`.
 
     Raises:
@@ -145,7 +146,7 @@ def resolve_operator(name: str) -> torch._ops.OpOverload:
         operator = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     except (AttributeError, RuntimeError):
         operator = None
-    if not isinstance(operator, torch._ops.OpOverload):
+    if not isinstance(operator, OpOverload):
         raise LogError(f"torch {torch.__version__} has no operator {name!r}; write namespace.name.overload.")
     return operator
 

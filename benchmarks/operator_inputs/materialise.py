@@ -29,6 +29,7 @@ from benchmarks.operator_inputs.argument_rules import (
     shape_of,
 )
 from benchmarks.operator_inputs.notation import Call, TensorSpec, Value
+from benchmarks.torch_internals import OpOverload
 
 _BLOCK = 1_000_003  # prime, so that a repeated block lines up with no shape
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -60,7 +61,7 @@ class Target:
 
 
 def materialise(
-    operator: torch._ops.OpOverload, call: Call, target: Target
+    operator: OpOverload, call: Call, target: Target
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """The positional and the keyword arguments of one call.
 
@@ -85,7 +86,7 @@ def _values(arguments: dict[str, object]) -> dict[str, Value]:
     return arguments  # type: ignore[return-value]
 
 
-def _make(operator: torch._ops.OpOverload, bound: dict[str, object], target: Target) -> dict[str, object]:
+def _make(operator: OpOverload, bound: dict[str, object], target: Target) -> dict[str, object]:
     """Makes the free arguments first, then those whose values rest on others."""
     maker = _Maker(operator, bound, target)
     rules = rules_of(operator)
@@ -97,7 +98,7 @@ def _make(operator: torch._ops.OpOverload, bound: dict[str, object], target: Tar
 class _Maker:
     """Makes the arguments of one call, from one random generator."""
 
-    def __init__(self, operator: torch._ops.OpOverload, bound: dict[str, object], target: Target) -> None:
+    def __init__(self, operator: OpOverload, bound: dict[str, object], target: Target) -> None:
         self._name = base_name(operator)
         self._bound = bound
         self._target = target

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from benchmarks.operator_inputs.notation import Call, SparseSpec, TensorSpec, Value, format_call
-from benchmarks.torch_internals import TorchDispatchMode
+from benchmarks.torch_internals import OpOverload, TorchDispatchMode
 
 Result = TypeVar("Result")
 
@@ -40,7 +40,7 @@ class OperatorInputsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  #
         kwargs: Mapping[str, object] | None = None,
     ) -> Result:
         # The text is made before the call: an operator that works in place changes what it describes.
-        counted = isinstance(func, torch._ops.OpOverload) and computes(func)
+        counted = isinstance(func, OpOverload) and computes(func)
         text = format_call(describe_call(args, kwargs or {})) if counted else ""
         result = func(*args, **(kwargs or {}))
         if "T(" in text:
@@ -48,7 +48,7 @@ class OperatorInputsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  #
         return result
 
 
-def computes(operator: torch._ops.OpOverload) -> bool:
+def computes(operator: OpOverload) -> bool:
     """Whether an operator computes something from a tensor: neither a view nor a constructor."""
     schema, name = operator._schema, operator._schema.name.partition("::")[2]
     if "Tensor" not in " ".join(str(each.type) for each in schema.arguments):

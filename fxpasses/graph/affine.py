@@ -23,7 +23,7 @@ from fxpasses.graph.canonical import operator_of, read_call
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.operands import Operand
 from fxpasses.rewrite.decline import Decline
-from fxpasses.torch_internals import same_expression
+from fxpasses.torch_internals.sizes import same_expression
 
 Kind = Literal["mul", "div", "add"]
 

@@ -24,7 +24,13 @@ from fxpasses.graph.metadata import value
 from fxpasses.graph.operands import ModuleTensor
 from fxpasses.graph.schema import signature_of_function, signature_of_overload
 from fxpasses.rewrite.decline import Decline
-from fxpasses.torch_internals import OpOverload, OpOverloadPacket, aten_packet, packet_overloads
+from fxpasses.torch_internals.operators import (
+    FUNCTIONS_IN_C,
+    OpOverload,
+    OpOverloadPacket,
+    aten_packet,
+    packet_overloads,
+)
 
 COMMUTATIVE = frozenset(
     f"aten::{name}"
@@ -127,7 +133,7 @@ def _operator_of_method(name: str) -> str:
 
 def _is_torch_function(target: Any) -> bool:
     name = getattr(target, "__name__", "")
-    places = (torch, nn.functional, torch._C._nn, torch.special, torch.linalg)
+    places = (torch, nn.functional, FUNCTIONS_IN_C, torch.special, torch.linalg)
     return any(getattr(place, name, None) is target for place in places)
 
 

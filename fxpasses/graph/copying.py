@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from fxpasses.graph.levels import nested_graphs
-from fxpasses.torch_internals import make_graph_module
+from fxpasses.torch_internals.graphs import make_graph_module
 
 
 def copy_graph_module(module: GraphModule) -> GraphModule:

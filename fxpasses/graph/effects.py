@@ -21,15 +21,15 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxpasses.graph.levels import attribute
 from fxpasses.graph.metadata import tensor, value
-from fxpasses.torch_internals import (
+from fxpasses.torch_internals.operators import (
+    FUNCTIONS_IN_C,
     HigherOrderOperator,
     OpOverload,
     OpOverloadPacket,
     aten_packet,
-    is_batched,
     packet_overloads,
-    storage_key,
 )
+from fxpasses.torch_internals.tensors import is_batched, storage_key
 
 _INPLACE_OPERATORS = frozenset(
     getattr(operator, name)
@@ -330,7 +330,7 @@ def _is_described(target: Callable[..., Any]) -> bool:
 
 def _is_builtin_of_torch(target: Callable[..., Any]) -> bool:
     name = getattr(target, "__name__", "")
-    places = (torch, torch.nn.functional, torch._C._nn, torch.Tensor)
+    places = (torch, torch.nn.functional, FUNCTIONS_IN_C, torch.Tensor)
     return any(getattr(place, name, None) is target for place in places)
 
 

@@ -16,7 +16,7 @@ import enum
 
 from torch.fx import Graph, GraphModule, Node
 
-from fxpasses.torch_internals import HigherOrderOperator, OpOverload, is_composite
+from fxpasses.torch_internals.operators import HigherOrderOperator, OpOverload, is_composite
 
 
 class Level(enum.Enum):

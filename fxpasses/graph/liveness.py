@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves
 
 from fxpasses.graph.metadata import value
-from fxpasses.torch_internals import size_hint
+from fxpasses.torch_internals.pytree import tree_leaves
+from fxpasses.torch_internals.sizes import size_hint
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,20 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxpasses.errors import MissingMetadataError
 from fxpasses.graph.levels import attribute, nested_graphs
 from fxpasses.graph.strides import are_dense
-from fxpasses.torch_internals import (
+from fxpasses.torch_internals.fake_tensors import (
     FakeTensor,
     FakeTensorMode,
-    OpOverload,
     guard_count,
-    is_functorch_wrapped,
     new_fake_mode,
-    storage_key,
-    unwrap_functorch,
     without_fake_tensors,
 )
+from fxpasses.torch_internals.operators import OpOverload
+from fxpasses.torch_internals.pytree import tree_leaves, tree_map_only
+from fxpasses.torch_internals.tensors import is_functorch_wrapped, storage_key, unwrap_functorch
 
 
 def has_value(node: Node) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from fxpasses.torch_internals import (
+from fxpasses.torch_internals.operators import (
     ENTER_AUTOCAST,
     EXIT_AUTOCAST,
     SET_GRAD_ENABLED,

@@ -18,10 +18,9 @@ from fxpasses.graph.levels import attribute
 from fxpasses.graph.operands import ModuleTensor
 from fxpasses.graph.schema import signature_of_function
 from fxpasses.rewrite.decline import Decline
-from fxpasses.torch_internals import has_global_module_hooks
+from fxpasses.torch_internals.modules import BatchNormBase, InstanceNormBase, has_global_module_hooks
 
-ConvNd = nn.modules.conv._ConvNd
-NORM_BASES = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+NORM_BASES = (BatchNormBase, InstanceNormBase)
 
 PRODUCERS: frozenset[type[nn.Module]] = frozenset(
     {

@@ -23,7 +23,7 @@ from fxpasses.graph.canonical import operator_of, read_call
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.schema import signature_of_function
 from fxpasses.rewrite.decline import Decline
-from fxpasses.torch_internals import same_expression
+from fxpasses.torch_internals.sizes import same_expression
 
 _TRANSPOSITIONS = frozenset({"aten::transpose", "aten::swapaxes", "aten::permute"})
 _RESHAPES = frozenset(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import sympy
 import torch
 
-from fxpasses.torch_internals import size_expression
+from fxpasses.torch_internals.sizes import size_expression
 
 
 def memory_order(found: torch.Tensor) -> list[int] | None:

@@ -22,7 +22,8 @@ from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.operands import Operand, tensor_of
 from fxpasses.graph.schema import bind
 from fxpasses.rewrite.decline import Decline
-from fxpasses.torch_internals import LINEAR_FUNCTION
+from fxpasses.torch_internals.modules import ConvNd, InstanceNormBase
+from fxpasses.torch_internals.operators import LINEAR_FUNCTION
 
 aten = torch.ops.aten
 
@@ -176,7 +177,7 @@ def _read_producer_module(node: Node) -> Producer | Decline | None:
     operands = modules.operands(node, module, ("weight", "bias"))
     if isinstance(module, nn.Linear):
         return Linear((node,), arguments["input"], operands["weight"], operands["bias"], weight_axis=0)  # type: ignore[arg-type]
-    if not isinstance(module, modules.ConvNd):
+    if not isinstance(module, ConvNd):
         return None
     if module.padding_mode != "zeros":
         return Decline(
@@ -324,9 +325,7 @@ BATCH_NORMS: dict[Callable[..., Any], dict[str, str]] = {
 def is_batch_norm(node: Node) -> bool:
     """Whether the node is a batch (or instance) normalisation, in any mode."""
     if node.op == "call_module":
-        return modules.is_instance(
-            node, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-        )
+        return modules.is_instance(node, modules.NORM_BASES)
     return node.op == "call_function" and node.target in BATCH_NORMS
 
 
@@ -380,7 +379,7 @@ def _read_batch_norm_module(node: Node) -> BatchNorm | Decline:
     assert isinstance(module, modules.NORM_BASES)
     operands = modules.operands(node, module, ("weight", "bias", "running_mean", "running_var"))
     given = tensor_of(arguments["input"])
-    is_instance = isinstance(module, nn.modules.instancenorm._InstanceNorm)
+    is_instance = isinstance(module, InstanceNormBase)
     # An instance norm takes unbatched input, whose channels come first.
     unbatched = is_instance and given is not None and given.ndim == _UNBATCHED_RANKS[type(module)]
     uses_batch = module.training or not module.track_running_stats

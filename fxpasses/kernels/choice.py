@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from fxpasses.kernels.convolution import DEPTHWISE, Sizes, kernels_for, pack
-from fxpasses.torch_internals import (
+from fxpasses.torch_internals.fake_tensors import without_fake_tensors
+from fxpasses.torch_internals.onednn import (
     pack_convolution_weight,
     packed_convolution,
     packed_convolution_onto,
-    without_fake_tensors,
 )
 
 _MARGIN = 1.05

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from fxpasses.torch_internals import compile_cpp
+from fxpasses.torch_internals.cpp import compile_cpp
 
 DEPTHWISE = 0
 SLIDING = 20

@@ -30,7 +30,7 @@ from fxpasses.passes.pooled_masks import move_masks_behind_pooling
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite import sidecar
 from fxpasses.rewrite.graph_pass import GraphPass, Outcome
-from fxpasses.torch_internals import with_joint_pass
+from fxpasses.torch_internals.inductor import with_joint_pass
 
 NAME = "activation_masks"
 

@@ -23,7 +23,8 @@ from fxpasses.graph.levels import Level, attribute
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.passes.layout.labels import Kind, kind_of, operator_of
 from fxpasses.rewrite.builder import Builder
-from fxpasses.torch_internals import size_hint, suggest_memory_format
+from fxpasses.torch_internals.sizes import size_hint
+from fxpasses.torch_internals.tensors import suggest_memory_format
 
 aten = torch.ops.aten
 

@@ -21,7 +21,7 @@ from fxpasses.graph.views import BatchNorm, Convolution, Linear, Producer, is_ba
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.hazards import MODE_CODES
-from fxpasses.torch_internals import is_batched
+from fxpasses.torch_internals.tensors import is_batched
 
 # Reading ---------------------------------------------------------------------------------------------------
 

@@ -23,11 +23,9 @@ from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import Modes
 from fxpasses.rewrite import sidecar
 from fxpasses.rewrite.builder import Builder
-from fxpasses.torch_internals import (
-    OpOverload,
-    mark_for_recomputation,
-    with_joint_pass,
-)
+from fxpasses.torch_internals.aot_autograd import mark_for_recomputation
+from fxpasses.torch_internals.inductor import with_joint_pass
+from fxpasses.torch_internals.operators import OpOverload
 
 aten = torch.ops.aten
 

@@ -34,15 +34,9 @@ from fxpasses.passes.epilogues import epilogue_of
 from fxpasses.passes.sequences import in_order, write_sequences
 from fxpasses.report import Remark, Status
 from fxpasses.rewrite.decline import Decline
-from fxpasses.torch_internals import (
-    RealConstantsAllowed,
-    onednn_takes,
-    pack_convolution_weight,
-    packed_convolution,
-    with_joint_pass,
-    without_fake_tensors,
-    writes_cpp_wrapper,
-)
+from fxpasses.torch_internals.fake_tensors import RealConstantsAllowed, without_fake_tensors
+from fxpasses.torch_internals.inductor import with_joint_pass, writes_cpp_wrapper
+from fxpasses.torch_internals.onednn import onednn_takes, pack_convolution_weight, packed_convolution
 
 NAME = "packed_weights"
 OWN = "own_kernels"

@@ -34,11 +34,8 @@ from fxpasses.graph.views import CONVOLUTIONS, BatchNorm, Linear, read_linear
 from fxpasses.passes.folding import Terms, norm_at
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.decline import Decline
-from fxpasses.torch_internals import (
-    is_deterministic,
-    is_module_tensor,
-    mark_as_static_input,
-)
+from fxpasses.torch_internals.aot_autograd import is_module_tensor, mark_as_static_input
+from fxpasses.torch_internals.operators import is_deterministic
 
 PacksLinear = Callable[[int, int, torch.Tensor], bool]
 """Whether a linear layer's weight is packed: from channels before and after, and metadata of the input."""

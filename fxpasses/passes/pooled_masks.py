@@ -24,7 +24,8 @@ from torch.fx import Node
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.metadata import tensor
 from fxpasses.rewrite.builder import Builder
-from fxpasses.torch_internals import OpOverload, size_hint
+from fxpasses.torch_internals.operators import OpOverload
+from fxpasses.torch_internals.sizes import size_hint
 
 aten = torch.ops.aten
 

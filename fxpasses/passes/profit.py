@@ -35,7 +35,7 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.operands import Operand, tensor_of
 from fxpasses.graph.views import BatchNorm, Convolution, Linear, Producer
 from fxpasses.rewrite.decline import Decline
-from fxpasses.torch_internals import size_hint
+from fxpasses.torch_internals.sizes import size_hint
 
 _LAUNCH_BYTES = 65536
 """What the six small kernels that fold the parameters cost in eager mode, as bytes that could be moved

@@ -30,7 +30,8 @@ from fxpasses.kernels.sequence import (
     program,
     shapes_argument,
 )
-from fxpasses.torch_internals import force_stride_order, without_fake_tensors
+from fxpasses.torch_internals.fake_tensors import without_fake_tensors
+from fxpasses.torch_internals.inductor import force_stride_order
 
 aten = torch.ops.aten
 

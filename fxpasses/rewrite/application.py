@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._pytree import tree_map_only
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import attribute
@@ -24,7 +23,8 @@ from fxpasses.graph.modes import Modes
 from fxpasses.graph.operands import ModuleTensor, identity
 from fxpasses.graph.views import BatchNorm, is_batch_norm, read_batch_norm
 from fxpasses.rewrite.rule import Match
-from fxpasses.torch_internals import scalar_hint, size_hint
+from fxpasses.torch_internals.pytree import tree_map_only
+from fxpasses.torch_internals.sizes import scalar_hint, size_hint
 
 
 @dataclass(frozen=True)

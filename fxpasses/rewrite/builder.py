@@ -17,7 +17,8 @@ from fxpasses.graph import metadata
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import Level
 from fxpasses.graph.operands import Operand, tensor_of
-from fxpasses.torch_internals import OpOverload, mark_for_recomputation
+from fxpasses.torch_internals.aot_autograd import mark_for_recomputation
+from fxpasses.torch_internals.operators import OpOverload
 
 aten = torch.ops.aten
 

@@ -91,7 +91,7 @@ from fxpasses.rewrite.hazards import Aliasing, aliasing_of, first_hazard, place_
 from fxpasses.rewrite.pattern import Found, Pattern, Search, operand_nodes, pattern_of
 from fxpasses.rewrite.recording import fake_of, record, write
 from fxpasses.rewrite.rule import Match, Rule
-from fxpasses.torch_internals import new_fake_mode
+from fxpasses.torch_internals.fake_tensors import new_fake_mode
 
 Answer = Decline | bool | None
 """What a check says: a `Decline` or False to decline, anything else to go on."""

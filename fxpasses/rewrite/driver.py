@@ -38,6 +38,7 @@ from fxpasses.rewrite.numerics import difference_of
 from fxpasses.rewrite.registry import AnyRule, Pass
 from fxpasses.rewrite.rule import Match
 from fxpasses.rewrite.verify import GuardCount, check_replacement, structural_fault
+from fxpasses.torch_internals.pytree import tree_leaves
 
 if TYPE_CHECKING:
     from fxpasses.passes.layout.plan import LayoutPlan
@@ -300,7 +301,7 @@ def _trainable_of_nested(context: GraphContext, child: GraphModule, reference: N
     placeholders = child.graph.find_nodes(op="placeholder")
     names: set[str] = set()
     for user in reference.users:
-        flat = [each for each in torch.utils._pytree.tree_leaves(user.args) if isinstance(each, Node)]
+        flat = [each for each in tree_leaves(user.args) if isinstance(each, Node)]
         operands = [each for each in flat if value(each) is not None or each.op == "placeholder"]
         operands = [each for each in operands if not _is_graph(context, each)]
         for outer, inner in zip(operands[-len(placeholders) :], placeholders, strict=False):

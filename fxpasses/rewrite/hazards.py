@@ -19,7 +19,8 @@ from fxpasses.graph.modes import difference
 from fxpasses.graph.operands import Operand
 from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.rule import Match
-from fxpasses.torch_internals import FakeTensorMode, storage_key
+from fxpasses.torch_internals.fake_tensors import FakeTensorMode
+from fxpasses.torch_internals.tensors import storage_key
 
 MODE_CODES = {
     "grad": "grad-mode",

@@ -27,7 +27,8 @@ from fxpasses.graph.metadata import has_value
 from fxpasses.options import Options
 from fxpasses.report import Remark, Status
 from fxpasses.rewrite.graph_pass import GraphPass, Outcome
-from fxpasses.torch_internals import is_erased, is_pattern_matcher_pass
+from fxpasses.torch_internals.graphs import is_erased
+from fxpasses.torch_internals.inductor import is_pattern_matcher_pass
 
 
 def from_inductor(

@@ -3,7 +3,7 @@
 In float64 the answers, and the gradients where there are any, must agree to 1e-9: that tests the algebra.
 Casts to narrower floating types inside a function become casts to float64, or they would hide a wrong
 formula behind rounding. Then both run in the dtypes that the graph has, and the second may be twice as far
-from the float64 answer as the first (`fxpasses.testing.comparison` has the rule).
+from the float64 answer as the first (`fxpasses.comparison` has the rule).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fxpasses.comparison import assert_close_to_eager
 from fxpasses.graph.modes import Modes
 from fxpasses.rewrite.application import Application, TensorSpec
+from fxpasses.torch_internals.pytree import tree_leaves, tree_map_only
 
 SEEDS = (0, 1)
 """Two draws: a rewrite that is wrong for one sign only may survive a single one."""
@@ -79,8 +80,6 @@ def _compare_once(
 def _require_close(
     when: str, found: list[torch.Tensor], expected: list[torch.Tensor], exact: list[torch.Tensor]
 ) -> None:
-    from fxpasses.testing.comparison import assert_close_to_eager
-
     if len(found) != len(expected):
         raise _WrongError(f"gives {len(found)} results and gradients {when}, not {len(expected)}")
     for index, (ours, eager, truth) in enumerate(zip(found, expected, exact, strict=True)):

@@ -13,16 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from fxpasses.errors import PatternError
 from fxpasses.graph.levels import Level
 from fxpasses.rewrite.builder import Builder
-from fxpasses.torch_internals import FakeTensorMode, core_decompositions, same_expression
+from fxpasses.torch_internals.fake_tensors import FakeTensorMode
+from fxpasses.torch_internals.pytree import tree_leaves, tree_map, tree_map_only
+from fxpasses.torch_internals.sizes import same_expression
+from fxpasses.torch_internals.tracing import core_decompositions, enable_python_dispatcher
 
 Function = Callable[..., Any]
 

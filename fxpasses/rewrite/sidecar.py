@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fxpasses.torch_internals import inductor_cache_folder, inductor_caches_are_on
+from fxpasses.torch_internals.inductor import inductor_cache_folder, inductor_caches_are_on
 
 
 def save(name: str, data: object, patches: Mapping[str, Any]) -> None:

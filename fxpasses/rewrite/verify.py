@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.metadata import value
 from fxpasses.rewrite.rule import Match
-from fxpasses.torch_internals import size_hint, storage_key
+from fxpasses.torch_internals.pytree import tree_leaves
+from fxpasses.torch_internals.sizes import size_hint
+from fxpasses.torch_internals.tensors import storage_key
 
 
 class WrongReplacementError(TypeError):

@@ -13,9 +13,9 @@ The pytest plugin (`fxpasses.pytest_plugin`) has fixtures.
 
 from __future__ import annotations
 
+from fxpasses.comparison import assert_close_to_eager as assert_close_to_eager
 from fxpasses.testing.captures import LEVELS as LEVELS
 from fxpasses.testing.captures import rewrite_at as rewrite_at
-from fxpasses.testing.comparison import assert_close_to_eager as assert_close_to_eager
 from fxpasses.testing.comparison import assert_declines as assert_declines
 from fxpasses.testing.comparison import assert_rewrites as assert_rewrites
 from fxpasses.testing.expectation import expect as expect

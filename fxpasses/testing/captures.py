@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,7 +16,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fxpasses.errors import FxpassesError, unknown_name
 from fxpasses.options import Options
 from fxpasses.report import Report
-from fxpasses.torch_internals import run_default_decompositions, trace_symbolically
+from fxpasses.torch_internals.tracing import (
+    enable_python_dispatcher,
+    run_default_decompositions,
+    trace_symbolically,
+)
 
 LEVELS = ("torch", "symbolic_trace", "pre_dispatch", "export", "aten")
 """The front ends: torch.compile, `torch.fx.symbolic_trace`, `make_fx(pre_dispatch=True)`, `torch.export`, and

@@ -1,10 +1,7 @@
-"""Comparison with eager: outputs, gradients, and the state after an optimiser step.
+"""Tests of a whole model against eager: outputs, gradients, and the state after an optimiser step.
 
-In float64 the two must agree to 1e-9, relative: that tests the algebra. In lower precisions both are
-compared with a float64 reference, and eager's own error is the yardstick: a rewrite may be twice as far
-from the truth as eager is, or within a floor that the dtype cannot do better than. Gradients are compared
-in float64 only, unless the caller's own tolerance says otherwise: those of a ReLU net flip at kinks, for
-eager and rewrite alike.
+How close is close enough is said in `fxpasses.comparison`. Gradients are compared in float64 only: in lower
+precisions those of a ReLU net flip at kinks, for eager and rewrite alike.
 """
 
 from __future__ import annotations
@@ -14,21 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxpasses import counters
+from fxpasses.comparison import assert_close_to_eager, floating
 from fxpasses.options import Options
 from fxpasses.testing.expectation import expect
+from fxpasses.torch_internals.pytree import tree_map_only
 from fxpasses.tracing import fresh_call
-
-FLOAT64_TOLERANCE = 1e-9
-"""How far two float64 results may be apart, relative to the largest value."""
-
-ERROR_FACTOR = 2.0
-"""How many times eager's own error a result in lower precision may have."""
-
-FLOORS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Relative errors that are accepted whatever eager's error is."""
 
 
 def assert_rewrites(
@@ -72,16 +61,16 @@ def assert_rewrites(
         found = _Run(compiled, rewritten, inputs, grads)
     expected = _Run(eager, eager, inputs, grads)
     exact = _Run(reference, reference, _in_float64(list(inputs)), grads)
-    _compare("output", found.outputs, expected.outputs, exact.outputs)
+    assert_close_to_eager("output", found.outputs, expected.outputs, exact.outputs)
     if not grads:
         return
     if _is_float64(expected):
-        _compare("gradient", found.gradients, expected.gradients, exact.gradients)
+        assert_close_to_eager("gradient", found.gradients, expected.gradients, exact.gradients)
     stepped = [_after_step(each, lr) for each in (found, expected, exact)]
     if _is_float64(expected):
-        _compare("state after a step", *stepped)
+        assert_close_to_eager("state after a step", *stepped)
     again = [_outputs(run.call, _arguments(run.inputs)) for run in (found, expected, exact)]
-    _compare("output after a step", *again)
+    assert_close_to_eager("output after a step", *again)
 
 
 def assert_declines(
@@ -118,42 +107,6 @@ def assert_declines(
         raise AssertionError(f"no site was declined with {code!r}; remarks:\n{listed}")
 
 
-def assert_close_to_eager(
-    name: str,
-    found: Any,
-    expected: Any,
-    exact: Any,
-    *,
-    factor: float = ERROR_FACTOR,
-    nudged: Callable[[], Any] | None = None,
-) -> None:
-    """Fails unless a result is as close to the truth as eager's.
-
-    Args:
-        name: what is compared, for the message.
-        found: tensors of the rewritten model, in any nest.
-        expected: the same of the eager model.
-        exact: the same of the eager model in float64.
-        factor: how many times eager's own error is allowed in lower precisions.
-        nudged: gives what eager answers when parameters and inputs differ in their last bit (`nudge`). Asked
-            where a float64 result is too far off: no closer than `factor` times that can be demanded.
-
-    Raises:
-        AssertionError: too far off, or of another shape or dtype.
-    """
-    own = None if nudged is None else lambda: _floating(nudged())
-    _compare(name, _floating(found), _floating(expected), _floating(exact), factor=factor, nudged=own)
-
-
-def nudge(given: torch.Tensor) -> torch.Tensor:
-    """The next larger or smaller number for each element, at random; what is not float64 stays."""
-    if given.dtype != torch.float64:
-        return given
-    plain = given.detach()
-    ends = torch.where(torch.rand(plain.shape) < 0.5, -torch.inf, torch.inf).to(plain.dtype)
-    return torch.nextafter(plain, ends).requires_grad_(given.requires_grad)
-
-
 class _Run:
     """One call of a model, with the gradients that it gave."""
 
@@ -164,16 +117,16 @@ class _Run:
         with torch.random.fork_rng(devices=()), torch.set_grad_enabled(grads):
             torch.manual_seed(0)
             raw = call(*arguments)
-        self.outputs = [each.detach() for each in _floating(raw)]
+        self.outputs = [each.detach() for each in floating(raw)]
         self.gradients: list[torch.Tensor] = []
         if grads:
-            leaves = [each for each in _floating(raw) if each.requires_grad]
+            leaves = [each for each in floating(raw) if each.requires_grad]
             torch.autograd.backward([each.sum() for each in leaves])
             self.gradients = [each.grad for each in self._leaves(arguments) if each.grad is not None]
 
     def _leaves(self, arguments: Sequence[Any]) -> list[torch.Tensor]:
         parameters = list(self.module.parameters()) if self.module is not None else []
-        return [*parameters, *(each for each in _floating(arguments) if each.requires_grad)]
+        return [*parameters, *(each for each in floating(arguments) if each.requires_grad)]
 
 
 def _after_step(run: _Run, lr: float) -> list[torch.Tensor]:
@@ -189,7 +142,7 @@ def _after_step(run: _Run, lr: float) -> list[torch.Tensor]:
 def _outputs(call: Callable[..., Any], arguments: Sequence[Any]) -> list[torch.Tensor]:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(1)
-        return [each.detach() for each in _floating(call(*arguments))]
+        return [each.detach() for each in floating(call(*arguments))]
 
 
 def _arguments(inputs: Sequence[Any]) -> list[Any]:
@@ -217,72 +170,5 @@ def _in_float64(given: Any) -> Any:
     return tree_map_only(torch.Tensor, widened, given)
 
 
-def _floating(nest: Any) -> list[torch.Tensor]:
-    leaves = tree_leaves(nest)
-    return [each for each in leaves if isinstance(each, torch.Tensor) and each.is_floating_point()]
-
-
 def _is_float64(run: _Run) -> bool:
     return all(each.dtype == torch.float64 for each in run.outputs)
-
-
-def _compare(
-    name: str,
-    found: list[torch.Tensor],
-    expected: list[torch.Tensor],
-    exact: list[torch.Tensor],
-    *,
-    factor: float = ERROR_FACTOR,
-    nudged: Callable[[], list[torch.Tensor]] | None = None,
-) -> None:
-    if len(found) != len(expected):
-        raise AssertionError(f"{len(found)} {name}s, where eager gives {len(expected)}")
-    floor = _VANISHING * max(map(_largest, expected), default=0.0)
-    for index, (ours, eager, truth) in enumerate(zip(found, expected, exact, strict=True)):
-        label = f"{name} {index}"
-        if (ours.shape, ours.dtype, ours.device) != (eager.shape, eager.dtype, eager.device):
-            raise AssertionError(f"{label} is {_kind(ours)}, where eager gives {_kind(eager)}")
-        if not torch.equal(ours.isnan(), eager.isnan()):
-            raise AssertionError(f"{label} has NaNs where eager has none, or none where eager has some")
-        if eager.dtype == torch.float64:
-            error, own = _distance(ours, eager, floor), 0.0
-            if error > FLOAT64_TOLERANCE and nudged is not None:
-                own = _distance(nudged()[index], eager, floor)
-            _require(label, error, max(FLOAT64_TOLERANCE, factor * own), own)
-        else:
-            own = _distance(eager, truth)
-            _require(label, _distance(ours, truth), max(factor * own, FLOORS[eager.dtype]), own)
-
-
-_VANISHING = 1e-6
-"""Beside the largest value of its kind; below, a float64 result may be nothing but rounding: the gradient of
-a bias ahead of a batch norm over the batch is zero, computed as the difference of equal numbers."""
-
-
-def _require(label: str, error: float, allowed: float, own: float) -> None:
-    if error > allowed:
-        raise AssertionError(
-            f"{label} is {error:.3g} off, relative to its largest value; {allowed:.3g} is allowed"
-            + (f" (eager itself is {own:.3g} off)" if own else "")
-        )
-
-
-def _distance(first: torch.Tensor, second: torch.Tensor, floor: float = 0.0) -> float:
-    """The largest difference, relative to the largest finite value of the second tensor, or to `floor`."""
-    first, second = first.double(), second.double()
-    if not first.numel():
-        return 0.0
-    gap = (first - second).abs().nan_to_num(nan=0.0, posinf=0.0)
-    if not torch.equal(first.isinf(), second.isinf()):
-        return float("inf")
-    return gap.max().item() / max(_largest(second), floor, 1e-30)
-
-
-def _largest(given: torch.Tensor) -> float:
-    """The largest finite magnitude; 0 where there is none."""
-    finite = given.detach().double().abs().nan_to_num(nan=0.0, posinf=0.0)
-    return finite.max().item() if finite.numel() else 0.0
-
-
-def _kind(given: torch.Tensor) -> str:
-    return f"{tuple(given.shape)} {given.dtype} on {given.device}"

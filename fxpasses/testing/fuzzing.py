@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
+from fxpasses.comparison import SPECIMEN_FACTOR, assert_close_to_eager, nudge
 from fxpasses.report import Report
 from fxpasses.rewrite.registry import REGISTRY, AnyRule
 from fxpasses.testing.captures import LEVELS, Rewritten, rewrite_at
-from fxpasses.testing.comparison import assert_close_to_eager, nudge
 from fxpasses.testing.expectation import registered
+from fxpasses.torch_internals.pytree import tree_leaves
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -62,11 +62,6 @@ class Specimen:
         return self.code.get(level) if isinstance(self.code, Mapping) else self.code
 
 
-ERROR_FACTOR = 4.0
-"""How many times eager's own error is allowed in lower precisions. Twice is right for a network; the largest
-of a handful of rounding errors is further from another such handful, once in some hundred models."""
-
-
 def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool | None = None) -> Report:
     """Fails unless a rule does what it must with a specimen at a level, and the answers are eager's.
 
@@ -97,7 +92,7 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
             answers,
             expected,
             exact[: len(expected)],
-            factor=ERROR_FACTOR,
+            factor=SPECIMEN_FACTOR,
             nudged=lambda: _nudged_answers(specimen),
         )
     except AssertionError:

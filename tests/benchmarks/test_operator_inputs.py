@@ -45,6 +45,7 @@ from benchmarks.operator_inputs.suites import (
     log_path,
     record,
 )
+from benchmarks.torch_internals import OpOverload
 from fxpasses.model_specs import load_model
 
 aten = torch.ops.aten
@@ -452,7 +453,7 @@ def test_an_unknown_model_is_refused_with_the_closest(capsys):
 # Making arguments.
 
 
-def made(operator: torch._ops.OpOverload, text: str, target: Target = CPU):
+def made(operator: OpOverload, text: str, target: Target = CPU):
     return materialise(operator, parse_call(text), target)
 
 

@@ -17,7 +17,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import utilization
 from benchmarks.environment import UnavailableDeviceError
@@ -26,6 +25,7 @@ from benchmarks.kernel_patterns import classify, is_frame
 from benchmarks.profiled_calls import Protocol, devices_of
 from benchmarks.traces import TraceError, Utilization, analyse, busy_intervals, load_trace, of_kind
 from benchmarks.utilization import benchmark_utilization
+from fxpasses.torch_internals.fake_tensors import FakeTensorMode
 
 GPU_TRACE = Path(__file__).parent / "data" / "gpu_trace.json"
 GEMM, CONV, ADD = (

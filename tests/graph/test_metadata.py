@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import ATEN_LEVELS, CAPTURES, image, pair
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -14,7 +13,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 import fxpasses
 from fxpasses.errors import MissingMetadataError
 from fxpasses.graph.metadata import FakeEvaluator, ensure_metadata, tensor, value
-from fxpasses.torch_internals import storage_key
+from fxpasses.torch_internals.fake_tensors import FakeTensor, FakeTensorMode
+from fxpasses.torch_internals.tensors import storage_key
 
 
 def traced() -> tuple[GraphModule, nn.Module]:
@@ -44,7 +44,7 @@ def test_values_are_fake_and_nothing_real_is_run() -> None:
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name
     values = [value(node) for node in graph_module.graph.nodes if node.op != "output"]
-    assert all(isinstance(each, torch._subclasses.FakeTensor) for each in values)
+    assert all(isinstance(each, FakeTensor) for each in values)
 
 
 def test_random_operators_leave_the_generator_alone() -> None:

@@ -273,7 +273,7 @@ def test_an_empty_batch_gives_an_empty_result():
 
 @pytest.mark.parametrize(("n", "c", "h", "w"), list(itertools.product((1, 2), (16, 24), (1, 5), (1, 6))))
 def test_fake_results_have_the_sizes_and_strides_of_real_ones(n, c, h, w):
-    from torch._subclasses import FakeTensorMode
+    from fxpasses.torch_internals.fake_tensors import FakeTensorMode
 
     sizes = Sizes(c, 8, 1, (3, 3), (2, 1), (1, 1), (1, 1))
     packed = pack(sizes, 1, torch.randn(8, c, 3, 3), None)

@@ -414,7 +414,7 @@ def test_what_does_not_fit_is_refused(spoil, message):
 
 
 def test_fake_results_have_the_sizes_and_strides_of_real_ones():
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from fxpasses.torch_internals.fake_tensors import FakeTensorMode
 
     made = random_program(random.Random(1))
     results = [len(made.exact) - 1]

@@ -14,11 +14,11 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.utils import counters
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxpasses
+from fxpasses.torch_internals.tracing import enable_python_dispatcher
 
 IN_CHANNELS, OUT_CHANNELS, BATCH = 3, 32, 4
 

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from fxpasses.device_profile import DeviceProfile, Estimate, Roofline, device_name
 from fxpasses.testing import assert_close_to_eager
 from fxpasses.testing.strategies.readers import READERS
+from fxpasses.torch_internals.pytree import tree_leaves
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 

@@ -16,7 +16,7 @@ from fxpasses.graph.levels import Level, level_of
 from fxpasses.graph.metadata import tensor
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.rule import Match
-from fxpasses.torch_internals import OpOverload, is_composite
+from fxpasses.torch_internals.operators import OpOverload, is_composite
 
 
 class Recorder(SineToCosine):

@@ -13,6 +13,7 @@ import fxpasses
 from fxpasses.errors import ReproError
 from fxpasses.rewrite import numerics
 from fxpasses.testing import TensorSpec, assert_same_function
+from fxpasses.torch_internals.fake_tensors import FakeTensorMode
 from tests.helpers import CAPTURES, image, pair, randomised
 from tests.rewrite.planted import SoftmaxRule, along_wrong_axis, by_hand, registered
 
@@ -110,7 +111,7 @@ def test_metadata_that_is_not_the_operator_s_is_caught_by_structure():
     def lying(rule, node, build):
         result = by_hand(rule, node, build)
         middle = result.args[1]
-        with torch._subclasses.FakeTensorMode():
+        with FakeTensorMode():
             middle.meta["val"] = torch.empty(7, 7)
         return result
 

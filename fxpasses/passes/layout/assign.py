@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from fxpasses.device_profile import DeviceProfile
 from fxpasses.graph.context import GraphContext
@@ -25,7 +24,8 @@ from fxpasses.passes.layout.opinions import opinions
 from fxpasses.passes.layout.plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
 from fxpasses.passes.layout.solve import solve
-from fxpasses.torch_internals import size_hint, symbol_values
+from fxpasses.torch_internals.pytree import tree_leaves
+from fxpasses.torch_internals.sizes import size_hint, symbol_values
 
 Goal = Literal["auto", "channels_last", "contiguous"]
 

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from fxpasses import device_profile
 from fxpasses.device_profile import COLD, DeviceProfile, Estimate, Roofline
 from fxpasses.graph.metadata import value
 from fxpasses.passes.layout.labels import C, L, Label
-from fxpasses.torch_internals import OpOverload, operator_name, size_expression, size_hint
+from fxpasses.torch_internals.operators import OpOverload, operator_name
+from fxpasses.torch_internals.pytree import tree_leaves
+from fxpasses.torch_internals.sizes import size_expression, size_hint
 
 if TYPE_CHECKING:
     import sympy

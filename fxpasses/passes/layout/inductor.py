@@ -50,10 +50,7 @@ from fxpasses.portrait import take_pictures
 from fxpasses.report import Remark, Report
 from fxpasses.rewrite import sidecar
 from fxpasses.rewrite.graph_pass import Outcome
-from fxpasses.torch_internals import (
-    inductor_setting,
-    with_joint_pass,
-)
+from fxpasses.torch_internals.inductor import inductor_setting, with_joint_pass
 
 _OWN_DECISIONS = ("layout_optimization", "freezing")
 """Settings of inductor by which a user takes the decision about layouts from us."""

@@ -24,7 +24,8 @@ import torch
 from torch.fx import Node
 
 from fxpasses.graph.levels import attribute
-from fxpasses.torch_internals import OpOverload, OpOverloadPacket, operator_name, size_hint
+from fxpasses.torch_internals.operators import OpOverload, OpOverloadPacket, operator_name
+from fxpasses.torch_internals.sizes import size_hint
 
 Label = Literal["contiguous", "channels_last"]
 C: Label = "contiguous"

@@ -38,12 +38,9 @@ from fxpasses.passes.layout.labels import (
     to_channels_last,
 )
 from fxpasses.passes.layout.network import Role, product_operands
-from fxpasses.torch_internals import (
-    REALIZE_TO_STRIDES,
-    FakeTensor,
-    size_expression,
-    without_fake_tensors,
-)
+from fxpasses.torch_internals.fake_tensors import FakeTensor, without_fake_tensors
+from fxpasses.torch_internals.inductor import REALIZE_TO_STRIDES
+from fxpasses.torch_internals.sizes import size_expression
 
 aten = torch.ops.aten
 

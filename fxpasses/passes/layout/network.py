@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from fxpasses.device_profile import CONVOLUTION_FORWARD, CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD
 from fxpasses.graph.context import Executor, GraphContext
@@ -41,6 +40,7 @@ from fxpasses.passes.layout.labels import (
 )
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 from fxpasses.passes.layout.unsafe import FORGETS_PADDING, OVERRUN, forgets_padding, overruns
+from fxpasses.torch_internals.pytree import tree_leaves
 
 _FORCED = "inductor_force_stride_order"
 """The operator by which readers of memory get eager's strides, which views of it have too."""
@@ -501,7 +501,7 @@ def _reduced(node: Node, rank: int) -> set[int]:
 
 def _may_write(node: Node) -> bool:
     """Whether the node may write to a tensor of the graph."""
-    from fxpasses.torch_internals import OpOverload
+    from fxpasses.torch_internals.operators import OpOverload
 
     if not node.op.startswith("call") or node.target is operator.getitem:
         return False

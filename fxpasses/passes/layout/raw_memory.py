@@ -21,20 +21,14 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves
 
 from fxpasses.graph.metadata import set_value, tensor, value
 from fxpasses.graph.strides import memory_order
 from fxpasses.passes.parameter_work import read_kept_weights
 from fxpasses.rewrite import sidecar
-from fxpasses.torch_internals import (
-    HigherOrderOperator,
-    OpOverload,
-    force_stride_order,
-    layout_tag,
-    operator_name,
-    with_joint_pass,
-)
+from fxpasses.torch_internals.inductor import force_stride_order, with_joint_pass
+from fxpasses.torch_internals.operators import HigherOrderOperator, OpOverload, layout_tag, operator_name
+from fxpasses.torch_internals.pytree import tree_leaves
 
 aten = torch.ops.aten
 

@@ -21,7 +21,7 @@ from fxpasses.passes.layout.labels import C, L, Label, operator_of
 from fxpasses.passes.layout.network import Network, Tensor, read_convolution
 from fxpasses.passes.layout.plan import StockPlan
 from fxpasses.passes.layout.problem import FIXED_L
-from fxpasses.torch_internals import decide_stock_layout
+from fxpasses.torch_internals.inductor import decide_stock_layout
 
 
 def stock_plan(context: GraphContext, assignment: Assignment) -> StockPlan:

@@ -27,6 +27,7 @@ from fxpasses.testing.strategies.layers import (
     seeded,
 )
 from fxpasses.testing.strategies.readers import second_reader
+from fxpasses.torch_internals.modules import BatchNormBase
 
 Tensor = torch.Tensor
 
@@ -171,7 +172,7 @@ def _specimen(
     model = randomised(Chain(producer, draft.steps, kind, fork, read))
     if kind == "training-mode":
         for each in model.modules():
-            each.train(isinstance(each, nn.modules.batchnorm._BatchNorm))
+            each.train(isinstance(each, BatchNormBase))
     x = in_kind(kind, model, x)
     if kind == "widened":
         x = in_kind("float32", model.get_submodule("producer"), x.detach())

@@ -20,7 +20,7 @@ from fxpasses.rewrite.recording import fake_of, record
 from fxpasses.testing.captures import LEVELS
 from fxpasses.testing.fuzzing import Specimen
 from fxpasses.testing.strategies.layers import WRITES_SURVIVE
-from fxpasses.torch_internals import new_fake_mode
+from fxpasses.torch_internals.fake_tensors import new_fake_mode
 
 _SHAPE_KEEPING: tuple[tuple[Callable[..., Any], tuple[float, ...]], ...] = (
     (torch.sin, ()),

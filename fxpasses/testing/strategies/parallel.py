@@ -34,6 +34,7 @@ from fxpasses.testing.strategies.layers import (
     seeded,
 )
 from fxpasses.testing.strategies.readers import Reader, second_reader
+from fxpasses.torch_internals.modules import BatchNormBase
 
 Tensor = torch.Tensor
 
@@ -212,7 +213,7 @@ def parallel_conv_merge(draw: st.DrawFn) -> Specimen:
         read = second_reader(draw, rank + 2) if kind == "extra-user" else torch.sin
         model = randomised(_Branches(branches, join, kind, read))
         for each in model.modules():
-            each.train(kind == "training-mode" and isinstance(each, nn.modules.batchnorm._BatchNorm))
+            each.train(kind == "training-mode" and isinstance(each, BatchNormBase))
         x = torch.randn(draw(st.integers(2, 3)), channels, *[_SIZE] * rank, dtype=torch.float64)
         x = in_kind(kind, model, x[0] if kind == "unbatched" else x)
     return PARALLEL_CONV_MERGE[kind].of(kind, model, x)

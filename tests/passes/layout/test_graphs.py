@@ -22,6 +22,7 @@ from fxpasses.passes.layout.assign import Assignment, assign
 from fxpasses.passes.layout.labels import C, L
 from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
 from fxpasses.passes.layout.network import Role
+from fxpasses.torch_internals.pytree import tree_leaves
 from tests.helpers import CAPTURES, GRAPHS, fresh, outputs_and_gradients, printed, require_equal
 
 X = (2, 4, 8, 8)
@@ -164,8 +165,8 @@ def test_values_gradients_and_strides_are_those_of_eager(kind, capture, layout):
     call = result.exported_program.module() if result.exported_program else result.graph_module
     expected = outputs_and_gradients(model, list(model.parameters()), (x,), True)
     require_equal(outputs_and_gradients(call, list(model.parameters()), (x,), True), expected)
-    ours = torch.utils._pytree.tree_leaves(call(*fresh((x,))))
-    theirs = torch.utils._pytree.tree_leaves(model(x))
+    ours = tree_leaves(call(*fresh((x,))))
+    theirs = tree_leaves(model(x))
     assert [each.stride() for each in ours] == [each.stride() for each in theirs]
 
 
@@ -184,7 +185,7 @@ def test_gradients_have_the_strides_of_what_they_belong_to(kind, capture, given)
     leaves = [x, *model.parameters()]
 
     def strides(run):
-        total = sum(each.square().sum() for each in torch.utils._pytree.tree_leaves(run(x)))
+        total = sum(each.square().sum() for each in tree_leaves(run(x)))
         return [each.stride() for each in torch.autograd.grad(total, leaves)]
 
     for stride, leaf in zip(strides(call), leaves, strict=True):
@@ -202,13 +203,13 @@ def test_any_labelling_gives_the_same_values_and_strides(kind, capture, executor
     if kind is Shuffle and capture == "symbolic_trace":
         pytest.skip("symbolic_trace cannot unpack a shape")
     program = CAPTURES[capture](model, (x,))
-    expected = torch.utils._pytree.tree_leaves(model(x))
+    expected = tree_leaves(model(x))
     for seed in range(8):
         context = context_of(program, (x,), executor)
         materialise(context, randomly(assign(context), seed))
         context.graph.lint()
         context.module.recompile()
-        found = torch.utils._pytree.tree_leaves(context.module(x))
+        found = tree_leaves(context.module(x))
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
             if executor == "eager":

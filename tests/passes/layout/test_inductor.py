@@ -35,7 +35,8 @@ from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.inductor import joint_layout
 from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import Role
-from fxpasses.torch_internals import REALIZE_TO_STRIDES
+from fxpasses.torch_internals.inductor import REALIZE_TO_STRIDES
+from fxpasses.torch_internals.pytree import tree_leaves
 from tests.passes.layout.test_graphs import MODELS, NextBlock, Residual, context_of, model_and_input
 
 MODES = ["inference", "frozen_statistics", "training"]
@@ -43,7 +44,7 @@ MODES = ["inference", "frozen_statistics", "training"]
 
 def outputs_and_gradients(model: nn.Module, x: torch.Tensor, mode: str) -> list[torch.Tensor]:
     """The outputs of one call; in training, the gradients of a weighted sum of them too."""
-    outputs = torch.utils._pytree.tree_leaves(model(x))
+    outputs = tree_leaves(model(x))
     if mode == "inference":
         return outputs
     weights = [torch.linspace(0, 1, each.numel(), dtype=each.dtype).view(each.shape) for each in outputs]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch._decomp import core_aten_decompositions
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.materialise import materialise
+from fxpasses.torch_internals.pytree import tree_leaves
+from fxpasses.torch_internals.tracing import core_decompositions
 from tests.passes.layout.test_graphs import MODELS, Inplace, context_of, model_and_input, randomly
 
 
@@ -23,14 +24,12 @@ def joint_graph(model: nn.Module, x: torch.Tensor) -> tuple[GraphModule, tuple[t
     parameters = dict(model.named_parameters())
 
     def joint(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
-        outputs = torch.utils._pytree.tree_leaves(
-            functional_call(model, dict(zip(parameters, given, strict=True)), (x,))
-        )
+        outputs = tree_leaves(functional_call(model, dict(zip(parameters, given, strict=True)), (x,)))
         total = sum((each * each.detach().cos()).sum() for each in outputs)
         return [*outputs, *torch.autograd.grad(total, (x, *given))]
 
     inputs = tuple(each.detach().requires_grad_() for each in (x, *parameters.values()))
-    return make_fx(joint, decomposition_table=core_aten_decompositions())(*inputs), inputs
+    return make_fx(joint, decomposition_table=core_decompositions())(*inputs), inputs
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["frozen_statistics", "training"])

@@ -20,7 +20,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 import fxpasses
 from fxpasses import counters
@@ -29,6 +28,7 @@ from fxpasses.model_specs import load_model
 from fxpasses.options import Options
 from fxpasses.passes.layout.inductor import joint_layout
 from fxpasses.report import Report
+from fxpasses.torch_internals.pytree import tree_leaves
 
 MODES = ("inference", "frozen_statistics", "training")
 

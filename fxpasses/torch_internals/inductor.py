@@ -1,0 +1,184 @@
+"""Inductor: compiling by it, its settings, the places where it takes passes, and its own decisions.
+
+It is imported inside the functions: loading this module does not load it.
+Known for torch 2.11, 2.13 and 2.15.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch._ops import OpOverload
+
+from fxpasses.errors import MissingCompilerError, UnknownOptionError, unknown_name
+
+REALIZE_TO_STRIDES = "inductor_realize_to_strides"
+"""The key in a node's metadata that has inductor put its result into memory with the strides of its value."""
+
+
+def inductor_mode_options(mode: str) -> dict[str, Any]:
+    """The inductor configuration that `torch.compile(mode=...)` stands for."""
+    from torch._inductor import list_mode_options
+
+    modes = list_mode_options()
+    if mode not in modes:
+        raise UnknownOptionError(unknown_name("mode", mode, modes))
+    return dict(list_mode_options(mode))
+
+
+def is_inductor_option(name: str) -> bool:
+    """Whether inductor's configuration has an entry of that name."""
+    from torch._inductor import config
+
+    return name in config.get_config_copy()
+
+
+def compile_with_inductor(
+    gm: torch.fx.GraphModule, inputs: Sequence[Any], patches: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Hands a graph to inductor under configuration patches. Inductor takes the graph over and mutates it.
+
+    Raises:
+        MissingCompilerError: inductor found no C++ compiler.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    with _missing_compiler_explained():
+        return cast(Callable[..., Any], compile_fx(gm, list(inputs), config_patches=dict(patches)))
+
+
+@contextlib.contextmanager
+def _missing_compiler_explained() -> Iterator[None]:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        yield
+    except Exception as error:
+        if _caused_by(error, InvalidCxxCompiler) or (
+            _caused_by(error, FileNotFoundError) and not has_cxx_compiler()
+        ):
+            raise MissingCompilerError(MISSING_COMPILER) from error
+        raise
+
+
+MISSING_COMPILER = (
+    "inductor compiles C++ for the CPU and found no compiler. Install one (Debian and Ubuntu: "
+    "`apt-get install g++`; Fedora: `dnf install gcc-c++`; conda: `conda install gxx`; macOS: "
+    "`xcode-select --install`) or name it in the environment variable CXX. Without a compiler, "
+    "options={'inner': 'aot_eager'} runs the rewritten graph."
+)
+
+
+def has_cxx_compiler() -> bool:
+    """Whether a C++ compiler that inductor would try is on the path."""
+    from torch._inductor import config
+
+    candidates = config.cpp.cxx if isinstance(config.cpp.cxx, (list, tuple)) else (config.cpp.cxx,)
+    return any(each and shutil.which(each) for each in candidates)
+
+
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_pattern_matcher_pass(given: object) -> bool:
+    """Whether it is inductor's `PatternMatcherPass`."""
+    from torch._inductor.pattern_matcher import PatternMatcherPass
+
+    return isinstance(given, PatternMatcherPass)
+
+
+JOINT_SLOT = "joint_custom_post_pass"
+"""Inductor's setting for a pass over the joint graph of forward and backward (in inference the only one)."""
+
+
+def with_joint_pass(
+    given: Mapping[str, Any], run: Callable[[torch.fx.Graph], None], key: Callable[[], object]
+) -> dict[str, Any]:
+    """Inductor's settings with one more pass in `JOINT_SLOT`, after those that the slot held.
+
+    Args:
+        given: the settings so far.
+        run: the pass.
+        key: what its result depends on besides the graph; part of inductor's cache keys. None keeps the
+            caches away.
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    others = inductor_setting(JOINT_SLOT, given)  # None, a pass, or a sequence of passes
+    held = tuple(others) if isinstance(others, (list, tuple)) else (() if others is None else (others,))
+
+    class JointGraphPass(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            for each in held:
+                each(graph)
+            run(graph)
+
+        def uuid(self) -> object | None:
+            # A pass without a key of its own keeps the caches away, here as in stock inductor.
+            keys = [key(), *(each.uuid() if isinstance(each, CustomGraphPass) else None for each in held)]
+            return None if None in keys else tuple(keys)
+
+    return {**given, JOINT_SLOT: JointGraphPass()}
+
+
+def decide_stock_layout(nodes: Sequence[torch.fx.Node], *, is_inference: bool) -> bool:
+    """Whether inductor, with its layout optimisation on, would lay a graph's convolutions out channels-last.
+
+    Args:
+        nodes: of the forward; every convolution as `aten.convolution` over operands with metadata.
+        is_inference: whether no backward follows.
+    """
+    from types import SimpleNamespace
+
+    from torch._inductor import config
+    from torch._inductor.graph import GraphLowering
+
+    graph_module: Any = SimpleNamespace(graph=SimpleNamespace(nodes=nodes))
+    with config.patch(layout_optimization=True):
+        return bool(GraphLowering.decide_layout_opt(graph_module, is_inference=is_inference))
+
+
+def inductor_setting(name: str, patches: Mapping[str, Any]) -> Any:
+    """The value that a setting of inductor will have under configuration patches."""
+    from torch._inductor import config
+
+    return patches[name] if name in patches else getattr(config, name)
+
+
+def inductor_cache_folder() -> str:
+    """Where inductor keeps what it compiled."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return str(cache_dir())
+
+
+def inductor_caches_are_on(patches: Mapping[str, Any]) -> bool:
+    """Whether inductor may take a graph from its cache, so that passes inside it do not run."""
+    return bool(inductor_setting("fx_graph_cache", patches)) and not inductor_setting(
+        "force_disable_caches", patches
+    )
+
+
+@functools.cache
+def force_stride_order() -> OpOverload:
+    """The operator that has inductor put a tensor into memory in an order of strides, if it is not so."""
+    from torch._inductor import inductor_prims
+
+    return cast(OpOverload, inductor_prims.force_stride_order)
+
+
+def writes_cpp_wrapper() -> bool:
+    """Whether inductor, as it is set now, calls kernels from C++; that crashes with lists of tensors."""
+    from torch._inductor import config
+
+    return bool(config.cpp_wrapper)

@@ -1,0 +1,81 @@
+"""Operators: their classes, names, overloads and kinds, and the functions that stand for some in a graph.
+
+Known for torch 2.11, 2.13 and 2.15.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch._ops import HigherOrderOperator as HigherOrderOperator
+from torch._ops import OpOverload as OpOverload
+from torch._ops import OpOverloadPacket as OpOverloadPacket
+
+FUNCTIONS_IN_C: ModuleType = torch._C._nn
+"""Where those functions of `torch.nn.functional` are that are not written in Python."""
+
+LINEAR_FUNCTION: Callable[..., Any] = FUNCTIONS_IN_C.linear
+"""What `torch.nn.functional.linear` is in a graph."""
+
+# What switches a mode, as a call in a graph.
+SET_GRAD_ENABLED: Callable[..., Any] = torch._C._set_grad_enabled
+ENTER_AUTOCAST: Callable[..., Any] = torch.amp.autocast_mode._enter_autocast
+EXIT_AUTOCAST: Callable[..., Any] = torch.amp.autocast_mode._exit_autocast
+
+
+def operator_name(op: OpOverload | HigherOrderOperator) -> str:
+    """The qualified name of an operator, such as ``"aten::conv2d.padding"``."""
+    return str(op.name())  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+@functools.cache
+def is_composite(op: OpOverload) -> bool:
+    """Whether `op` decomposes by itself, so that it appears before dispatch only."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator_name(op), "CompositeImplicitAutograd")
+
+
+def has_kernel(name: str) -> bool:
+    """Whether an operator of that qualified name is registered with a kernel for any device."""
+    return torch._C._dispatch_has_kernel(name)
+
+
+def aten_packet(name: str) -> OpOverloadPacket | None:
+    """The packet `torch.ops.aten.<name>`, or None when there is no such operator."""
+    if not name.isidentifier():
+        return None
+    return cast("OpOverloadPacket | None", getattr(torch.ops.aten, name, None))
+
+
+def packet_overloads(packet: OpOverloadPacket) -> list[OpOverload]:
+    """Every overload of an operator packet."""
+    return [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def is_deterministic(node: torch.fx.Node) -> bool:
+    """Whether a call is of an operator of torch that draws no random numbers."""
+    target = node.target
+    if isinstance(target, OpOverload):
+        return torch.Tag.nondeterministic_seeded not in target.tags
+    if getattr(target, "__module__", None) == "_operator":
+        return True
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    packet = aten_packet(str(name))
+    if packet is None:
+        return False
+    overloads = packet_overloads(packet)
+    return (
+        all(torch.Tag.nondeterministic_seeded not in each.tags for each in overloads)
+        and "dropout" not in name
+    )
+
+
+def layout_tag(overload: OpOverload) -> str | None:
+    """What an operator asks of its operands' strides, such as ``"flexible_layout"``; None if nothing."""
+    from torch._library.utils import get_layout_constraint_tag
+
+    tag = get_layout_constraint_tag(overload, with_default=False)
+    return None if tag is None else str(tag.name)
