@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fxpasses.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from fxpasses import backend as backend
     from fxpasses import testing as testing
@@ -61,7 +63,6 @@ _HOMES = {
 
 _MODULES = ("backend", "rewrite", "testing")
 
-__version__ = "0.1.0"
 __all__ = [
     "Decline",
     "FxpassesError",
