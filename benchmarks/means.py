@@ -54,7 +54,7 @@ class Row:
 
     @property
     def order(self) -> tuple[object, ...]:
-        """What rows are sorted by: the setting, then who compiled, each as `_MODES` and `_VARIANTS` have them."""
+        """What rows are sorted by: setting, then compiler, as `_MODES` and `_VARIANTS` have them."""
         mode, *details = map(str, self.settings)
         details = [each.rjust(9) for each in details]  # 8 before 16
         return _place(mode, _MODES), details, _place(self.variant, _VARIANTS)

@@ -1,7 +1,7 @@
 """What the pages say of `benchmarks/results/*.json`, generated and never typed: two sections and the chart.
 
-`python -m benchmarks.readme --check` exits with 1 where something is not what the results say, `--write` makes
-it so. A section stands between two markers:
+`python -m benchmarks.readme --check` exits with 1 where something is not what the results say, `--write`
+makes it so. A section stands between two markers:
 
     <!-- means: begin -->          geometric means by kind of machine, in README.md
     <!-- means: end -->
@@ -60,8 +60,8 @@ def means_section(results: Path) -> str:
     """
     means = means_of(results)
     lines = [
-        f"How many times as fast as stock inductor ({means.common}): geometric means with their 95 % intervals, "
-        "and the number of models.",
+        f"How many times as fast as stock inductor ({means.common}): geometric means with their 95 % "
+        "intervals, and the number of models.",
         "",
         _row(["", "compiled by", *means.machines]),
         _row(["---"] * (2 + len(means.machines))),
