@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.means import Figure, Means, Row
+from benchmarks.means import Figure, Means, Row, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,8 +41,8 @@ def draw_chart(means: Means, path: Path) -> None:
 
     panels = max(1, len(means.machines))
     places = _places(means)
-    size = (2.4 + 2.4 * panels, 1.2 + 0.27 * (1 + max(places.values(), default=0)))
-    with plt.rc_context({"font.size": 9, "text.color": _INK, "axes.edgecolor": _FAINT}):
+    size = (2.4 + 2.0 * panels, 1.3 + 0.27 * (1 + max(places.values(), default=0)))
+    with plt.rc_context({"font.size": 10, "text.color": _INK, "axes.edgecolor": _FAINT}):
         figure, grid = plt.subplots(
             1, panels, sharex=True, sharey=True, squeeze=False, figsize=size, layout="constrained"
         )
@@ -71,7 +71,7 @@ def _places(means: Means) -> dict[Row | str, int]:
 
 def _draw_machine(axes: Axes, means: Means, machine: str, places: dict[Row | str, int]) -> None:
     axes.set_facecolor(_BACKGROUND)
-    axes.set_title(machine.replace(", ", "\n", 1), fontsize="medium")
+    axes.set_title(short(machine).replace(", ", "\n", 1), fontsize="medium")
     axes.set_yticks(
         list(places.values()), [each if isinstance(each, str) else _plain(each) for each in places]
     )

@@ -127,6 +127,11 @@ class Means:
         return [(index == 0 or len(set(column)) > 1) is wanted for index, column in enumerate(columns)]
 
 
+def short(machine: str) -> str:
+    """A machine's name without what says nothing: ``Intel Xeon, family 6 model 207``."""
+    return machine.replace("(R)", "").replace(" Processor", "")
+
+
 def _rows(report: Report) -> list[Row]:
     settings = (report.settings.get("mode"), *(report.settings.get(name) for name in _DETAILS))
     names = [each for each in report.variant_names() if each != report.baseline]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.chart import CHART, draw_chart, is_drawn
-from benchmarks.means import Figure, Means
+from benchmarks.means import Figure, Means, short
 from benchmarks.reporting import describe_settings
 from benchmarks.results import KIND, ModelResult, NoFigureError, Report, ResultsError, load_report
 from benchmarks.statistics import Ratio
@@ -63,12 +63,15 @@ def means_section(results: Path) -> str:
         f"How many times as fast as stock inductor ({means.common}): geometric means with their 95 % "
         "intervals, and the number of models.",
         "",
-        _row(["", "compiled by", *means.machines]),
+        _row(["", "compiled by", *map(short, means.machines)]),
         _row(["---"] * (2 + len(means.machines))),
     ]
+    above = ""
     for row in means.rows:
         cells = [_mean_cell(means.figures.get((row, machine))) for machine in means.machines]
-        lines.append(_row([means.setting(row), row.compiler, *cells]))
+        setting = means.setting(row)
+        lines.append(_row(["" if setting == above else setting, row.compiler, *cells]))
+        above = setting
     return "\n".join(lines)
 
 
@@ -195,7 +198,8 @@ def _mean(report: Report, name: str) -> str:
 def _mean_cell(figure: Figure | None) -> str:
     if figure is None or figure.mean is None:
         return "-"
-    return f"{_ratio(figure.mean)} ({len(figure.models)})"
+    ratio = _ratio(figure.mean).replace(" [", "\u00a0[").replace(", ", ",\u00a0", 1)  # on one line
+    return f"{ratio}<br>{len(figure.models)} models"
 
 
 def _ratio(ratio: Ratio) -> str:
