@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fxpasses.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from fxpasses import backend as backend
     from fxpasses import testing as testing
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from fxpasses.report import Report as Report
     from fxpasses.rewrite.declarative import rewrite as rewrite
     from fxpasses.rewrite.decline import Decline as Decline
+    from fxpasses.rewrite.graph_pass import GraphPass as GraphPass
+    from fxpasses.rewrite.graph_pass import Outcome as Outcome
     from fxpasses.rewrite.inductor import from_inductor as from_inductor
     from fxpasses.rewrite.registry import register as register
     from fxpasses.rewrite.registry import unregister as unregister
@@ -39,10 +43,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Decline": "fxpasses.rewrite.decline",
     "FxpassesError": "fxpasses.errors",
+    "GraphPass": "fxpasses.rewrite.graph_pass",
     "LayoutPlan": "fxpasses.passes.layout.plan",
     "Match": "fxpasses.rewrite.rule",
     "Optimized": "fxpasses.api",
     "Options": "fxpasses.options",
+    "Outcome": "fxpasses.rewrite.graph_pass",
     "Remark": "fxpasses.report",
     "Report": "fxpasses.report",
     "Rule": "fxpasses.rewrite.rule",
@@ -61,14 +67,15 @@ _HOMES = {
 
 _MODULES = ("backend", "rewrite", "testing")
 
-__version__ = "0.1.0"
 __all__ = [
     "Decline",
     "FxpassesError",
+    "GraphPass",
     "LayoutPlan",
     "Match",
     "Optimized",
     "Options",
+    "Outcome",
     "Remark",
     "Report",
     "Rule",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import subprocess
@@ -11,14 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from benchmarks import models, suite
-from benchmarks.cases import Case
+from benchmarks.cases import Case, build_inputs, build_model
 from benchmarks.reporting import plot_report, print_report
 from benchmarks.results import NoFigureError, Report, load_report
 from benchmarks.suite import Suite, run_suite
-from benchmarks.variants import Variant, VariantError, parse_variant, parse_variants, slowed
+from benchmarks.variants import (
+    Variant,
+    VariantError,
+    build_variant,
+    parse_variant,
+    parse_variants,
+    slowed,
+)
 from benchmarks.worker import Server
 from benchmarks.workers import WorkerError
 
@@ -146,6 +155,19 @@ def test_a_slowed_call_takes_its_factor_of_its_own_time(monkeypatch):
     monkeypatch.setattr("benchmarks.variants.time.perf_counter", tick)
     assert slowed(work, 1.5)() == "done"
     assert now[0] == pytest.approx(1.5, abs=0.01)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_another_runtime_computes_what_eager_computes(runtime):
+    for library in (runtime, "onnx", "onnxscript"):
+        pytest.importorskip(library, reason=f"{library} is not installed: pip install -e '.[bench]'")
+    case = Case(TINY, batch=2, size=16, threads=1)
+    model = build_model(case)
+    inputs = build_inputs(case, model)
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(*(each.double() for each in inputs))
+        (found,) = build_variant(parse_variant(runtime), case, model, inputs)(*inputs)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture

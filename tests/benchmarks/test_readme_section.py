@@ -1,4 +1,4 @@
-"""The README's performance section says what the result files say, and nothing else."""
+"""The generated sections say what the result files say, and nothing else."""
 
 from __future__ import annotations
 
