@@ -21,7 +21,6 @@ import torch
 from helpers import randomised
 from torch import nn
 from torch._inductor.exc import InductorError
-from torch.utils._pytree import tree_leaves
 
 from fxpasses.device_profile import DeviceProfile, Estimate, Roofline, device_name
 from fxpasses.testing import assert_close_to_eager
