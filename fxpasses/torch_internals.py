@@ -246,8 +246,27 @@ def compile_with_inductor(
     """
     from torch._inductor.compile_fx import compile_fx
 
+    settings = {**_vector_width(inputs), **patches}
     with _missing_compiler_explained():
-        return cast(Callable[..., Any], compile_fx(gm, list(inputs), config_patches=dict(patches)))
+        return cast(Callable[..., Any], compile_fx(gm, list(inputs), config_patches=settings))
+
+
+def _vector_width(inputs: Sequence[Any]) -> dict[str, int]:
+    """The setting under which inductor compiles for the vectors that it would take anyway.
+
+    Without it the keys of inductor's caches do not tell for which vectors a graph was compiled: code for
+    AVX-512 is run again with `ATEN_CPU_CAPABILITY=avx2`, in vectors half as long, and gives wrong results.
+    """
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    on_cpu = any(isinstance(each, torch.Tensor) and each.device.type == "cpu" for each in inputs)
+    if not on_cpu or config.cpp.simdlen is not None:
+        return {}
+    try:
+        return {"cpp.simdlen": pick_vec_isa().bit_width()}
+    except Exception:  # no compiler: inductor says so where it needs one
+        return {}
 
 
 @contextlib.contextmanager
@@ -580,12 +599,20 @@ extern "C" int same_memory(
 """
 
 
-def compile_cpp(source: str) -> ctypes.CDLL | None:
-    """The library of a C++ source, from inductor's cache where it is there; None if it does not compile."""
+def compile_cpp(source: str, flags: Sequence[str] = ()) -> ctypes.CDLL | None:
+    """The library of a C++ source, from inductor's cache where it is there; None if it does not compile.
+
+    Args:
+        source: the text.
+        flags: further arguments of the compiler, which are part of the cache's key.
+    """
+    from torch._inductor import config
     from torch._inductor.codecache import CppCodeCache
 
     try:
-        return cast(ctypes.CDLL, CppCodeCache.load(source))
+        # A library serves the whole process, and `cpp.simdlen` one compilation, whose flags would come last.
+        with config.patch({"cpp.simdlen": None}):
+            return cast(ctypes.CDLL, CppCodeCache.load(source, extra_flags=tuple(flags)))
     except Exception:  # a missing compiler is no error here: the caller has a slower way
         return None
 

@@ -13,7 +13,10 @@ import fxpasses
 from fxpasses.graph.strides import has_gaps
 from fxpasses.kernels.convolution import BY_PLANES, vector_length
 
-pytestmark = pytest.mark.skipif(not vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
+pytestmark = [
+    pytest.mark.vectors,
+    pytest.mark.skipif(not vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+]
 
 
 def compiled(model):
