@@ -236,6 +236,16 @@ def is_inductor_option(name: str) -> bool:
     return name in config.get_config_copy()
 
 
+def inductor_folds_batch_norms(patches: Mapping[str, Any]) -> bool:
+    """Whether inductor's own conv-BN pass would run, under its settings now and these."""
+    from torch._inductor import config
+
+    wanted, freezing = (
+        patches.get(name, getattr(config, name)) for name in ("efficient_conv_bn_eval_fx_passes", "freezing")
+    )
+    return bool(wanted and not freezing)
+
+
 def compile_with_inductor(
     gm: torch.fx.GraphModule, inputs: Sequence[Any], patches: Mapping[str, Any]
 ) -> Callable[..., Any]:
