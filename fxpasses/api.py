@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from fxpasses import counters
-from fxpasses.backend import executor_of
+from fxpasses.backend import executor_of, rewrite
 from fxpasses.errors import FxpassesError, UnknownOptionError
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
@@ -157,9 +157,9 @@ def _explain_with_dynamo(model: Callable[..., Any], inputs: tuple[Any, ...], opt
 
     def trace_only(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
-            executor = executor_of(options)
-            rewritten, report = run_passes(gm, example_inputs, options, executor=executor)
-            context = GraphContext(rewritten, Modes(grad=torch.is_grad_enabled()), executor=executor)
+            rewritten, report = rewrite(gm, example_inputs, options)
+            modes = Modes(grad=torch.is_grad_enabled())
+            context = GraphContext(rewritten, modes, executor=executor_of(options))
             reports.append(foreseen(context, options, report))
         except FxpassesError as error:
             errors.append(error)

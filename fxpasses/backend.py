@@ -26,7 +26,7 @@ from fxpasses.kept_weights import KeptWeights
 from fxpasses.kernels.convolution import Sizes
 from fxpasses.memory import arrange_memory, exceeds_reuse
 from fxpasses.options import Options
-from fxpasses.passes import own_inputs
+from fxpasses.passes import inductors_own, own_inputs
 from fxpasses.passes.activation_masks import JointMasks, joint_masks
 from fxpasses.passes.layout import raw_memory
 from fxpasses.passes.layout.inductor import graph_key_of, joint_layout, without_unsafe_kernels
@@ -67,7 +67,9 @@ def backend(
     """
     chosen = Options.of(options)
     _inner(chosen, mode, None)  # a mode or setting that does not exist is refused before any work
-    rewritten, report = run_passes(gm, example_inputs, chosen, executor=executor_of(chosen))
+    rewritten, report = rewrite(gm, example_inputs, chosen)
+    if inductors_own.taken_over(chosen):
+        chosen = replace(chosen, inductor={**chosen.inductor, inductors_own.SETTING: False})
     if "cpu" in _devices(example_inputs):
         arrange_memory(chosen.memory, much=torch.is_grad_enabled() or exceeds_reuse(rewritten.graph))
     # Packed convolutions work in channels-last, no slower than what a plan would choose from.
@@ -101,6 +103,18 @@ def backend(
     # Counted last: a graph that the inner backend refused was not optimised.
     counters.record(report)
     return compiled
+
+
+def rewrite(
+    gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options
+) -> tuple[torch.fx.GraphModule, Report]:
+    """Runs the passes as they run before the inner backend, in place of what inductor would do itself."""
+    wanted = inductors_own.taken_over(options)
+    executor = executor_of(options)
+    rewritten, report = run_passes(gm, example_inputs, options, executor=executor, wanted=wanted)
+    if wanted:
+        report = replace(report, remarks=(*report.remarks, *inductors_own.remarks_on(report)))
+    return rewritten, report
 
 
 def _gives_overlapping(graph_module: torch.fx.GraphModule) -> bool:

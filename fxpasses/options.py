@@ -43,7 +43,8 @@ class Options:
             which changes nothing, or ``"auto"``: keep in training and where a graph's tensors are larger
             than 32 MiB, or more than 64 MiB at once; reuse otherwise.
         limit: apply at most this many rewrites, for bisection.
-        inductor: configuration patches for inductor, handed on unchanged.
+        inductor: configuration patches for inductor, handed on unchanged, but for its own conv-BN pass: where
+            that is on, the rule `efficient_conv_bn_eval` takes its place.
 
     Raises:
         UnknownOptionError: a value that the field does not take.

@@ -30,6 +30,7 @@ def run_passes(
     *,
     executor: Executor,
     trainable: frozenset[str] = frozenset(),
+    wanted: frozenset[str] = frozenset(),
 ) -> tuple[GraphModule, Report]:
     """Runs the passes that the options select over a copy of the graph.
 
@@ -39,6 +40,7 @@ def run_passes(
         options: what the user chose.
         executor: who will run the graph.
         trainable: names of placeholders that require grad, where the metadata does not tell.
+        wanted: names of rules that are applied whether or not it pays.
 
     Raises:
         FxpassesError: an unknown pass, missing metadata, an unsupported torch.
@@ -57,7 +59,7 @@ def run_passes(
     )
     with collector_paused():
         write_out_eagers_strides(context)
-        return copied, Driver(passes, options).run(context)
+        return copied, Driver(passes, options, wanted).run(context)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
 
 # Every worker of pytest-xdist runs as many threads as there are cores, and threads that wait by spinning keep
 # the other workers from a core: a multiple of the time, with two workers on two cores. OpenMP reads this when
 # it is loaded, which may have happened in this process, but not in the workers that it is about to start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Nor may workers find what stock inductor compiled for longer vectors: its caches would hand it over.
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    usual = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    directory = os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual).removesuffix(f"_{capability}")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{directory}_{capability}"
 
 import pytest
 import torch

@@ -277,6 +277,31 @@ def test_a_warm_second_process_hits_the_caches_and_counts_the_same(tmp_path):
     assert warm["aot"].get("autograd_cache_bypass", 0) == 0
 
 
+CAPABILITIES = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2", "default")}
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in CAPABILITIES, reason="needs AVX2 or AVX-512"
+)
+def test_code_for_longer_vectors_does_not_come_back_from_a_cache(tmp_path):
+    """Stock inductor's keys do not tell for which vectors a graph was compiled."""
+    program = (
+        "import torch, fxpasses; x = torch.linspace(-3, 3, 1000); f = lambda x: torch.sin(x) * 2 + x.exp()\n"
+        "torch.testing.assert_close(torch.compile(f, backend='fxpasses')(x), f(x))\n"
+        "print(torch.backends.cpu.get_cpu_capability().lower())"
+    )
+    for capability in CAPABILITIES[torch.backends.cpu.get_cpu_capability()]:
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "ATEN_CPU_CAPABILITY": capability}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **environment},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == capability
+
+
 def test_importing_the_package_imports_neither_dynamo_nor_inductor():
     code = (
         "import sys, torch; before = set(sys.modules); import fxpasses; "

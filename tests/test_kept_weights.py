@@ -15,6 +15,8 @@ from fxpasses.errors import UnknownOptionError
 from fxpasses.kept_weights import KeptWeights
 from fxpasses.testing import expect
 
+pytestmark = pytest.mark.vectors
+
 CACHED = {"weights": "cached", "inner": "eager"}
 
 

@@ -278,43 +278,71 @@ def test_lines_of_prose_and_code_are_of_readable_width(path):
 # The test command ------------------------------------------------------------------------------------------
 
 
-def test_ci_runs_the_test_command_of_the_readme(tmp_path):
-    """`.ci/run` with stand-ins for every program that it calls writes down what it would run."""
-    calls = tmp_path / "calls"
-    stand_ins = tmp_path / "stand-ins"
-    stand_ins.mkdir()
+def run_ci(
+    folder: Path, *, failing: str = "", best: str = "avx2", **environment: str
+) -> tuple[int, list[str]]:
+    """`.ci/run`'s exit status and what it calls, with stand-ins for every program.
+
+    Args:
+        folder: for the stand-ins.
+        failing: the program that fails; "vectors" for pytest with a capability of the CPU.
+        best: the capability of the CPU, which torch tells.
+        environment: further variables.
+    """
+    calls = folder / "calls"
     for name in ("pip", "pytest", "ruff", "mypy"):
-        _script(stand_ins / name, f'echo "{name} $*" >> {calls}')
+        _script(
+            folder / name, f'echo "$ATEN_CPU_CAPABILITY {name} $*" >> {calls}; exit {int(name == failing)}'
+        )
+    if failing == "vectors":
+        _script(folder / "pytest", f'echo "pytest" >> {calls}; test -z "$ATEN_CPU_CAPABILITY"')
     # `python -m venv DIRECTORY` gives an environment whose activation changes nothing
-    _script(stand_ins / "python3", 'mkdir -p "$3/bin"; touch "$3/bin/activate"')
-    subprocess.run(
+    _script(folder / "python3", 'mkdir -p "$3/bin"; touch "$3/bin/activate"')
+    _script(folder / "python", f"echo ${{ATEN_CPU_CAPABILITY:-{best}}}")
+    done = subprocess.run(
         [ROOT / ".ci" / "run"],
-        env={"PATH": f"{stand_ins}:/usr/bin:/bin", "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        check=True,
-    )
-    command = re.search(r"^pip install .* && (pytest.*)$", README, re.MULTILINE)
-    assert command is not None
-    installed, runtimes, *checks, tested = calls.read_text().splitlines()
-    assert f"{installed} && {tested}" == command[0].replace("'", "")
-    assert runtimes == "pip install -c .ci/constraints.txt -e .[bench]"
-    assert checks == ["ruff check .", "ruff format --check .", "mypy "]
-
-
-@pytest.mark.parametrize("failing", ["pip", "ruff", "mypy", "pytest"])
-def test_ci_fails_where_one_of_its_steps_fails(tmp_path, failing):
-    calls = tmp_path / "calls"
-    for name in ("pip", "pytest", "ruff", "mypy"):
-        _script(tmp_path / name, f"echo {name} >> {calls}; exit {int(name == failing)}")
-    _script(tmp_path / "python3", 'mkdir -p "$3/bin"; touch "$3/bin/activate"')
-    result = subprocess.run(
-        [ROOT / ".ci" / "run"],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "TMPDIR": str(tmp_path)},
+        env={"PATH": f"{folder}:/usr/bin:/bin", "TMPDIR": str(folder), **environment},
         capture_output=True,
         check=False,
     )
-    assert result.returncode == 1
-    assert calls.read_text().split()[-1] == ("pip" if failing == "pip" else "pytest")
+    return done.returncode, calls.read_text().splitlines()
+
+
+def test_ci_runs_the_test_command_of_the_readme(tmp_path):
+    status, calls = run_ci(tmp_path, best="default")
+    command = re.search(r"^pip install .* && (pytest.*)$", README, re.MULTILINE)
+    assert status == 0
+    assert command is not None
+    installed, runtimes, *checks, tested = [each.strip() for each in calls]
+    assert f"{installed} && {tested}" == command[0].replace("'", "")
+    assert runtimes == "pip install -c .ci/constraints.txt -e .[bench]"
+    assert checks == ["ruff check .", "ruff format --check .", "mypy"]
+
+
+@pytest.mark.parametrize(
+    ("best", "plain", "others"),
+    [
+        ("avx512", "", ["avx2", "default"]),
+        ("avx512", "avx2", ["avx512", "default"]),
+        ("avx2", "", ["default"]),
+        ("avx2", "default", ["avx2"]),
+        ("sve256", "", []),
+    ],
+)
+def test_ci_runs_the_tests_of_vectors_with_the_other_capabilities(tmp_path, best, plain, others):
+    given = {"ATEN_CPU_CAPABILITY": plain} if plain else {}
+    status, calls = run_ci(tmp_path, best=best, **given)
+    assert status == 0
+    tests = [each for each in calls if " pytest " in each]
+    suite = tests.pop().removeprefix(f"{plain} ")
+    assert tests == [f"{each} {suite} -m vectors and not full" for each in others]
+
+
+@pytest.mark.parametrize("failing", ["pip", "ruff", "mypy", "pytest", "vectors"])
+def test_ci_fails_where_one_of_its_steps_fails(tmp_path, failing):
+    status, calls = run_ci(tmp_path, failing=failing)
+    assert status == 1
+    assert ("pip" if failing == "pip" else "pytest") in calls[-1]
 
 
 def _script(path: Path, text: str) -> None:

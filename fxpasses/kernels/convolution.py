@@ -92,15 +92,35 @@ class Sizes:
 
 @functools.cache
 def vector_length() -> int:
-    """How many floats a vector of the compiled kernels has; 0 where they cannot be compiled.
+    """How many floats a vector of the compiled kernels has; 0 where there are none (`missing`).
 
     Compiles them when it is called for the first time, and makes the operator known to torch.
     """
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+    flags = _VECTOR_FLAGS.get(torch.backends.cpu.get_cpu_capability())
+    if flags is None:
         return 0
     _define()
-    library = compile_cpp((Path(__file__).parent / "convolution.cpp").read_text(encoding="utf-8"))
+    source = (Path(__file__).parent / "convolution.cpp").read_text(encoding="utf-8")
+    library = compile_cpp(source, flags)
     return int(library.vector_length()) if library is not None else 0
+
+
+_VECTOR_FLAGS = {
+    # The last one since inductor compiles for the CPU at hand, which may have more than is to be used.
+    "AVX2": ("-mavx2", "-mfma", "-mno-avx512f"),
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
+}
+"""What compiles the kernels for the vectors that torch and inductor use (`ATEN_CPU_CAPABILITY`)."""
+
+
+def missing() -> str:
+    """Why there are no kernels; empty where there are."""
+    if vector_length():
+        return ""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability in _VECTOR_FLAGS:
+        return "they do not compile here"
+    return f"they are for {' and '.join(_VECTOR_FLAGS)}, and torch runs with the vectors of {capability}"
 
 
 @functools.cache

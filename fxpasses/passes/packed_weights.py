@@ -29,7 +29,7 @@ from torch.fx import Graph, Node
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.kernels.choice import Choice, choose, choose_linear
-from fxpasses.kernels.convolution import ACTIVATIONS, BY_PLANES, DEPTHWISE, Sizes, kernels_for, pack
+from fxpasses.kernels.convolution import ACTIVATIONS, BY_PLANES, DEPTHWISE, Sizes, kernels_for, missing, pack
 from fxpasses.passes.epilogues import epilogue_of
 from fxpasses.passes.sequences import in_order, write_sequences
 from fxpasses.report import Remark, Status
@@ -95,6 +95,9 @@ class WeightPacking:
         if not self._corresponds(placeholders):
             self._decline(Decline("inputs-changed", "AOTAutograd gave the graph other inputs"), "")
             return
+        if self.own != "never" and any(map(_may_be_ours, graph.nodes)) and (reason := missing()):
+            none = Decline("no-kernels", "there are no kernels of fxpasses: {}", None, (reason,))
+            self._decline(none, "", OWN)
         first = len(placeholders) - self.kept
         given = _before_convolutions(graph)
         for index, weight in enumerate(placeholders[first:]):
@@ -262,8 +265,18 @@ class WeightPacking:
         location, module = location_of(node), module_of(node)
         self.remarks.append(Remark(OWN, status, code, message, node.name, location, stage, module))
 
-    def _decline(self, why: Decline, node: str) -> None:
-        self.remarks.append(Remark(NAME, "declined", why.code, why.message, node=node, stage="check"))
+    def _decline(self, why: Decline, node: str, rule: str = NAME) -> None:
+        self.remarks.append(Remark(rule, "declined", why.code, why.message, node=node, stage="check"))
+
+
+def _may_be_ours(node: Node) -> bool:
+    """Whether it is a 2-D convolution or a matrix product in float32, of constant sizes."""
+    found = tensor(node)
+    if found is None or found.dtype != torch.float32 or not all(type(size) is int for size in found.shape):
+        return False
+    if node.target is torch.ops.aten.convolution.default:
+        return found.ndim == 4
+    return node.target in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
 
 
 def _before_convolutions(graph: Graph) -> set[Node]:

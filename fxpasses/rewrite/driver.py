@@ -53,10 +53,12 @@ class Driver:
     Attributes:
         passes: the passes, in order.
         options: what the user chose.
+        wanted: names of rules that are applied whether or not it pays.
     """
 
     passes: list[Pass]
     options: Options
+    wanted: frozenset[str] = frozenset()
     _remarks: list[Remark] = field(default_factory=list)
     _seconds: dict[str, float] = field(default_factory=dict)
     _applications: list[Application] = field(default_factory=list)
@@ -146,7 +148,7 @@ class Driver:
             return "structure", match
         if (declined := rule.legality(match)) is not None:
             return "hazards" if declined.code in _HAZARDS else "check", declined
-        if self.options.profit == "model" and (declined := rule.profitability(match)) is not None:
+        if not self._whatever_it_costs(rule) and (declined := rule.profitability(match)) is not None:
             return "profit", declined
         if self.options.limit is not None and self._applied >= self.options.limit:
             limit = self.options.limit
@@ -185,10 +187,16 @@ class Driver:
         PROCESS.note(remark, application)
         return True
 
+    def _whatever_it_costs(self, rule: AnyRule) -> str:
+        """Who wants the rule applied wherever it is legal; empty where it has to pay."""
+        if self.options.profit == "always":
+            return "profit='always'"
+        return "inductor's own setting" if rule.name in self.wanted else ""
+
     def _reason(self, rule: AnyRule, match: Match) -> str:
         """Why the rewrite is done: what it saves, or that somebody wants it whatever it costs."""
-        if self.options.profit == "always" and (declined := rule.profitability(match)) is not None:
-            return f": profit='always', against the cost model ({declined.code}: {declined.message})"
+        if (wish := self._whatever_it_costs(rule)) and (declined := rule.profitability(match)) is not None:
+            return f": {wish}, against the cost model ({declined.code}: {declined.message})"
         benefit = rule.benefit(match)
         return f": {benefit}" if benefit else ""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 _SAME_MEMORY = """
@@ -22,12 +22,20 @@ extern "C" int same_memory(
 """
 
 
-def compile_cpp(source: str) -> ctypes.CDLL | None:
-    """The library of a C++ source, from inductor's cache where it is there; None if it does not compile."""
+def compile_cpp(source: str, flags: Sequence[str] = ()) -> ctypes.CDLL | None:
+    """The library of a C++ source, from inductor's cache where it is there; None if it does not compile.
+
+    Args:
+        source: the text.
+        flags: further arguments of the compiler, which are part of the cache's key.
+    """
+    from torch._inductor import config
     from torch._inductor.codecache import CppCodeCache
 
     try:
-        return cast(ctypes.CDLL, CppCodeCache.load(source))
+        # A library serves the whole process, and `cpp.simdlen` one compilation, whose flags would come last.
+        with config.patch({"cpp.simdlen": None}):
+            return cast(ctypes.CDLL, CppCodeCache.load(source, extra_flags=tuple(flags)))
     except Exception:  # a missing compiler is no error here: the caller has a slower way
         return None
 

@@ -38,6 +38,16 @@ def is_inductor_option(name: str) -> bool:
     return name in config.get_config_copy()
 
 
+def inductor_folds_batch_norms(patches: Mapping[str, Any]) -> bool:
+    """Whether inductor's own conv-BN pass would run, under its settings now and these."""
+    from torch._inductor import config
+
+    wanted, freezing = (
+        patches.get(name, getattr(config, name)) for name in ("efficient_conv_bn_eval_fx_passes", "freezing")
+    )
+    return bool(wanted and not freezing)
+
+
 def compile_with_inductor(
     gm: torch.fx.GraphModule, inputs: Sequence[Any], patches: Mapping[str, Any]
 ) -> Callable[..., Any]:
@@ -48,8 +58,27 @@ def compile_with_inductor(
     """
     from torch._inductor.compile_fx import compile_fx
 
+    settings = {**_vector_width(inputs), **patches}
     with _missing_compiler_explained():
-        return cast(Callable[..., Any], compile_fx(gm, list(inputs), config_patches=dict(patches)))
+        return cast(Callable[..., Any], compile_fx(gm, list(inputs), config_patches=settings))
+
+
+def _vector_width(inputs: Sequence[Any]) -> dict[str, int]:
+    """The setting under which inductor compiles for the vectors that it would take anyway.
+
+    Without it the keys of inductor's caches do not tell for which vectors a graph was compiled: code for
+    AVX-512 is run again with `ATEN_CPU_CAPABILITY=avx2`, in vectors half as long, and gives wrong results.
+    """
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    on_cpu = any(isinstance(each, torch.Tensor) and each.device.type == "cpu" for each in inputs)
+    if not on_cpu or config.cpp.simdlen is not None:
+        return {}
+    try:
+        return {"cpp.simdlen": pick_vec_isa().bit_width()}
+    except Exception:  # no compiler: inductor says so where it needs one
+        return {}
 
 
 @contextlib.contextmanager

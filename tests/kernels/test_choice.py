@@ -10,7 +10,10 @@ from fxpasses.kernels import convolution as kernels
 from fxpasses.kernels.choice import Choice, choose, choose_linear
 from fxpasses.kernels.convolution import Sizes
 
-pytestmark = pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
+pytestmark = [
+    pytest.mark.vectors,
+    pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+]
 
 SIZES = Sizes(16, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1))
 

@@ -23,7 +23,10 @@ from fxpasses.kernels.convolution import (
     pack,
 )
 
-pytestmark = pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
+pytestmark = [
+    pytest.mark.vectors,
+    pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+]
 
 REFERENCES = {
     "none": lambda x: x,

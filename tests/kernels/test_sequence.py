@@ -25,7 +25,10 @@ from fxpasses.kernels.sequence import (
     shapes_argument,
 )
 
-pytestmark = pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
+pytestmark = [
+    pytest.mark.vectors,
+    pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+]
 
 LIMITS = (-0.5, 1.5)
 REFERENCES = {"none": lambda x: x, "clamp": lambda x: x.clamp(*LIMITS), "silu": functional.silu}

@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from fxpasses.passes.epilogues import epilogue_of
 
+pytestmark = pytest.mark.vectors
+
 WEIGHT = torch.randn(4, 3, 1, 1)
 X = torch.randn(2, 3, 5, 5)
 OTHER = torch.randn(2, 4, 5, 5)

@@ -12,7 +12,10 @@ from torch import nn
 import fxpasses
 from fxpasses.kernels.convolution import BY_PLANES, vector_length
 
-pytestmark = pytest.mark.skipif(not vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
+pytestmark = [
+    pytest.mark.vectors,
+    pytest.mark.skipif(not vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+]
 
 
 def compiled(model):
