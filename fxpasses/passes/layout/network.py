@@ -24,6 +24,7 @@ from fxpasses.device_profile import CONVOLUTION_FORWARD, CONVOLUTION_INPUT_GRAD,
 from fxpasses.graph.context import Executor, GraphContext
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.schema import bind
+from fxpasses.graph.storage import is_view, viewed
 from fxpasses.passes.layout.costs import Choice, ConvolutionSizes, CostModel, Seconds, seconds_at
 from fxpasses.passes.layout.labels import (
     INDEXING,
@@ -186,6 +187,8 @@ class _Reader:
                 self.network.unknown.append(node)
             if handler is None or not handler(self, node):
                 self._exact(node)
+                if is_view(node) and viewed(node) in self._borrowed:
+                    self._borrowed.add(node)
 
     # Handlers: whether the node could be read as its kind.
 

@@ -23,6 +23,7 @@ import torch
 from torch.fx import Graph, Node
 
 from fxpasses.graph.metadata import set_value, tensor, value
+from fxpasses.graph.storage import base_of, is_view, viewed
 from fxpasses.graph.strides import memory_order
 from fxpasses.passes.parameter_work import read_kept_weights
 from fxpasses.rewrite import sidecar
@@ -106,6 +107,8 @@ class _Keeper:
             self._settle(node, read)
         elif _follows_memory(node):
             self._settle(node, read, bare=True)
+            if node.target is torch.ops.prims.convert_element_type.default and node in self._movable:
+                self._make_complex(node)
 
     def erase_replaced(self) -> None:
         """Erases the views that nobody reads any more."""
@@ -120,18 +123,36 @@ class _Keeper:
             if base in self._movable and (bare or self._everywhere or base is not operand):
                 reader.replace_input_with(operand, self._replay(operand))
 
+    def _make_complex(self, node: Node) -> None:
+        """Writes a conversion to complex numbers as an operator that follows its operand in memory.
+
+        Inductor would convert into a contiguous tensor.
+        """
+        (real, *_), found = node.all_input_nodes, tensor(node.args[0])
+        if found is None or found.dtype.is_complex or found.dtype not in (torch.float32, torch.float64):
+            return
+        with self._graph.inserting_before(node):
+            options: dict[str, Any] = {"dtype": found.dtype, "device": found.device, "pin_memory": False}
+            zero = self._graph.call_function(aten.full.default, ([], 0), options)
+            made = self._graph.call_function(aten.complex.default, (real, zero))
+        set_value(zero, found.new_empty(()))
+        made.meta.update(node.meta)
+        node.replace_all_uses_with(made)
+        self._graph.erase_node(node)
+        self._movable.add(made)
+
     def _stride_base(self, node: Node) -> None:
         """Writes `as_strided` over a view as one over the tensor that is viewed."""
         operand = node.args[0]
         assert isinstance(operand, Node)
         base = base_of(operand)
-        viewed, held = tensor(operand), tensor(base)
-        if viewed is None or held is None or viewed.dtype != held.dtype:
+        seen, held = tensor(operand), tensor(base)
+        if seen is None or held is None or seen.dtype != held.dtype:
             self._settle(node, [operand])
             return
         _, size, stride, *rest = node.args
         offset = rest[0] if rest else node.kwargs.get("storage_offset")
-        offset = viewed.storage_offset() if offset is None else offset
+        offset = seen.storage_offset() if offset is None else offset
         if isinstance(offset, (int, Node)):
             node.args, node.kwargs = (self._settle_base(base), size, stride, offset), {}
         else:
@@ -142,13 +163,13 @@ class _Keeper:
         if not is_view(node):
             return self._settle_base(node)
         if node not in self._replayed:
-            above = _viewed(node)
+            above = viewed(node)
             twin = self._replay(above)
             if twin is above:
                 return node
             if (twin.target, node.target) in _INVERSE:
                 # What inductor makes complex it copies contiguous first.
-                return _viewed(twin)
+                return viewed(twin)
             twins = {above: twin}
             with self._graph.inserting_after(max(node, twin)):
                 self._replayed[node] = self._graph.node_copy(node, lambda each: twins.get(each, each))
@@ -198,31 +219,6 @@ class _Keeper:
         values = [value(each) if isinstance(each, Node) else each for each in (first, second)]
         set_value(product, values[0] * values[1])
         return product
-
-
-def is_view(node: object) -> bool:
-    """Whether a node's result shares the storage of what it reads, as far as schemas say."""
-    if not isinstance(node, Node) or node.op != "call_function":
-        return False
-    if node.target is operator.getitem:
-        return is_view(node.args[0])
-    if not isinstance(node.target, OpOverload) or not isinstance(node.args[0] if node.args else None, Node):
-        return False
-    aliases = [each.alias_info for each in node.target._schema.returns]
-    return any(each is not None and not each.is_write for each in aliases)
-
-
-def base_of(node: Node) -> Node:
-    """The tensor that a chain of views begins with; the node itself where it is no view."""
-    while is_view(node):
-        node = _viewed(node)
-    return node
-
-
-def _viewed(view: Node) -> Node:
-    viewed = view.args[0]
-    assert isinstance(viewed, Node), "a view reads what it views"
-    return viewed
 
 
 def _reads_memory(node: Node) -> bool:

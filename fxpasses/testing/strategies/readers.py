@@ -78,6 +78,9 @@ torch.library.register_fake("fxpasses_testing_untagged::memory", _vector_like)
 torch.library.register_fake("fxpasses_testing_untagged::doubled", torch.empty_like)
 
 
+_contiguous = _operator("contiguous", torch.Tag.needs_contiguous_strides)
+
+
 def _into_out(y: Tensor) -> tuple[Tensor, Tensor]:
     out = y.new_zeros(8)
     _copy_memory(y.detach(), out)
@@ -143,7 +146,7 @@ READERS: Mapping[str, Reader] = {
     "operator": _operator("memory"),
     "operator of exact strides": _operator("exact", torch.Tag.needs_exact_strides),
     "operator of a fixed order": _operator("order", torch.Tag.needs_fixed_stride_order),
-    "operator of contiguous operands": _operator("contiguous", torch.Tag.needs_contiguous_strides),
+    "operator of contiguous operands": lambda y: _contiguous(y.contiguous()),
     "operator of any layout": lambda y: _flexible(y),
     "operator without a tag": lambda y: torch.ops.fxpasses_testing_untagged.memory(y.detach()),
     "operator that follows": lambda y: torch.ops.fxpasses_testing_untagged.doubled(y.detach()),
