@@ -78,3 +78,12 @@ def test_an_attribute_that_is_not_there_is_none() -> None:
     model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert attribute(torch.fx.symbolic_trace(model), "0.weight") is model[0].weight  # type: ignore[index]
     assert attribute(torch.fx.symbolic_trace(model), "0.wait") is None
+
+
+def test_sums_of_symbolic_sizes_do_not_make_an_aten_graph_a_torch_one() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    size = graph.call_function(torch.ops.aten.sym_size.int, (x, 0))
+    total = graph.call_function(torch.sym_sum, ([size, 2],))
+    graph.output(graph.call_function(torch.ops.aten.slice.Tensor, (x, 0, 0, total)))
+    assert level_of(graph) is not Level.TORCH

@@ -1,0 +1,151 @@
+"""Readers of raw memory one by one, cases that were wrong once, and graphs in which nothing is to be done."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers import randomised
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxpasses.passes.layout.raw_memory import keep_eagers_memory
+from fxpasses.testing.strategies.readers import READERS
+from fxpasses.torch_internals.pytree import tree_leaves
+
+CACHED = {"weights": "cached", "inductor": {"fallback_random": True}}
+
+
+class Read(nn.Module):
+    """Layers, and what is done with their result."""
+
+    def __init__(self, read, *layers):
+        super().__init__()
+        self.layers, self.read = nn.Sequential(*layers), read
+
+    def forward(self, x):
+        return self.read(self.layers(x))
+
+
+def results(call, x):
+    torch.manual_seed(3)
+    return [each for each in tree_leaves(call(x)) if isinstance(each, torch.Tensor)]
+
+
+def require_eagers(model, x, *, offsets=True, **options):
+    """Compiles a model in float64 and compares values, strides and offsets with eager's."""
+    found = results(torch.compile(copy.deepcopy(model), backend="fxpasses", options=options), x)
+    expected = results(model, x)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        assert got.stride() == want.stride()
+        assert not offsets or got.storage_offset() == want.storage_offset()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_each_reader_behind_cached_weights_finds_eagers_memory(reader):
+    model = randomised(Read(READERS[reader], nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    with torch.no_grad():
+        require_eagers(model, torch.randn(2, 3, 7, 8, dtype=torch.float64), **CACHED)
+
+
+@pytest.mark.parametrize("layout", ["off", "channels_last", "contiguous"])
+@pytest.mark.parametrize(
+    "reader", ["slice", "expanded", "real part", "as_strided at an offset", "diagonal", "strides of a slice"]
+)
+def test_views_of_a_convolution_have_eagers_strides_and_offsets(reader, layout):
+    model = Read(READERS[reader], nn.Conv2d(3, 4, 3)).double()
+    with torch.no_grad():
+        require_eagers(model, torch.randn(2, 3, 7, 8, dtype=torch.float64), layout=layout)
+
+
+@pytest.mark.parametrize("weights", ["live", "cached"])
+def test_the_real_part_of_a_spectrum_has_eagers_gaps(weights):
+    model = randomised(
+        Read(lambda y: torch.fft.ifft2(torch.fft.fft2(y)).real, nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    )
+    with torch.no_grad():
+        require_eagers(model, torch.randn(2, 3, 8, 8, dtype=torch.float64), weights=weights)
+
+
+@pytest.mark.parametrize("layout", ["auto", "off", "channels_last"])
+@pytest.mark.parametrize(
+    "view",
+    [lambda y: y.roll(-1, 0).as_strided((5, 10), (4, 1), 0), lambda y: y.unfold(-1, 3, 1)],
+    ids=["as_strided of a roll", "unfold"],
+)
+def test_gradients_of_a_result_whose_elements_overlap_are_eagers(view, layout):
+    """AOTAutograd would copy the gradient into overlapping memory, where elements overwrite others."""
+    model = Read(view, nn.Conv2d(5, 5, 1)).double()
+    x = torch.randn(2, 5, 2, 5, dtype=torch.float64)
+    gradients = []
+    for call in (torch.compile(model, backend="fxpasses", options={"layout": layout}), model):
+        result = call(x)
+        weights = torch.linspace(-1, 1, result.numel(), dtype=torch.float64).view(result.shape)
+        gradients.append((result, *torch.autograd.grad(result, list(model.parameters()), weights)))
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        assert [s for s, n in zip(got.stride(), got.shape, strict=True) if n > 1] == [
+            s for s, n in zip(want.stride(), want.shape, strict=True) if n > 1
+        ]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_result_flattened_by_view_compiles_with_cached_weights(dynamic):
+    """The view of eager's tensor is legal, whatever layout the kept weight has."""
+    model = Read(lambda y: y.view(y.shape[0], -1), nn.Conv2d(3, 4, 3)).double()
+    run = torch.compile(model, backend="fxpasses", options=CACHED, dynamic=dynamic)
+    with torch.no_grad():
+        for size in (7, 9) if dynamic else (7,):
+            x = torch.randn(2, 3, size, 8, dtype=torch.float64)
+            torch.testing.assert_close(run(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+# Must not fire ----------------------------------------------------------------------------------------------
+
+
+def traced(function, *inputs):
+    with torch.no_grad():
+        return make_fx(function, tracing_mode="fake")(*inputs)
+
+
+WEIGHT, IMAGE = torch.randn(4, 3, 3, 3), torch.randn(2, 3, 6, 7)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: torch.conv2d(x, w).relu(),
+        lambda x, w: torch.conv2d(x, w)[:, 1:].relu(),
+        lambda x, w: (x[:, 1:], torch.conv2d(x, w)),
+        lambda x, w: torch.as_strided(torch.conv2d(x, w), (3, 5), (4, 1), 0) + 1,
+        lambda x, w: torch.conv2d(x, w).mean((2, 3)),
+        lambda x, w: torch.ops.fxpasses_testing.flexible(torch.conv2d(x, w)[:, 1:]),
+        lambda x, w: x.sin()[:, 1:],
+    ],
+    ids=[
+        "no reader",
+        "a view within the graph",
+        "a view of an input",
+        "as_strided of no view",
+        "no view",
+        "any layout will do",
+        "no convolution",
+    ],
+)
+def test_what_inductor_lays_out_rightly_is_left_alone(function):
+    graph = traced(function, IMAGE, WEIGHT).graph
+    before = str(graph)
+    keep_eagers_memory(graph)
+    assert str(graph) == before
+
+
+def test_views_of_one_result_are_taken_of_one_tensor_in_eagers_memory():
+    graph = traced(lambda x, w: (*(y := torch.conv2d(x, w)).split(2, 1), y[1:]), IMAGE, WEIGHT).graph
+    keep_eagers_memory(graph)
+    forced = [each for each in graph.nodes if "force_stride_order" in str(each.target)]
+    assert len(forced) == 1
+    assert forced[0].args[1] == [80, 20, 5, 1]
+    (convolution,) = graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
+    assert list(convolution.users) == forced
