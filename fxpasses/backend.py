@@ -120,11 +120,17 @@ def rewrite(
 def _gives_overlapping(graph_module: torch.fx.GraphModule) -> bool:
     """Whether elements of a result that takes a gradient may overlap in memory, as of `unfold`.
 
-    AOTAutograd (2.11 to 2.15) copies the gradient into the same strides, in which elements overwrite others.
+    AOTAutograd (2.11 to 2.15) copies the gradient into the same strides, in which elements overwrite others;
+    where they are symbols, it only asks for a format.
     """
     (output,) = graph_module.graph.find_nodes(op="output")
-    results = [tensor(each) for each in output.all_input_nodes]
-    return any(each is not None and each.requires_grad and memory_order(each) is None for each in results)
+    results = [
+        each for each in map(tensor, output.all_input_nodes) if each is not None and each.requires_grad
+    ]
+    return any(
+        memory_order(each) is None and all(type(stride) is int for stride in each.stride())
+        for each in results
+    )
 
 
 def _devices(inputs: Sequence[Any]) -> set[str]:

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import sympy
 import torch
 
-from fxpasses.torch_internals.sizes import size_expression
+from fxpasses.torch_internals.sizes import size_expression, size_hint
 
 
 def memory_order(found: torch.Tensor) -> list[int] | None:
     """The axes from the outermost to the innermost; None where elements overlap, or may.
 
     A tensor with gaps, such as a slice, has an order too. Symbolic sizes are compared as expressions, without
-    guards, and are only found to be in the order of the axes.
+    guards, in the order of the axes or in that of the strides at the hints.
     """
     return _order(found.shape, found.stride()) if found.layout is torch.strided else None
 
@@ -34,18 +34,26 @@ def are_dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def _order(sizes: Sequence[int | torch.SymInt], strides: Sequence[int | torch.SymInt]) -> list[int] | None:
-    order = list(range(len(sizes)))
+    axes = list(range(len(sizes)))
+    by_stride = sorted(axes, key=[size_hint(each) for each in strides].__getitem__, reverse=True)
     if all(type(each) is int for each in (*sizes, *strides)):
-        order.sort(key=strides.__getitem__, reverse=True)
+        return by_stride if _is_order(by_stride, sizes, strides) else None
+    return next((each for each in (axes, by_stride) if _is_order(each, sizes, strides)), None)
+
+
+def _is_order(
+    order: Sequence[int], sizes: Sequence[int | torch.SymInt], strides: Sequence[int | torch.SymInt]
+) -> bool:
+    """Whether each axis has a stride that reaches over all further inside."""
     needed: int | torch.SymInt = 1
     for axis in reversed(order):
         size, stride = sizes[axis], strides[axis]
         if type(size) is int and size == 1:
             continue
         if not _is_at_least(stride, needed):
-            return None
+            return False
         needed = stride * size
-    return order
+    return True
 
 
 def _have_gaps(sizes: Sequence[int], strides: Sequence[int]) -> bool:

@@ -24,7 +24,7 @@ from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.passes.layout.labels import Kind, kind_of, operator_of
 from fxpasses.rewrite.builder import Builder
 from fxpasses.torch_internals.sizes import size_hint
-from fxpasses.torch_internals.tensors import suggest_memory_format
+from fxpasses.torch_internals.tensors import is_functorch_wrapped, suggest_memory_format
 
 aten = torch.ops.aten
 
@@ -74,6 +74,8 @@ def _format_in_eager(result: Node) -> torch.memory_format | None:
     given, found = tensor(norm.args[0] if norm.args else norm.kwargs.get("input")), tensor(result)
     if given is None or found is None or given.device.type != "cpu" or given.layout is not torch.strided:
         return None
+    if is_functorch_wrapped(given):
+        return None  # under vmap the tensor that the kernel sees has other axes
     hints = [[size_hint(each) for each in every] for every in (given.shape, given.stride())]
     example = torch.empty_strided(*hints, device="meta")
     wanted = suggest_memory_format(example)

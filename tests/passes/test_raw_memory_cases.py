@@ -10,6 +10,7 @@ from helpers import randomised
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fxpasses.graph.storage import base_of
 from fxpasses.passes.layout.raw_memory import keep_eagers_memory
 from fxpasses.testing.strategies.readers import READERS
 from fxpasses.torch_internals.pytree import tree_leaves
@@ -149,3 +150,18 @@ def test_views_of_one_result_are_taken_of_one_tensor_in_eagers_memory():
     assert forced[0].args[1] == [80, 20, 5, 1]
     (convolution,) = graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
     assert list(convolution.users) == forced
+
+
+def test_a_triton_kernel_reads_a_view_of_eagers_memory():
+    """Triton is not needed to see what the kernel would be given."""
+    graph = traced(lambda x, w: torch.conv2d(x, w)[:, 1:].sin(), IMAGE, WEIGHT).graph
+    (sine,) = graph.find_nodes(op="call_function", target=torch.ops.aten.sin.default)
+    (view,) = sine.all_input_nodes
+    with graph.inserting_before(sine):
+        kernel = torch.ops.higher_order.triton_kernel_wrapper_functional
+        graph.call_function(kernel, (), {"kernel_idx": 0, "kwargs": {"x": view, "n": 4}})
+    keep_eagers_memory(graph)
+    (call,) = graph.find_nodes(op="call_function", target=kernel)
+    (forced,) = base_of(call.kwargs["kwargs"]["x"]).all_input_nodes
+    assert forced.target is torch.ops.aten.convolution.default
+    assert sine.all_input_nodes == [view]
