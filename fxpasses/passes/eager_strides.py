@@ -36,6 +36,7 @@ _NORMS = frozenset(
         "_native_batch_norm_legit_functional",
         "_native_batch_norm_legit_no_training",
         "BatchNorm1d",
+        "SyncBatchNorm",
     }
 )
 

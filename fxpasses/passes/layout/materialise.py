@@ -44,7 +44,7 @@ from fxpasses.torch_internals.sizes import size_expression
 
 aten = torch.ops.aten
 
-_COPIES = (torch.clone, aten.clone.default, aten.copy.default)
+_COPIES = (torch.clone, aten.clone.default, aten.copy.default, aten.copy_.default)
 
 _KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "partitioner_tag")
 
@@ -377,7 +377,9 @@ class _Carrier:
         empty = self._insert(
             aten.empty_strided.default, (list(sizes), list(strides)), options, reader, source
         )
-        copy = self._insert(aten.copy.default, (empty, source), {}, reader, source)
+        # Autograd differentiates only the operator that writes.
+        operator = aten.copy.default if self.context.executor == "fused" else aten.copy_.default
+        copy = self._insert(operator, (empty, source), {}, reader, source)
         made = tensor(copy)
         if made is None or not _strides_agree(before, made):
             raise NotMaterialisedError(f"the strides {strides} of {source} cannot be restored")

@@ -161,7 +161,7 @@ READERS: Mapping[str, Reader] = {
     "as_strided of a transposition": lambda y: y.transpose(1, -1).as_strided((3, 5), (4, 1)),
     "as_strided of a roll": lambda y: y.roll(-1, 0).as_strided((3, 5), (4, 1), 0),
     "overlapping as_strided": lambda y: y.roll(-1, 0).as_strided((5, 6), (4, 1), 0),
-    "as_strided_scatter": lambda y: torch.as_strided_scatter(y * 2, y.new_ones(3), (3,), (1,), 3),
+    "as_strided_scatter": lambda y: torch.as_strided_scatter(y.detach() * 2, y.new_ones(3), (3,), (1,), 3),
     "write to as_strided": _written_window,
     "view as integers": _narrow,
     "view as complex": lambda y: torch.view_as_complex(torch.view_as_real(_complex(y)) * 2).real,
