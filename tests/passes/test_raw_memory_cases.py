@@ -70,6 +70,17 @@ def test_the_real_part_of_a_spectrum_has_eagers_gaps(weights):
         require_eagers(model, torch.randn(2, 3, 8, 8, dtype=torch.float64), weights=weights)
 
 
+@pytest.mark.parametrize("weights", ["live", "cached"])
+@pytest.mark.parametrize("wanted", [torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize("given", [torch.float32, torch.float64], ids=str)
+def test_a_conversion_to_complex_numbers_gives_their_dtype(given, wanted, weights):
+    model = Read(lambda y: y.to(wanted) * 1j, nn.Conv2d(3, 4, 3)).to(given)
+    x = torch.randn(2, 3, 7, 8, dtype=given)
+    with torch.no_grad():
+        found = torch.compile(model, backend="fxpasses", options={"weights": weights})(x)
+        torch.testing.assert_close(found, model(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("layout", ["auto", "off", "channels_last"])
 @pytest.mark.parametrize(
     "view",

@@ -42,6 +42,9 @@ _INVERSE = (
 )
 """Views of which the second undoes the first."""
 
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+"""What `aten.complex` makes of two real tensors."""
+
 _OWN_NAMESPACES = ("aten", "prims", "inductor", "mkldnn", "onednn", "quantized", "fxpasses")
 """Those of operators that inductor or this package knows."""
 
@@ -126,10 +129,11 @@ class _Keeper:
     def _make_complex(self, node: Node) -> None:
         """Writes a conversion to complex numbers as an operator that follows its operand in memory.
 
-        Inductor would convert into a contiguous tensor.
+        Inductor would convert into a contiguous tensor. The operator keeps the width of its operand, so that
+        other conversions are left as they are.
         """
-        (real, *_), found = node.all_input_nodes, tensor(node.args[0])
-        if found is None or found.dtype.is_complex or found.dtype not in (torch.float32, torch.float64):
+        (real, *_), found, made_of = node.all_input_nodes, tensor(node.args[0]), tensor(node)
+        if found is None or made_of is None or made_of.dtype != _COMPLEX.get(found.dtype):
             return
         with self._graph.inserting_before(node):
             options: dict[str, Any] = {"dtype": found.dtype, "device": found.device, "pin_memory": False}
