@@ -21,6 +21,7 @@ from typing import Literal, Union, get_args, get_origin
 
 import torch
 
+from benchmarks.assignments import assignments
 from benchmarks.operator_call import Compiled, Compiler
 from benchmarks.torch_internals import (
     inductor_compile,
@@ -148,15 +149,10 @@ def _parse(text: str) -> tuple[str, Compiler]:
 
 def _written(text: str, configuration: str) -> dict[str, str]:
     """Settings and their values as they stand, by name."""
-    written: dict[str, str] = {}
-    for each in text.split(";"):
-        name, equals, value = (part.strip() for part in each.partition("="))
-        if not name or not equals or not value:
-            raise ConfigurationError(f"configuration {configuration!r}: {each!r} is not SETTING=VALUE.")
-        if name in written:
-            raise ConfigurationError(f"configuration {configuration!r}: {name!r} is given twice.")
-        written[name] = value
-    return written
+    try:
+        return assignments(text, "SETTING")
+    except ValueError as error:
+        raise ConfigurationError(f"configuration {configuration!r}: {error}") from error
 
 
 def _need_halide(configuration: str) -> None:

@@ -32,6 +32,7 @@ from typing import cast
 
 import torch
 
+from benchmarks.assignments import assignments
 from benchmarks.cases import Case, CaseError, Inputs, Model
 from benchmarks.torch_internals import set_inductor_config
 from fxpasses.errors import FxpassesError, unknown_name
@@ -212,12 +213,11 @@ def _parse_options(text: str, spec: str) -> dict[str, OptionValue]:
     from fxpasses.options import Options
 
     options: dict[str, OptionValue] = {}
-    for field in text.split(";"):
-        key, equals, value = (each.strip() for each in field.partition("="))
-        if not equals or not key or not value:
-            raise VariantError(f"variant {spec!r}: field {field!r} is not FIELD=VALUE.")
-        if key in options:
-            raise VariantError(f"variant {spec!r}: field {key!r} is given twice.")
+    try:
+        fields = assignments(text, "FIELD")
+    except ValueError as error:
+        raise VariantError(f"variant {spec!r}: field {error}") from error
+    for key, value in fields.items():
         if key == "inductor":
             raise VariantError(f"variant {spec!r}: a mapping such as {key!r} cannot be given here.")
         options[key] = _value(key, value)

@@ -128,7 +128,7 @@ def _gives_overlapping(graph_module: torch.fx.GraphModule) -> bool:
         each for each in map(tensor, output.all_input_nodes) if each is not None and each.requires_grad
     ]
     return any(
-        memory_order(each) is None and all(type(stride) is int for stride in each.stride())
+        all(type(stride) is int for stride in each.stride()) and memory_order(each) is None
         for each in results
     )
 

@@ -234,6 +234,11 @@ def outputs_and_gradients(
     return [*result, *(leaf.grad if leaf.is_leaf else None for leaf in leaves if leaf.requires_grad)]
 
 
+def strides_that_matter(given: torch.Tensor) -> list[int]:
+    """A tensor's strides along the axes that have more than one element."""
+    return [stride for size, stride in zip(given.shape, given.stride(), strict=True) if size > 1]
+
+
 def require_equal(found: list[torch.Tensor | None], expected: list[torch.Tensor | None]) -> None:
     """Fails unless two lists of float64 tensors agree to 1e-9 and are None in the same places."""
     assert [each is None for each in found] == [each is None for each in expected]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 from fxpasses.torch_internals.operators import HigherOrderOperator, OpOverload, is_composite
@@ -69,6 +70,13 @@ def nested_graphs(module: GraphModule) -> list[tuple[str, GraphModule, Node]]:
         if isinstance(child, GraphModule) and path not in found:
             found[path] = (path, child, node)
     return list(found.values())
+
+
+def called_by(module: GraphModule, node: Node) -> object:
+    """What a node calls: a function, a method of tensors, or a module."""
+    if node.op == "call_method":
+        return getattr(torch.Tensor, str(node.target))
+    return attribute(module, str(node.target)) if node.op == "call_module" else node.target
 
 
 def attribute(module: GraphModule, path: str) -> object:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 
+import torch
 from torch.fx import Node
 
+from fxpasses.graph.metadata import tensor
 from fxpasses.torch_internals.operators import OpOverload
 
 
@@ -17,7 +20,13 @@ def is_view(node: object) -> bool:
         return is_view(node.args[0])
     if not isinstance(node.target, OpOverload) or not isinstance(node.args[0] if node.args else None, Node):
         return False
-    aliases = [each.alias_info for each in node.target._schema.returns]
+    return _gives_views(node.target)
+
+
+@functools.cache
+def _gives_views(operator: OpOverload) -> bool:
+    """Whether an operator's results are views; every node asks, so it is answered once."""
+    aliases = [each.alias_info for each in operator._schema.returns]
     return any(each is not None and not each.is_write for each in aliases)
 
 
@@ -33,3 +42,24 @@ def base_of(node: Node) -> Node:
     while is_view(node):
         node = viewed(node)
     return node
+
+
+def is_same_pixel(node: Node) -> bool:
+    """Whether `as_strided` gives an image of one pixel unchanged, as where AOTAutograd pools to one pixel.
+
+    In both layouts such an image is one matrix of images and channels.
+    """
+    given = tensor(node.args[0]) if node.args else None
+    if node.target is not torch.ops.aten.as_strided.default or given is None or given.dim() not in (4, 5):
+        return False
+    if node.kwargs or len(node.args) != 3 or not all(type(size) is int for size in given.shape):
+        return False
+    _, shape, strides = node.args
+    assert isinstance(shape, (list, tuple))
+    assert isinstance(strides, (list, tuple))
+    count, channels, *pixels = given.shape
+    if tuple(shape) != tuple(given.shape) or set(pixels) != {1}:
+        return False
+    dense = [axis for axis, size in enumerate((count, channels)) if size > 1]
+    wanted = (channels, 1)
+    return all(given.stride(axis) == wanted[axis] == strides[axis] for axis in dense)

@@ -19,7 +19,7 @@ import torch
 from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
-from fxpasses.graph.levels import Level, attribute
+from fxpasses.graph.levels import Level, called_by
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.passes.layout.labels import Kind, kind_of, operator_of
 from fxpasses.rewrite.builder import Builder
@@ -122,11 +122,7 @@ def _lay_out(context: GraphContext, node: Node, wanted: torch.memory_format) -> 
 
 def _recompute(context: GraphContext, node: Node) -> None:
     """Gives a node the metadata that its operands' new strides lead to."""
-    function: object = node.target
-    if node.op == "call_method":
-        function = getattr(torch.Tensor, str(node.target))
-    elif node.op == "call_module":
-        function = attribute(context.module, str(node.target))
+    function = called_by(context.module, node)
     if not callable(function) or tensor(node) is None:
         return
     with context.modes(node).entered():

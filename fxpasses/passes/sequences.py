@@ -19,6 +19,7 @@ import torch
 from torch.fx import Graph, Node
 
 from fxpasses.graph.metadata import set_value, tensor
+from fxpasses.graph.storage import is_same_pixel
 from fxpasses.kernels.convolution import BY_PLANES
 from fxpasses.kernels.sequence import (
     GATHER,
@@ -311,7 +312,7 @@ def _other_member(node: Node) -> _Member | None:
         return _Member(node, MEAN, Read((_source(node.args[0]),))) if spatial else None
     if (gated := _gated(node)) is not None:
         return _Member(node, GATHER, Read((gated[0],), gated[1]))
-    if node.target is aten.as_strided.default and _is_same_pixel(node, given):
+    if _is_image(given) and is_same_pixel(node):
         return _Member(node, GATHER, None)
     if node.target in _RESHAPING and given is not None and given.dtype == torch.float32:
         # From a matrix to an image of one pixel, or back.
@@ -321,22 +322,6 @@ def _other_member(node: Node) -> _Member | None:
         if tuple(image.shape) == (*matrix.shape, 1, 1) and all(type(size) is int for size in image.shape):
             return _Member(node, GATHER, None)
     return None
-
-
-def _is_same_pixel(node: Node, given: torch.Tensor | None) -> bool:
-    """Whether `as_strided` gives an image of one pixel unchanged, as where AOTAutograd pools to one pixel."""
-    if node.kwargs or not _is_image(given) or len(node.args) != 3:
-        return False
-    assert given is not None
-    _, shape, strides = node.args
-    assert isinstance(shape, (list, tuple))
-    assert isinstance(strides, (list, tuple))
-    count, channels = given.shape[:2]
-    if not tuple(shape) == tuple(given.shape) == (count, channels, 1, 1):
-        return False
-    dense = [axis for axis, size in enumerate((count, channels)) if size > 1]
-    wanted = (channels, 1)
-    return all(given.stride(axis) == wanted[axis] == strides[axis] for axis in dense)
 
 
 def _runs(graph: Graph, members: dict[Node, _Member], absorbed: set[Node]) -> list[_Run]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import randomised
+from helpers import randomised, strides_that_matter
 from torch import nn
 from torch._inductor.exc import InductorError
 
@@ -189,10 +189,6 @@ def run(
     torch.autograd.backward(targets, weights)
     leaves = [given, *model.parameters()]
     return [each.detach() for each in results], [each.grad for each in leaves if each.grad is not None]
-
-
-def strides_that_matter(given: torch.Tensor) -> list[int]:
-    return [stride for size, stride in zip(given.shape, given.stride(), strict=True) if size > 1]
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import torch
 from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
-from fxpasses.graph.levels import Level, attribute
+from fxpasses.graph.levels import Level, called_by
 from fxpasses.graph.metadata import set_value, tensor, value
 from fxpasses.passes.layout.assign import Assignment
 from fxpasses.passes.layout.labels import (
@@ -445,13 +445,7 @@ def _is_settled(operand: Node, reader: Node) -> bool:
 
 
 def _function(context: GraphContext, node: Node) -> Callable[..., Any]:
-    found: object
-    if node.op == "call_method":
-        found = getattr(torch.Tensor, str(node.target))
-    elif node.op == "call_module":
-        found = attribute(context.module, str(node.target))
-    else:
-        found = node.target
+    found = called_by(context.module, node)
     if not callable(found):
         raise NotMaterialisedError(f"{node} calls {found!r}")
     return found

@@ -23,7 +23,7 @@ import torch
 from torch.fx import Graph, Node
 
 from fxpasses.graph.metadata import set_value, tensor, value
-from fxpasses.graph.storage import base_of, is_view, viewed
+from fxpasses.graph.storage import base_of, is_same_pixel, is_view, viewed
 from fxpasses.graph.strides import memory_order
 from fxpasses.passes.parameter_work import read_kept_weights
 from fxpasses.rewrite import sidecar
@@ -90,7 +90,6 @@ class _Keeper:
         self._gradients: set[Node] = set()
         self._settled: dict[Node, Node] = {}
         self._replayed: dict[Node, Node] = {}
-        self._twins: set[Node] = set()
 
     def visit(self, node: Node) -> None:
         """Settles what a node reads, if it reads memory; the graph is visited in program order."""
@@ -115,8 +114,9 @@ class _Keeper:
 
     def erase_replaced(self) -> None:
         """Erases the views that nobody reads any more."""
+        views = {*self._replayed, *self._replayed.values()}
         for node in reversed(list(self._graph.nodes)):
-            if is_view(node) and not node.users and (node in self._replayed or node in self._twins):
+            if not node.users and node in views:
                 self._graph.erase_node(node)
 
     def _settle(self, reader: Node, operands: list[Node], *, bare: bool = False) -> None:
@@ -177,7 +177,6 @@ class _Keeper:
             twins = {above: twin}
             with self._graph.inserting_after(max(node, twin)):
                 self._replayed[node] = self._graph.node_copy(node, lambda each: twins.get(each, each))
-            self._twins.add(self._replayed[node])
         return self._replayed[node]
 
     def _settle_base(self, node: Node) -> Node:
@@ -233,7 +232,7 @@ def _reads_memory(node: Node) -> bool:
     if not isinstance(target, OpOverload):
         return False
     if target in _BY_STORAGE:
-        return not _names_one_pixel(node)
+        return not is_same_pixel(node)
     namespace = operator_name(target).partition("::")[0]
     return namespace not in _OWN_NAMESPACES and layout_tag(target) != "flexible_layout"
 
@@ -250,20 +249,3 @@ def _follows_memory(node: Node) -> bool:
     operands = [tensor(each) for each in node.all_input_nodes]
     results = [each for each in tree_leaves(value(node)) if isinstance(each, torch.Tensor)]
     return any(each is not None and each.dtype.is_complex for each in (*operands, *results))
-
-
-def _names_one_pixel(node: Node) -> bool:
-    """Whether `as_strided` gives an image of one pixel as it is, as where AOTAutograd pools to one pixel.
-
-    In both layouts it is one matrix of images and channels.
-    """
-    given = tensor(node.args[0]) if node.args else None
-    if node.target is not aten.as_strided.default or given is None or given.dim() not in (4, 5):
-        return False
-    count, channels, *pixels = given.shape
-    if node.kwargs or len(node.args) > 3 or not all(type(each) is int for each in given.shape):
-        return False
-    _, size, stride = node.args
-    same = set(pixels) == {1} and tuple(size) == tuple(given.shape)  # type: ignore[arg-type]  # a list
-    named = zip((count, channels), (channels, 1), stride, strict=False)  # type: ignore[arg-type]  # a list
-    return same and all(each == wanted for extent, wanted, each in named if extent > 1)
