@@ -174,3 +174,20 @@ def test_a_triton_kernel_reads_a_view_of_eagers_memory():
     (forced,) = base_of(call.kwargs["kwargs"]["x"]).all_input_nodes
     assert forced.target is torch.ops.aten.convolution.default
     assert sine.all_input_nodes == [view]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_one_pixel_under_another_name_is_left_alone_only_where_it_is_the_same_matrix(moved):
+    """Behind kept weights all readers find eager's memory, but for those to which it makes no difference."""
+
+    def function(x, w):
+        y = torch.conv2d(x, w)
+        y = torch.empty_strided((2, 4, 1, 1), (1, 2, 1, 1) if moved else (4, 1, 1, 1)).copy_(y[..., :1, :1])
+        return (y * 2).as_strided((2, 4, 1, 1), (4, 1, 1, 1)) + 1
+
+    graph = traced(function, IMAGE, WEIGHT).graph
+    (read,) = graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided.default)
+    read.args = read.args[:3]
+    keep_eagers_memory(graph, kept_weights=True)
+    forced = [each for each in graph.nodes if "force_stride_order" in str(each.target) and read in each.users]
+    assert len(forced) == int(moved)
