@@ -29,7 +29,12 @@ from fxpasses.options import Options
 from fxpasses.passes import inductors_own, own_inputs
 from fxpasses.passes.activation_masks import JointMasks, joint_masks
 from fxpasses.passes.layout import raw_memory
-from fxpasses.passes.layout.inductor import graph_key_of, joint_layout, without_unsafe_kernels
+from fxpasses.passes.layout.inductor import (
+    graph_key_of,
+    joint_layout,
+    results_share_memory,
+    without_unsafe_kernels,
+)
 from fxpasses.passes.packed_weights import OwnKernels, WeightPacking, own_kernel_of_linear
 from fxpasses.passes.parameter_work import PacksLinear, ParameterWork, split_parameter_work
 from fxpasses.pipeline import keeps_weights, run_passes
@@ -74,19 +79,21 @@ def backend(
         arrange_memory(chosen.memory, much=torch.is_grad_enabled() or exceeds_reuse(rewritten.graph))
     # Packed convolutions work in channels-last, no slower than what a plan would choose from.
     packs = _packs(example_inputs, chosen)
-    layout = None if packs else joint_layout(rewritten, example_inputs, chosen)
+    shared = torch.is_grad_enabled() and results_share_memory(gm)
+    plan = functools.partial(joint_layout, rewritten, example_inputs, chosen, shared=shared)
+    layout = None if packs else plan()
     work = _parameter_work(rewritten, example_inputs, chosen, packs=packs)
     if isinstance(work, Decline):
         remark = Remark("kept_weights", "declined", work.code, work.message, node="", stage="check")
         report = replace(report, remarks=(*report.remarks, remark))
-        layout = joint_layout(rewritten, example_inputs, chosen) if packs else layout
+        layout = plan() if packs else layout
     masks = _joint_masks(rewritten, example_inputs, chosen)
     kept_weights = isinstance(work, ParameterWork)
     seen = functools.partial(raw_memory.patches, kept_weights=kept_weights)
     steps: list[_Patches] = [seen, *(each.patches for each in (masks, layout) if each is not None)]
     if layout is None and _folds_while_training(report, example_inputs, chosen):
         steps.append(own_inputs.patches)
-    unsafe = without_unsafe_kernels(rewritten, chosen) if layout is None else ()
+    unsafe = without_unsafe_kernels(rewritten, chosen, shared=shared) if layout is None else ()
     if unsafe:
         report = replace(report, remarks=(*report.remarks, *unsafe))
         steps.append(lambda given: {**given, "layout_optimization": False})

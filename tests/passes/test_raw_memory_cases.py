@@ -10,6 +10,7 @@ from helpers import randomised, strides_that_matter
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import fxpasses
 from fxpasses.graph.storage import base_of
 from fxpasses.passes.layout.raw_memory import keep_eagers_memory
 from fxpasses.testing.strategies.readers import READERS
@@ -99,6 +100,64 @@ def test_gradients_of_a_result_whose_elements_overlap_are_eagers(view, layout):
     for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
         assert strides_that_matter(got) == strides_that_matter(want)
+
+
+class Views(nn.Module):
+    """Results that are views of one, which is that of a convolution; another convolution may follow."""
+
+    def __init__(self, views, *, norm=False, more=False):
+        super().__init__()
+        self.conv, self.more = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1) if more else None
+        self.norm, self.views = nn.BatchNorm2d(4) if norm else nn.Identity(), views
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        return self.views(y) if self.more is None else (*self.views(y), self.more(y.relu()))
+
+
+@pytest.mark.parametrize("layout", ["auto", "off", "channels_last", "contiguous"])
+@pytest.mark.parametrize("norm", [False, True], ids=["", "folded"])
+@pytest.mark.parametrize("more", [False, True], ids=["last", "not last"])
+@pytest.mark.parametrize(
+    "views",
+    [
+        lambda y: (y[:, 1:], y.view(y.shape[0], -1)),
+        lambda y: (y[:, 1:], y.as_strided((3, 5), (4, 1), 1)),
+        lambda y: (y, y[1:].as_strided((2, 7), (3, 1))),
+    ],
+    ids=["slice and view", "slice and as_strided", "whole and as_strided"],
+)
+def test_results_that_share_memory_are_eagers_with_gradients_on(views, more, norm, layout):
+    model = randomised(Views(views, norm=norm, more=more))
+    found, expected = copy.deepcopy(model), model
+    x = torch.randn(2, 3, 7, 8, dtype=torch.float64)
+    ours = torch.compile(found, backend="fxpasses", options={"layout": layout})(x)
+    for got, want in zip(ours, expected(x), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        assert got.stride() == want.stride()
+        got.sum().backward(retain_graph=True)
+        want.sum().backward(retain_graph=True)
+    for got, want in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, want.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("views", "shares"),
+    [
+        (lambda x, y: (y[:, 1:], y.sum()), False),
+        (lambda x, y: (x[:, 1:], x.flatten(2), y), False),
+        (lambda x, y: (y[:, 1:], y.flatten(2)), True),
+    ],
+    ids=["one view", "views of an input", "two views"],
+)
+def test_inductors_layouts_are_left_to_it_where_no_results_share_memory(views, shares, grad):
+    conv, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 7, 8, requires_grad=True)
+    run = torch.compile(lambda x: views(x, conv(x)), backend="fxpasses", options={"layout": "off"})
+    with torch.set_grad_enabled(grad):
+        run(x)
+    codes = [each.code for each in fxpasses.last_report().remarks]
+    assert ("shared-results" in codes) is (shares and grad)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -51,6 +51,7 @@ from fxpasses.report import Remark, Report
 from fxpasses.rewrite import sidecar
 from fxpasses.rewrite.graph_pass import Outcome
 from fxpasses.torch_internals.inductor import inductor_setting, with_joint_pass
+from fxpasses.torch_internals.tensors import storage_key
 
 _OWN_DECISIONS = ("layout_optimization", "freezing")
 """Settings of inductor by which a user takes the decision about layouts from us."""
@@ -145,13 +146,16 @@ class JointLayout:
             return (Remark(NAME, "declined", "no-record", message, node="", stage="check"),), None, ()
 
 
-def joint_layout(graph_module: GraphModule, inputs: Sequence[Any], options: Options) -> JointLayout | None:
+def joint_layout(
+    graph_module: GraphModule, inputs: Sequence[Any], options: Options, *, shared: bool = False
+) -> JointLayout | None:
     """The layout pass for a graph that goes to inductor; None where stock inductor is to decide.
 
     Args:
         graph_module: the rewritten graph.
         inputs: its example inputs.
         options: what the user chose.
+        shared: whether results share memory, as `results_share_memory` tells.
     """
     if options.layout == "off" or options.inner != "inductor" or not _selected(options):
         return None
@@ -164,9 +168,9 @@ def joint_layout(graph_module: GraphModule, inputs: Sequence[Any], options: Opti
         if taken or inductor_setting("freezing", options.inductor):
             return None
         if profile is None or not _is_covered(graph_module, CostModel(devices[0].type, profile)):
-            if not _unsafe(graph_module):
+            if not (shared and devices[0].type == "cpu") and not _unsafe(graph_module):
                 return None
-            goal = "channels_last"  # as stock inductor on a CPU, but for what is unsafe
+            goal = "channels_last"  # as stock inductor on a CPU, but for what it would get wrong
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     named = tuple(
         (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
@@ -174,16 +178,39 @@ def joint_layout(graph_module: GraphModule, inputs: Sequence[Any], options: Opti
     return JointLayout(goal, profile, named, graph_key_of(graph_module, inputs))
 
 
-def without_unsafe_kernels(graph_module: GraphModule, options: Options) -> tuple[Remark, ...]:
+def without_unsafe_kernels(
+    graph_module: GraphModule, options: Options, *, shared: bool = False
+) -> tuple[Remark, ...]:
     """Why inductor's layout optimisation is to be switched off where the user left the decision to it.
 
     Returns:
-        A remark for every convolution that the optimisation would have computed wrongly; empty where there is
-        none, where nobody has a say in it (another inner backend), or where the user asked for it by name.
+        A remark for every convolution that the optimisation would have computed wrongly, and one where
+        results share memory; empty where there is none, where nobody has a say in it (another inner
+        backend), or where the user asked for it by name.
     """
     if options.inner != "inductor" or "layout_optimization" in options.inductor:
         return ()
-    return tuple(unsafe_remark(node, OVERRUN) for node in _unsafe(graph_module))
+    remarks = [unsafe_remark(node, OVERRUN) for node in _unsafe(graph_module)]
+    if shared:
+        message = "results share memory, whose strides inductor's layout optimisation would change"
+        remarks.append(Remark(NAME, "declined", "shared-results", message, node="", stage="check"))
+    return tuple(remarks)
+
+
+def results_share_memory(graph_module: GraphModule) -> bool:
+    """Whether results of a graph from Dynamo that take a gradient are views of one tensor.
+
+    AOTAutograd (2.11 to 2.15) then returns that tensor and takes the views again, outside the compiled code.
+    Inductor's layout optimisation keeps the strides of results, and does not count it among them: the views
+    fail, or are of other elements.
+    """
+    (output,) = graph_module.graph.find_nodes(op="output")
+    found = [each for each in map(tensor, output.all_input_nodes) if each is not None]
+    given = [tensor(each) for each in graph_module.graph.find_nodes(op="placeholder")]
+    inputs = {storage_key(each) for each in given if each is not None}
+    keys = [storage_key(each) for each in found if each.requires_grad]
+    made = [each for each in keys if each not in inputs]
+    return len(set(made)) < len(made) and any(True for _ in _convolutions(graph_module))
 
 
 def _unsafe(graph_module: GraphModule) -> list[Node]:
