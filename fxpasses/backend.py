@@ -43,7 +43,11 @@ from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.registry import REGISTRY
 from fxpasses.torch_internals.aot_autograd import guessed_tangents
 from fxpasses.torch_internals.dynamo import lookup_backend
-from fxpasses.torch_internals.inductor import compile_with_inductor, inductor_mode_options
+from fxpasses.torch_internals.inductor import (
+    compile_with_inductor,
+    failed_on_symbols,
+    inductor_mode_options,
+)
 
 _Patches = Callable[[Mapping[str, Any]], dict[str, Any]]
 """From inductor's settings to the same with some of ours."""
@@ -72,6 +76,33 @@ def backend(
     """
     chosen = Options.of(options)
     _inner(chosen, mode, None)  # a mode or setting that does not exist is refused before any work
+    try:
+        compiled, report = _compile(gm, example_inputs, chosen, mode)
+    except Exception as error:
+        if chosen.inner != "inductor" or not failed_on_symbols(error):
+            raise
+        operator_by_operator = replace(chosen, inner="aot_eager", inductor={})
+        compiled, report = _compile(gm, example_inputs, operator_by_operator, None)
+        report = replace(report, remarks=(*report.remarks, _CANNOT_COMPARE))
+    # Counted last: a graph that the inner backend refused was not optimised.
+    counters.record(report)
+    return compiled
+
+
+_CANNOT_COMPARE = Remark(
+    "inductor",
+    "declined",
+    "symbolic-strides",
+    'inductor failed to compare strides that are symbols ("Invalid ranges"), so that the graph runs operator '
+    "by operator, as under inner='aot_eager'. Inductor compiles it for static sizes (dynamic=False)",
+    node="",
+    stage="check",
+)
+
+
+def _compile(
+    gm: torch.fx.GraphModule, example_inputs: Sequence[Any], chosen: Options, mode: str | None
+) -> tuple[Callable[..., Any], Report]:
     rewritten, report = rewrite(gm, example_inputs, chosen)
     if inductors_own.taken_over(chosen):
         chosen = replace(chosen, inductor={**chosen.inductor, inductors_own.SETTING: False})
@@ -107,9 +138,7 @@ def backend(
             compiled = _inner(chosen, mode, patches)(rewritten, example_inputs)
     for each in (masks, layout):
         report = each.completed(report) if each is not None else report
-    # Counted last: a graph that the inner backend refused was not optimised.
-    counters.record(report)
-    return compiled
+    return compiled, report
 
 
 def rewrite(

@@ -103,6 +103,17 @@ MISSING_COMPILER = (
 )
 
 
+def failed_on_symbols(error: BaseException) -> bool:
+    """Whether inductor could not compare sizes or strides that are symbols.
+
+    It asks (2.11 to 2.15) for the remainder of one stride by another; where sympy leaves a quotient in that,
+    the analysis of its range fails: "Invalid ranges".
+    """
+    from torch.utils._sympy.value_ranges import ValueRangeError
+
+    return _caused_by(error, ValueRangeError)
+
+
 def has_cxx_compiler() -> bool:
     """Whether a C++ compiler that inductor would try is on the path."""
     from torch._inductor import config
@@ -204,6 +215,31 @@ def force_stride_order() -> OpOverload:
     from torch._inductor import inductor_prims
 
     return cast(OpOverload, inductor_prims.force_stride_order)
+
+
+@functools.cache
+def force_strides() -> OpOverload:
+    """The operator of ours that has inductor put a tensor into memory with given strides, if it is not so.
+
+    `force_stride_order` asks which of two strides is the larger, and inductor fails on some symbols there, as
+    `failed_on_symbols` has it. This one asks alone which are equal.
+    """
+    from torch._inductor import ir, lowering
+
+    torch.library.define("fxpasses::force_strides", "(Tensor input, SymInt[] stride) -> Tensor")
+    torch.library.impl("fxpasses::force_strides", "CompositeExplicitAutograd", _with_strides)
+    torch.library.register_fake("fxpasses::force_strides", _with_strides)
+    operator: OpOverload = torch.ops.fxpasses.force_strides.default
+
+    @lowering.register_lowering(operator, type_promotion_kind=None)
+    def lower(given: Any, stride: Sequence[Any]) -> Any:
+        return ir.ExternKernel.require_exact_strides(given, stride)
+
+    return operator
+
+
+def _with_strides(given: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    return given.new_empty_strided(given.shape, stride).copy_(given)
 
 
 def writes_cpp_wrapper() -> bool:

@@ -20,7 +20,6 @@ import pytest
 import torch
 from helpers import randomised, strides_that_matter
 from torch import nn
-from torch._inductor.exc import InductorError
 
 from fxpasses.device_profile import DeviceProfile, Estimate, Roofline, device_name
 from fxpasses.testing import assert_close_to_eager
@@ -211,13 +210,7 @@ def check(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         with invented_profile(monkeypatch, mode), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             expected, wanted = run(model, model, given, mode.grad)
-            try:
-                found, gradients = run(compiled, ours, given, mode.grad, case.dynamic)
-            except InductorError as error:
-                # With or without fxpasses, inductor (2.13) fails on some comparisons of symbolic strides.
-                if not case.dynamic or "Invalid ranges" not in str(error):
-                    raise
-                pytest.skip("inductor cannot compare the symbolic strides of this case")
+            found, gradients = run(compiled, ours, given, mode.grad, case.dynamic)
         assert [each.stride() for each in found] == [each.stride() for each in expected]
         if case.reader in RANDOM:
             truth = [each.double() for each in expected]  # float64 draws other numbers

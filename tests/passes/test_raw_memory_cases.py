@@ -171,6 +171,51 @@ def test_a_result_flattened_by_view_compiles_with_cached_weights(dynamic):
             torch.testing.assert_close(run(x), model(x), rtol=1e-9, atol=1e-9)
 
 
+def dynamic_results(read, layers, **options):
+    """Results at two sizes of one artifact, eager's, and the codes of the report's remarks."""
+    model = randomised(Read(read, *layers))
+    run = torch.compile(copy.deepcopy(model), backend="fxpasses", options=options, dynamic=True)
+    inputs = [
+        torch.randn(2, 3, 7, 6, 5, dtype=torch.float64),
+        torch.randn(3, 3, 9, 8, 6, dtype=torch.float64),
+    ]
+    inputs = [each[(...,) + (0,) * (5 - model.layers[0].weight.dim())] for each in inputs]
+    with torch.no_grad():
+        pairs = [(run(each), model(each)) for each in inputs]
+    return pairs, [each.code for each in fxpasses.last_report().remarks]
+
+
+def test_symbolic_strides_that_inductor_cannot_order_are_compared_for_equality_alone():
+    """`force_stride_order` fails on these: the remainder of one stride by another keeps a quotient."""
+    pairs, codes = dynamic_results(READERS["as_strided"], [nn.Conv3d(3, 4, 3)], layout="channels_last")
+    for got, want in pairs:
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        assert got.stride() == want.stride()
+    assert "symbolic-strides" not in codes
+
+
+@pytest.mark.parametrize("weights", ["live", "cached"])
+def test_a_graph_whose_strides_inductor_cannot_compare_runs_operator_by_operator(weights):
+    layers = [nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last), nn.Sigmoid()]
+    pairs, codes = dynamic_results(
+        READERS["view as complex"], layers, layout="channels_last", weights=weights
+    )
+    for got, want in pairs:
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        assert got.stride() == want.stride()
+    assert "symbolic-strides" in codes
+
+
+def test_another_failure_of_inductor_is_the_users_to_see():
+    def fails(graph):
+        raise ArithmeticError("planted")
+
+    model = nn.Conv2d(3, 4, 3)
+    options = {"inductor": {"post_grad_custom_pre_pass": fails, "force_disable_caches": True}}
+    with pytest.raises(Exception, match="planted"):
+        torch.compile(model, backend="fxpasses", options=options)(torch.randn(2, 3, 7, 8))
+
+
 # Must not fire ----------------------------------------------------------------------------------------------
 
 

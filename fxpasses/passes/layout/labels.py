@@ -105,8 +105,8 @@ OPERATORS: dict[str, Kind] = {
         Kind.FORCING,
         """_adaptive_avg_pool1d _assert_tensor_metadata _fused_rms_norm _softmax _unsafe_view addmm
         as_strided baddbmm bmm channel_shuffle copy copy_ cumsum dropout embedding expand flatten flip
-        group_norm inductor_force_stride_order instance_norm layer_norm linear log_softmax matmul mm movedim
-        native_dropout
+        force_strides group_norm inductor_force_stride_order instance_norm layer_norm linear log_softmax
+        matmul mm movedim native_dropout
         native_group_norm native_group_norm_backward native_layer_norm native_layer_norm_backward
         pixel_shuffle pixel_unshuffle repeat reshape roll scaled_dot_product_attention select
         slice_backward slice_scatter softmax squeeze stack t to transpose unbind unflatten unsqueeze

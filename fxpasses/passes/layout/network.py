@@ -43,8 +43,8 @@ from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 from fxpasses.passes.layout.unsafe import FORGETS_PADDING, OVERRUN, forgets_padding, overruns
 from fxpasses.torch_internals.pytree import tree_leaves
 
-_FORCED = "inductor_force_stride_order"
-"""The operator by which readers of memory get eager's strides, which views of it have too."""
+_FORCED = ("inductor_force_stride_order", "force_strides")
+"""The operators by which readers of memory get eager's strides, which views of it have too."""
 
 
 class Role(enum.Enum):
@@ -174,7 +174,7 @@ class _Reader:
 
     def read(self, node: Node) -> None:
         """Gives the node its role, and enters what it makes and reads."""
-        if node.op in ("placeholder", "get_attr") or operator_of(node) == _FORCED:
+        if node.op in ("placeholder", "get_attr") or operator_of(node) in _FORCED:
             self._borrowed.add(node)
             self._exact(node)
         elif node.op == "output":

@@ -27,7 +27,7 @@ from fxpasses.graph.storage import base_of, is_same_pixel, is_view, viewed
 from fxpasses.graph.strides import memory_order
 from fxpasses.passes.parameter_work import read_kept_weights
 from fxpasses.rewrite import sidecar
-from fxpasses.torch_internals.inductor import force_stride_order, with_joint_pass
+from fxpasses.torch_internals.inductor import force_stride_order, force_strides, with_joint_pass
 from fxpasses.torch_internals.operators import HigherOrderOperator, OpOverload, layout_tag, operator_name
 from fxpasses.torch_internals.pytree import tree_leaves
 
@@ -188,8 +188,10 @@ class _Keeper:
         if order is None:
             return node
         if node not in self._settled:
+            static = all(type(each) is int for each in found.stride())
+            force = force_stride_order() if static else force_strides()
             with self._graph.inserting_after(node):
-                settled = self._graph.call_function(force_stride_order(), (node, []))
+                settled = self._graph.call_function(force, (node, []))
             with self._graph.inserting_before(settled):
                 strides = self._strides(node, found, order)
             settled.args = (node, strides)
