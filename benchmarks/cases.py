@@ -28,8 +28,8 @@ from typing import Literal, get_args
 import torch
 
 from benchmarks.torch_internals import mark_dynamic, tree_leaves
+from fxpasses.cli.model_specs import load_model
 from fxpasses.errors import FxpassesError
-from fxpasses.model_specs import load_model
 
 Mode = Literal["inference", "frozen-training", "training"]
 Dynamic = Literal["none", "batch", "all"]
@@ -67,7 +67,7 @@ class Case:
     """What is measured.
 
     Attributes:
-        model: timm's name, or a specification of `fxpasses.model_specs`.
+        model: timm's name, or a specification of `fxpasses.cli.model_specs`.
         mode: see the module's docstring.
         batch: the batch size.
         size: height and width of images, or the length of token sequences.

@@ -25,7 +25,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fxpasses.device_profile import (
+from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     CONVOLUTION_INPUT_GRAD,
     CONVOLUTION_WEIGHT_GRAD,

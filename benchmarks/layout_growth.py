@@ -25,10 +25,10 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fxpasses.cli.model_specs import load_model
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.copying import copy_graph_module
 from fxpasses.graph.modes import Modes
-from fxpasses.model_specs import load_model
 from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.solve import solve

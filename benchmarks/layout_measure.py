@@ -38,7 +38,7 @@ from benchmarks.layout_cases import (
 from benchmarks.statistics import Ratio, Summary, paired_ratio, summarize
 from benchmarks.turns import Effort, measure_in_turns
 from fxpasses.comparison import kernel_tolerance
-from fxpasses.device_profile import LAYOUTS, Layout, Measurement
+from fxpasses.devices.profile import LAYOUTS, Layout, Measurement
 
 Status = Literal["measured", "mismatch", "unsupported", "untimed"]
 Set = TypeVar("Set")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.layout_measure import Comparison, Variant, compare
 from benchmarks.statistics import Ratio
-from fxpasses.device_profile import LAYOUT_COPY, DeviceProfile
+from fxpasses.devices.profile import LAYOUT_COPY, DeviceProfile
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend is chosen before it is loaded

@@ -38,7 +38,8 @@ from benchmarks.operator_inputs.notation import Call, TensorSpec, parse_call
 from benchmarks.operator_inputs.suites import Entry, Mode, record
 from benchmarks.statistics import summarize
 from benchmarks.turns import measure_in_turns
-from fxpasses.device_profile import (
+from fxpasses.backend.memory import arrange_memory
+from fxpasses.devices.profile import (
     COLD,
     HOT,
     LAYOUT_COPY,
@@ -51,7 +52,6 @@ from fxpasses.device_profile import (
     device_name,
 )
 from fxpasses.errors import FxpassesError
-from fxpasses.memory import arrange_memory
 
 aten = torch.ops.aten
 

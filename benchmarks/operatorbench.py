@@ -58,8 +58,8 @@ from benchmarks.operator_rows import (
 from benchmarks.operator_runs import Plan, measure_operator
 from benchmarks.operator_traces import OperatorTraces
 from benchmarks.turns import Effort
+from fxpasses.cli.model_specs import declare_torchvision_operators
 from fxpasses.errors import FxpassesError, unknown_name
-from fxpasses.model_specs import declare_torchvision_operators
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "log": None}
 _PRECISIONS = ("highest", "high", "medium")

@@ -44,7 +44,7 @@ from benchmarks.messages import (
 from benchmarks.saved_tensors import saved_bytes
 from benchmarks.torch_internals import preload_compiler, rewrite_counts
 from benchmarks.variants import Variant, build_variant, slowed
-from fxpasses.model_specs import load_model
+from fxpasses.cli.model_specs import load_model
 
 TURN_SECONDS = 0.1
 _WARM_UP_STEPS = 2
@@ -143,7 +143,7 @@ def _preload(variant: Variant) -> None:
     elif variant.kind != "eager":
         preload_compiler()
     if variant.kind == "fxpasses":
-        importlib.import_module("fxpasses.backend")
+        importlib.import_module("fxpasses.backend.door")
 
 
 def _calibrate(step: Callable[[], object]) -> int:

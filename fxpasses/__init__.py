@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from fxpasses.api import Optimized as Optimized
     from fxpasses.api import explain as explain
     from fxpasses.api import optimize as optimize
-    from fxpasses.counters import last_report as last_report
-    from fxpasses.counters import reports as reports
-    from fxpasses.counters import reset as reset
     from fxpasses.errors import FxpassesError as FxpassesError
-    from fxpasses.kept_weights import refresh as refresh
+    from fxpasses.graph.decline import Decline as Decline
     from fxpasses.options import Options as Options
-    from fxpasses.passes.layout.plan import LayoutPlan as LayoutPlan
-    from fxpasses.passes.weights import convert_conv_weights as convert_conv_weights
-    from fxpasses.report import Remark as Remark
-    from fxpasses.report import Report as Report
+    from fxpasses.passes.weights.convert import convert_conv_weights as convert_conv_weights
+    from fxpasses.passes.weights.kept import refresh as refresh
+    from fxpasses.report.counters import last_report as last_report
+    from fxpasses.report.counters import reports as reports
+    from fxpasses.report.counters import reset as reset
+    from fxpasses.report.data import Remark as Remark
+    from fxpasses.report.layout_plan import LayoutPlan as LayoutPlan
+    from fxpasses.report.report import Report as Report
     from fxpasses.rewrite.declarative import rewrite as rewrite
-    from fxpasses.rewrite.decline import Decline as Decline
     from fxpasses.rewrite.graph_pass import GraphPass as GraphPass
     from fxpasses.rewrite.graph_pass import Outcome as Outcome
     from fxpasses.rewrite.inductor import from_inductor as from_inductor
@@ -41,26 +41,26 @@ if TYPE_CHECKING:
     from fxpasses.rewrite.rule import Rule as Rule
 
 _HOMES = {
-    "Decline": "fxpasses.rewrite.decline",
+    "Decline": "fxpasses.graph.decline",
     "FxpassesError": "fxpasses.errors",
     "GraphPass": "fxpasses.rewrite.graph_pass",
-    "LayoutPlan": "fxpasses.passes.layout.plan",
+    "LayoutPlan": "fxpasses.report.layout_plan",
     "Match": "fxpasses.rewrite.rule",
     "Optimized": "fxpasses.api",
     "Options": "fxpasses.options",
     "Outcome": "fxpasses.rewrite.graph_pass",
-    "Remark": "fxpasses.report",
-    "Report": "fxpasses.report",
+    "Remark": "fxpasses.report.data",
+    "Report": "fxpasses.report.report",
     "Rule": "fxpasses.rewrite.rule",
-    "refresh": "fxpasses.kept_weights",
-    "convert_conv_weights": "fxpasses.passes.weights",
+    "refresh": "fxpasses.passes.weights.kept",
+    "convert_conv_weights": "fxpasses.passes.weights.convert",
     "explain": "fxpasses.api",
     "from_inductor": "fxpasses.rewrite.inductor",
-    "last_report": "fxpasses.counters",
+    "last_report": "fxpasses.report.counters",
     "optimize": "fxpasses.api",
     "register": "fxpasses.rewrite.registry",
-    "reports": "fxpasses.counters",
-    "reset": "fxpasses.counters",
+    "reports": "fxpasses.report.counters",
+    "reset": "fxpasses.report.counters",
     "unregister": "fxpasses.rewrite.registry",
 }
 """Where each public name lives; it is imported when it is first asked for."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from fxpasses.cli import main
+from fxpasses.cli.main import main
 
 if __name__ == "__main__":  # the demo's processes import this module again
     sys.exit(main())

@@ -12,16 +12,16 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from fxpasses import counters
-from fxpasses.backend import executor_of, rewrite
+from fxpasses.backend.door import executor_of, rewrite
 from fxpasses.errors import FxpassesError, UnknownOptionError
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
-from fxpasses.passes.layout.inductor import foreseen
+from fxpasses.passes.layout.joint import foreseen
 from fxpasses.pipeline import run_passes
-from fxpasses.report import Report
-from fxpasses.tracing import fresh_call
+from fxpasses.report import counters
+from fxpasses.report.report import Report
+from fxpasses.torch_internals.dynamo import fresh_call
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
+from fxpasses.graph.collector import collector_paused
 from fxpasses.graph.context import Executor, GraphContext
 from fxpasses.graph.copying import copy_graph_module
 from fxpasses.graph.metadata import ensure_metadata
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
-from fxpasses.passes import register_all
-from fxpasses.passes.eager_strides import write_out_eagers_strides
-from fxpasses.report import Report
+from fxpasses.passes.layout.eager_strides import write_out_eagers_strides
+from fxpasses.report.report import Report
 from fxpasses.rewrite.driver import Driver
 from fxpasses.rewrite.registry import REGISTRY
 from fxpasses.torch_internals.versions import require_supported_torch
@@ -62,21 +60,6 @@ def run_passes(
         return copied, Driver(passes, options, wanted).run(context)
 
 
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Keeps the garbage collector from walking the whole process again and again while a graph grows.
-
-    Half of the time on a graph of 10,000 nodes went there. Nothing waits for it: nodes die with their graph.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def keeps_weights(options: Options) -> bool:
     """Whether parameter work is to be done once per version: on request, and with gradients off."""
     return options.weights == "cached" and not torch.is_grad_enabled()
@@ -89,3 +72,27 @@ def _trainable_inputs(graph_module: GraphModule, example_inputs: Sequence[Any] |
         for node, given in zip(placeholders, example_inputs or (), strict=False)
         if isinstance(given, torch.Tensor) and given.requires_grad
     )
+
+
+def register_all() -> None:
+    """Registers the passes that fxpasses ships; called once, when the registry is first asked for."""
+    from fxpasses.passes.folding.bn_before_conv import BnBeforeConv
+    from fxpasses.passes.folding.conv_affine import AffineAcrossViews, ConvAffine
+    from fxpasses.passes.folding.conv_bn import EfficientConvBnEval
+    from fxpasses.passes.folding.parallel import ParallelConvConcat, ParallelConvMerge
+    from fxpasses.passes.layout.passes import LAYOUT
+    from fxpasses.passes.training.activation_masks import ACTIVATION_MASKS
+    from fxpasses.rewrite.registry import REGISTRY
+
+    names = REGISTRY.names()
+    family = (
+        EfficientConvBnEval(),
+        ConvAffine(),
+        AffineAcrossViews(),
+        ParallelConvMerge(),
+        ParallelConvConcat(),
+        BnBeforeConv(),
+    )
+    for each in (*family, ACTIVATION_MASKS, LAYOUT):
+        if each.name not in names:
+            REGISTRY.register(each)

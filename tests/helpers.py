@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxpasses
-from fxpasses.report import Report
+from fxpasses.report.report import Report
 from fxpasses.testing import assert_close_to_eager, assert_rewrites
 from fxpasses.torch_internals.pytree import tree_leaves
 from fxpasses.torch_internals.tracing import enable_python_dispatcher

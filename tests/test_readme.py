@@ -20,8 +20,8 @@ import pytest
 
 import fxpasses
 from fxpasses import cli, options, pytest_plugin, testing
-from fxpasses.demo import Check, DemoResult, Timing
-from fxpasses.passes import register_all
+from fxpasses.cli.demonstration import Check, DemoResult, Timing
+from fxpasses.pipeline import register_all
 from fxpasses.rewrite.hazards import MODE_CODES
 from fxpasses.rewrite.registry import REGISTRY
 
@@ -109,7 +109,7 @@ def test_the_demo_s_last_lines_are_as_the_readme_shows_them(capsys, monkeypatch)
         "fxpasses": Timing((0.04, 0.04), 1)
     }
     result = DemoResult(fxpasses.Report(), (Check("c", 0.0, 1.0),), timings, 2)
-    monkeypatch.setattr("fxpasses.demo.run_demo", lambda *_: result)
+    monkeypatch.setattr("fxpasses.cli.demonstration.run_demo", lambda *_: result)
     cli.main(["demo"])
     assert words(capsys.readouterr().out)[-len(words(shown)) :] == words(shown)
 

@@ -24,8 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.operator_inputs.log import OperatorLog, read_logs
 from benchmarks.operator_inputs.recorder import OperatorInputsMode
 from benchmarks.torch_internals import fake_copy
+from fxpasses.cli.model_specs import declare_torchvision_operators, load_model
 from fxpasses.errors import FxpassesError, unknown_name
-from fxpasses.model_specs import declare_torchvision_operators, load_model
 
 Mode = Literal["inference", "training"]
 MODES: tuple[Mode, ...] = ("inference", "training")

@@ -20,9 +20,9 @@ import torch
 from torch.fx import Node
 
 from fxpasses.graph.canonical import operator_of, read_call
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.operands import Operand
-from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals.sizes import same_expression
 
 Kind = Literal["mul", "div", "add"]

@@ -20,10 +20,10 @@ from torch import nn
 from torch.fx import Node
 
 from fxpasses.graph import modules
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.metadata import value
 from fxpasses.graph.operands import ModuleTensor
 from fxpasses.graph.schema import signature_of_function, signature_of_overload
-from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals.operators import (
     FUNCTIONS_IN_C,
     OpOverload,

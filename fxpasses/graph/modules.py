@@ -14,10 +14,10 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.levels import attribute
 from fxpasses.graph.operands import ModuleTensor
 from fxpasses.graph.schema import signature_of_function
-from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals.modules import BatchNormBase, InstanceNormBase, has_global_module_hooks
 
 NORM_BASES = (BatchNormBase, InstanceNormBase)

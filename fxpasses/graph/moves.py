@@ -20,9 +20,9 @@ from torch.fx import Node
 
 from fxpasses.graph import modules
 from fxpasses.graph.canonical import operator_of, read_call
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.schema import signature_of_function
-from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals.sizes import same_expression
 
 _TRANSPOSITIONS = frozenset({"aten::transpose", "aten::swapaxes", "aten::permute"})

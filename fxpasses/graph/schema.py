@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
-from fxpasses.rewrite.decline import Decline
+from fxpasses.graph.decline import Decline
 from fxpasses.torch_internals.operators import LINEAR_FUNCTION, OpOverload, OpOverloadPacket, packet_overloads
 
 aten = torch.ops.aten

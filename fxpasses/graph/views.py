@@ -18,10 +18,10 @@ from torch import nn
 from torch.fx import Node
 
 from fxpasses.graph import modules
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.operands import Operand, tensor_of
 from fxpasses.graph.schema import bind
-from fxpasses.rewrite.decline import Decline
 from fxpasses.torch_internals.modules import ConvNd, InstanceNormBase
 from fxpasses.torch_internals.operators import LINEAR_FUNCTION
 

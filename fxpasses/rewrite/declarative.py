@@ -83,10 +83,10 @@ from torch.fx import Node
 from fxpasses.errors import PatternError
 from fxpasses.graph.canonical import operator_of
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.levels import Level
 from fxpasses.graph.operands import Operand, tensor_of
 from fxpasses.rewrite.builder import Builder
-from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.hazards import Aliasing, aliasing_of, first_hazard, place_of
 from fxpasses.rewrite.pattern import Found, Pattern, Search, operand_nodes, pattern_of
 from fxpasses.rewrite.recording import fake_of, record, write

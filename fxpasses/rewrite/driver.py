@@ -22,16 +22,18 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.levels import nested_graphs
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import value
 from fxpasses.graph.modes import initial_modes_of_nested
 from fxpasses.options import Options
-from fxpasses.portrait import finished, take_pictures
-from fxpasses.report import Remark, Report, Status
-from fxpasses.rewrite.application import Application, extract
+from fxpasses.report.application import Application
+from fxpasses.report.data import Remark, Status
+from fxpasses.report.drawer import draw_graphs, draw_result
+from fxpasses.report.report import Report
 from fxpasses.rewrite.builder import Builder
-from fxpasses.rewrite.decline import Decline
+from fxpasses.rewrite.extraction import extract
 from fxpasses.rewrite.graph_pass import GraphPass
 from fxpasses.rewrite.limits import PROCESS
 from fxpasses.rewrite.numerics import difference_of
@@ -41,7 +43,7 @@ from fxpasses.rewrite.verify import GuardCount, check_replacement, structural_fa
 from fxpasses.torch_internals.pytree import tree_leaves
 
 if TYPE_CHECKING:
-    from fxpasses.passes.layout.plan import LayoutPlan
+    from fxpasses.report.layout_plan import LayoutPlan
 
 log = logging.getLogger("fxpasses")
 
@@ -77,7 +79,7 @@ class Driver:
         contexts = list(_with_nested(context))
         before = sum(len(each.graph.nodes) for each in contexts)
         level = context.level.value
-        pictures = take_pictures(contexts, "before")
+        drawings = draw_graphs(contexts, "before")
         for each in self.passes:
             start = time.perf_counter()
             for graph in contexts:
@@ -95,7 +97,7 @@ class Driver:
             level=level,
             applications=tuple(self._applications),
             layout=self._layout,
-            graphs=finished(pictures, contexts, self._remarks, self._layout),
+            graphs=draw_result(drawings, contexts, self._remarks, self._layout),
         )
 
     def _run_pass(self, current: Pass, context: GraphContext) -> None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.options import Options
-from fxpasses.report import Remark
+from fxpasses.report.data import Remark
 
 if TYPE_CHECKING:
-    from fxpasses.passes.layout.plan import LayoutPlan
+    from fxpasses.report.layout_plan import LayoutPlan
 
 
 @dataclass(frozen=True)

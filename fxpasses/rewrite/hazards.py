@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.modes import difference
 from fxpasses.graph.operands import Operand
-from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.rule import Match
 from fxpasses.torch_internals.fake_tensors import FakeTensorMode
 from fxpasses.torch_internals.tensors import storage_key

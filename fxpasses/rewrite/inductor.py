@@ -25,7 +25,7 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import has_value
 from fxpasses.options import Options
-from fxpasses.report import Remark, Status
+from fxpasses.report.data import Remark, Status
 from fxpasses.rewrite.graph_pass import GraphPass, Outcome
 from fxpasses.torch_internals.graphs import is_erased
 from fxpasses.torch_internals.inductor import is_pattern_matcher_pass

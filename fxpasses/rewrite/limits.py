@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxpasses.errors import UnknownOptionError
-from fxpasses.report import Remark
+from fxpasses.report.data import Remark
 
 if TYPE_CHECKING:
-    from fxpasses.rewrite.application import Application
+    from fxpasses.report.application import Application
 
 LIMIT = "FXPASSES_LIMIT"
 FILE = "FXPASSES_BISECT_FILE"
@@ -69,7 +69,7 @@ class ProcessLimit:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(remark)) + "\n")
         if application is not None and (directory := os.environ.get(REPROS)):
-            from fxpasses.rewrite.repro import save_application
+            from fxpasses.report.repro import save_application
 
             save_application(application, Path(directory), self.applied)
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxpasses.comparison import assert_close_to_eager
 from fxpasses.graph.modes import Modes
-from fxpasses.rewrite.application import Application, TensorSpec
+from fxpasses.report.application import Application, TensorSpec
 from fxpasses.torch_internals.pytree import tree_leaves, tree_map_only
 
 SEEDS = (0, 1)

@@ -19,9 +19,9 @@ from torch.fx import Graph, Node
 
 from fxpasses.errors import PatternError
 from fxpasses.graph.canonical import COMMUTATIVE, Call, operator_of, read_call
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.operands import ModuleTensor, Operand
-from fxpasses.rewrite.decline import Decline
 
 
 @dataclass(frozen=True)

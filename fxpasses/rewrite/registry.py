@@ -16,6 +16,7 @@ from fxpasses.errors import UnknownRuleError, unknown_name
 from fxpasses.options import Options
 from fxpasses.rewrite.graph_pass import GraphPass
 from fxpasses.rewrite.rule import Rule
+from fxpasses.version import __version__
 
 AnyRule = Rule[Any]
 
@@ -97,11 +98,10 @@ def pipeline_key(options: Options, registry: Registry | None = None) -> str:
     Raises:
         UnknownRuleError: the options name a pass or rule that does not exist.
     """
-    import fxpasses
     from fxpasses.rewrite.identity import fingerprint
 
     passes = (registry or REGISTRY).pipeline(options)
-    return fingerprint(fxpasses.__version__, torch.__version__, options, [each.uuid() for each in passes])
+    return fingerprint(__version__, torch.__version__, options, [each.uuid() for each in passes])
 
 
 def _as_pass(rule: AnyRule) -> RulePass:

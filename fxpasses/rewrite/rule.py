@@ -19,8 +19,8 @@ from typing import Generic, TypeVar
 from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.decline import Decline
 from fxpasses.rewrite.builder import Builder
-from fxpasses.rewrite.decline import Decline
 
 
 @dataclass(frozen=True)

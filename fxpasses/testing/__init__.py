@@ -22,11 +22,11 @@ from fxpasses.testing.expectation import expect as expect
 from fxpasses.testing.expectation import registered as registered
 from fxpasses.testing.functions import TensorSpec as TensorSpec
 from fxpasses.testing.functions import assert_same_function as assert_same_function
-from fxpasses.testing.fuzzing import Specimen as Specimen
-from fxpasses.testing.fuzzing import check_specimen as check_specimen
 from fxpasses.testing.fuzzing import fuzz as fuzz
 from fxpasses.testing.matrix import Matrix as Matrix
 from fxpasses.testing.matrix import matrix as matrix
+from fxpasses.testing.specimens import Specimen as Specimen
+from fxpasses.testing.specimens import check_specimen as check_specimen
 
 __all__ = [
     "LEVELS",

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxpasses.errors import FxpassesError, unknown_name
 from fxpasses.options import Options
-from fxpasses.report import Report
+from fxpasses.report.report import Report
 from fxpasses.torch_internals.tracing import (
     enable_python_dispatcher,
     run_default_decompositions,
@@ -112,7 +112,7 @@ def rewrite_at(
 
 def _compiled(model: nn.Module, inputs: Sequence[Any], options: Options, dynamic: bool | None) -> Rewritten:
     from fxpasses.pipeline import run_passes
-    from fxpasses.tracing import fresh_call
+    from fxpasses.torch_internals.dynamo import fresh_call
 
     reports: list[Report] = []
 

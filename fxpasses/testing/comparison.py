@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from fxpasses import counters
 from fxpasses.comparison import assert_close_to_eager, floating
 from fxpasses.options import Options
+from fxpasses.report import counters
 from fxpasses.testing.expectation import expect
+from fxpasses.torch_internals.dynamo import fresh_call
 from fxpasses.torch_internals.pytree import tree_map_only
-from fxpasses.tracing import fresh_call
 
 
 def assert_rewrites(
@@ -47,7 +47,7 @@ def assert_rewrites(
     Raises:
         AssertionError: a count or a value differs.
     """
-    from fxpasses.backend import backend
+    from fxpasses.backend.door import backend
 
     eager, rewritten = copy.deepcopy(model), copy.deepcopy(model)
     chosen: dict[str, Any] = {"options": options} if options is not None else {}

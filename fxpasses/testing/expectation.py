@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fxpasses import counters
 from fxpasses.errors import UnknownRuleError, unknown_name
+from fxpasses.report import counters
 
 if TYPE_CHECKING:
     from fxpasses.rewrite.registry import AnyRule, RulePass
@@ -57,7 +57,7 @@ def registered(*rules: AnyRule | RulePass) -> Iterator[None]:
 
 
 def _require_known(names: dict[str, int]) -> None:
-    from fxpasses.passes import register_all
+    from fxpasses.pipeline import register_all
     from fxpasses.rewrite.registry import REGISTRY
 
     register_all()

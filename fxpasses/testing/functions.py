@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fxpasses.rewrite.application import TensorSpec as TensorSpec
+from fxpasses.report.application import TensorSpec as TensorSpec
 from fxpasses.rewrite.numerics import first_difference, surrounding_modes
 
 

@@ -2,119 +2,23 @@
 
     fxpasses.testing.fuzz(rule)
 
-A specimen is a model that the rule must rewrite, or a near miss that it must leave alone for a known reason.
-Either way outputs and gradients must be eager's, to 1e-9 in float64. Declarative rules get their specimens
-from the pattern itself; other rules bring a hypothesis strategy of specimens.
+Declarative rules get their specimens from the pattern itself; other rules bring a hypothesis strategy of
+specimens.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from fxpasses.comparison import SPECIMEN_FACTOR, assert_close_to_eager, nudge
-from fxpasses.report import Report
 from fxpasses.rewrite.registry import REGISTRY, AnyRule
-from fxpasses.testing.captures import LEVELS, Rewritten, rewrite_at
+from fxpasses.testing import strategies
+from fxpasses.testing.captures import LEVELS
 from fxpasses.testing.expectation import registered
-from fxpasses.torch_internals.pytree import tree_leaves
+from fxpasses.testing.specimens import Specimen, check_specimen
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
-
-
-@dataclass(frozen=True)
-class Specimen:
-    """A model and what a rule must do with it.
-
-    Attributes:
-        label: what kind of model it is: ``"plain"``, ``"extra-user"``, ...
-        model: in the mode that is to be tested, in float64 unless the dtype is the subject.
-        inputs: the arguments of one call.
-        count: how often the rule must be applied, or how often at each level; None where both are right.
-        code: the reason code of at least one site that must be declined, or that of each level that gives
-            one; None where none need be.
-        levels: where the expectation holds; elsewhere only the values are compared.
-        grads: whether gradients are compared too; False where autograd refuses the model.
-        dynamic: whether the graph is captured with symbolic sizes.
-    """
-
-    label: str
-    model: nn.Module
-    inputs: tuple[torch.Tensor, ...]
-    count: int | Mapping[str, int] | None = None
-    code: str | Mapping[str, str] | None = None
-    levels: tuple[str, ...] = LEVELS
-    grads: bool = True
-    dynamic: bool = False
-
-    def count_at(self, level: str) -> int | None:
-        """The number of applications that is expected at a level."""
-        return self.count.get(level) if isinstance(self.count, Mapping) else self.count
-
-    def code_at(self, level: str) -> str | None:
-        """The reason code that is expected at a level."""
-        return self.code.get(level) if isinstance(self.code, Mapping) else self.code
-
-
-def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool | None = None) -> Report:
-    """Fails unless a rule does what it must with a specimen at a level, and the answers are eager's.
-
-    In float64 to 1e-9, or to a few times what eager's own answers move by when the last bit of its parameters
-    and inputs does. Where nothing is rewritten, the answers of the captured graph will do, to the bit.
-
-    Args:
-        rule: the name of a registered rule.
-        specimen: the model.
-        level: one of `LEVELS`.
-        dynamic: whether sizes are symbolic; None for what the specimen says.
-
-    Raises:
-        AssertionError: something differs.
-    """
-    eager, grads = copy.deepcopy(specimen.model), specimen.grads
-    # Never left to Dynamo, which would make a size symbolic because of the specimen before.
-    symbolic = specimen.dynamic if dynamic is None else dynamic
-    found, answers = _rewritten_answers(specimen, level, {"passes": rule, "profit": "always"}, symbolic)
-    with torch.set_grad_enabled(grads):
-        expected = _answers(eager, eager, specimen.inputs, grads)
-    reference = copy.deepcopy(specimen.model).double()
-    exact = _answers(reference, reference, tuple(_widened(each) for each in specimen.inputs), grads)
-    where = f"{specimen.label} at {level}"
-    try:
-        assert_close_to_eager(
-            f"{where}: result",
-            answers,
-            expected,
-            exact[: len(expected)],
-            factor=SPECIMEN_FACTOR,
-            nudged=lambda: _nudged_answers(specimen),
-        )
-    except AssertionError:
-        if found.report.applied:
-            raise
-        # Seen with torch 2.13: gradients of a graph in core ATen hold NaN where eager's do not.
-        captured = _rewritten_answers(specimen, level, {"passes": ()}, symbolic)[1]
-        if not _same(answers, captured):
-            raise  # else capturing the model changed the answer
-    remarks = "\n".join(map(str, found.report.remarks)) or "(no site was looked at)"
-    failed = [each for each in found.report.remarks if each.status == "failed"]
-    assert not failed, f"{where}: {remarks}"
-    if level in specimen.levels:
-        applied = found.report.applied.get(rule, 0)
-        count = specimen.count_at(level)
-        assert count is None or applied == count, (
-            f"{where}: {applied} applications, {count} expected\n{remarks}"
-        )
-        codes = {each.code for each in found.report.remarks}
-        code = specimen.code_at(level)
-        assert code is None or code in codes, f"{where}: no site declined with {code!r}\n{remarks}"
-    return found.report
 
 
 def fuzz(
@@ -140,8 +44,6 @@ def fuzz(
         FxpassesError: a rule that needs `specimens`.
     """
     import hypothesis
-
-    from fxpasses.testing import strategies
 
     known = isinstance(rule, str) or rule.name in REGISTRY.names()
     name = rule if isinstance(rule, str) else rule.name
@@ -170,66 +72,3 @@ def fuzz(
         for level in levels:
             run_level(level)
     return checked
-
-
-def _rewritten_answers(
-    specimen: Specimen, level: str, options: Mapping[str, Any], dynamic: bool
-) -> tuple[Rewritten, list[torch.Tensor]]:
-    """The model captured at a level and rewritten, and what it answers then."""
-    model = copy.deepcopy(specimen.model)
-    with torch.set_grad_enabled(specimen.grads):
-        found = rewrite_at(level, model, _fresh(specimen.inputs), options, dynamic=dynamic)
-        # make_fx runs the model while it traces, which may have updated statistics.
-        model.load_state_dict(copy.deepcopy(specimen.model.state_dict()))
-        return found, _answers(found.call, model, specimen.inputs, specimen.grads)
-
-
-def _same(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
-    """Whether two lists of tensors hold the same numbers to the bit, NaN included."""
-    pairs = zip(first, second, strict=False)
-    return len(first) == len(second) and all(
-        torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs
-    )
-
-
-def _nudged_answers(specimen: Specimen) -> list[torch.Tensor]:
-    """What eager answers where parameters, buffers and inputs differ in their last bit."""
-    model = copy.deepcopy(specimen.model)
-    with torch.random.fork_rng(devices=()), torch.no_grad():
-        torch.manual_seed(0)
-        for each in (*model.parameters(), *model.buffers()):
-            each.copy_(nudge(each))
-        inputs = tuple(map(nudge, specimen.inputs))
-    with torch.set_grad_enabled(specimen.grads):
-        return _answers(model, model, inputs, specimen.grads)
-
-
-def _fresh(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [each.detach().clone().requires_grad_(each.requires_grad) for each in inputs]
-
-
-def _widened(given: torch.Tensor) -> torch.Tensor:
-    if not given.is_floating_point():
-        return given
-    return given.detach().double().requires_grad_(given.requires_grad)
-
-
-def _answers(
-    call: Callable[..., Any], model: nn.Module, inputs: Sequence[torch.Tensor], grads: bool
-) -> list[torch.Tensor]:
-    """Outputs, buffers afterwards and, in float64, the gradients of the outputs' weighted sum."""
-    arguments = _fresh(inputs)
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        outputs = [each for each in tree_leaves(call(*arguments)) if isinstance(each, torch.Tensor)]
-        buffers = [each.detach().clone() for each in model.buffers() if each.is_floating_point()]
-        results = [*(each.detach() for each in outputs), *buffers]
-        if not grads or any(each.dtype != torch.float64 for each in outputs):
-            return results
-        targets = [each for each in outputs if each.requires_grad]
-        # Not `randn_like`, which draws in the order of the memory: strides may differ from eager's.
-        weights = [torch.randn(each.shape, dtype=each.dtype) for each in targets]
-    leaves = [each for each in (*model.parameters(), *arguments) if each.requires_grad]
-    found = torch.autograd.grad(targets, leaves, weights, allow_unused=True) if targets and leaves else ()
-    pairs = zip(leaves, found, strict=False)
-    return [*results, *(torch.zeros_like(leaf) if each is None else each for leaf, each in pairs)]

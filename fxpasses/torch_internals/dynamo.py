@@ -5,6 +5,7 @@ Known for torch 2.11, 2.13 and 2.15.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -49,3 +50,17 @@ def trace_artifact(name: str, make: Callable[[], str]) -> None:
         payload_fn=make,
         expect_trace_id=False,
     )
+
+
+def fresh_call() -> Callable[..., Any]:
+    """A function `call(model, inputs)` with a code object of its own.
+
+    Dynamo keeps what it compiled with the code of the outermost function. Compiling through a fresh one
+    neither finds what was compiled before nor leaves anything behind.
+    """
+
+    def call(model: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
+        return model(*inputs)
+
+    made: Callable[..., Any] = types.FunctionType(call.__code__.replace(), call.__globals__, "call")
+    return made

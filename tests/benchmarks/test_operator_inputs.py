@@ -46,7 +46,7 @@ from benchmarks.operator_inputs.suites import (
     record,
 )
 from benchmarks.torch_internals import OpOverload
-from fxpasses.model_specs import load_model
+from fxpasses.cli.model_specs import load_model
 
 aten = torch.ops.aten
 CPU = Target(torch.device("cpu"))

@@ -35,7 +35,7 @@ from benchmarks.layout_sweep import SweepError, Workload, _measure_copy, collect
 from benchmarks.operator_inputs.notation import Call, TensorSpec, parse_call
 from benchmarks.torch_internals import TorchDispatchMode
 from benchmarks.turns import Effort, measure_in_turns
-from fxpasses.device_profile import (
+from fxpasses.devices.profile import (
     CHANNEL_AFFINE,
     LAYOUTS,
     Layout,

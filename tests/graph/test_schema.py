@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.fx import Graph, Node
 
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.schema import bind, signature_of_overload, with_arguments
-from fxpasses.rewrite.decline import Decline
 
 aten = torch.ops.aten
 

@@ -10,6 +10,7 @@ from helpers import CAPTURES, EVERYWHERE, image, pair
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.metadata import ensure_metadata, tensor
 from fxpasses.graph.operands import tensor_of
 from fxpasses.graph.views import (
@@ -20,7 +21,6 @@ from fxpasses.graph.views import (
     read_batch_norm,
     read_producer,
 )
-from fxpasses.rewrite.decline import Decline
 
 
 def graph_of(capture: str, model: nn.Module, x: torch.Tensor) -> GraphModule:

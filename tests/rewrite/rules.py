@@ -11,8 +11,8 @@ from torch.fx import Node
 
 import fxpasses
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.decline import Decline
 from fxpasses.rewrite.builder import Builder
-from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.rule import Match, Rule
 
 SINES = (torch.sin, torch.ops.aten.sin.default, "sin")

@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Node
 
 import fxpasses
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.decline import Decline
 from fxpasses.rewrite.builder import Builder
-from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.registry import RulePass
 from fxpasses.rewrite.rule import Match, Rule
 from fxpasses.testing import expect

@@ -12,8 +12,8 @@ from torch.fx import GraphModule, Node
 
 import fxpasses
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.decline import Decline
 from fxpasses.rewrite.builder import Builder
-from fxpasses.rewrite.decline import Decline
 from fxpasses.rewrite.rule import Match
 
 

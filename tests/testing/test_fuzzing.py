@@ -19,7 +19,7 @@ from torch import nn
 from fxpasses.rewrite import declarative
 from fxpasses.testing import LEVELS, Specimen, check_specimen, fuzz, strategies
 from fxpasses.testing.captures import rewrite_at
-from fxpasses.testing.fuzzing import _answers, _nudged_answers
+from fxpasses.testing.specimens import _answers, _nudged_answers
 from fxpasses.testing.strategies.parallel import _Window
 from tests.helpers import RULE
 
@@ -85,7 +85,7 @@ def test_every_rule_has_models_that_it_must_rewrite_and_near_misses_with_a_code(
 )
 def test_fuzzing_finds_a_rule_without_one_of_its_guards(rule, broken, found, monkeypatch):
     module = {"parallel_conv_merge": "parallel", "parallel_conv_concat": "parallel"}.get(rule, rule)
-    monkeypatch.setattr(f"fxpasses.passes.{module}.{broken}", lambda match: None)
+    monkeypatch.setattr(f"fxpasses.passes.folding.{module}.{broken}", lambda match: None)
     with pytest.raises(AssertionError, match=found):
         fuzz(rule, examples=200, levels=["symbolic_trace"])
 
@@ -159,7 +159,7 @@ def test_what_capturing_alone_changes_is_not_held_against_a_rule(monkeypatch, sp
             return found
         return dataclasses.replace(found, call=lambda *given: found.call(*given) + torch.nan)
 
-    monkeypatch.setattr("fxpasses.testing.fuzzing.rewrite_at", spoiling)
+    monkeypatch.setattr("fxpasses.testing.specimens.rewrite_at", spoiling)
     norm = nn.BatchNorm1d(3)
     model = nn.Sequential(nn.Conv1d(2, 3, 1), norm if rewritten else nn.ReLU()).double().eval()
     specimen = Specimen("spoilt", model, (torch.randn(2, 2, 5).double(),), count=int(rewritten))

@@ -11,19 +11,20 @@ from typing import Any, Literal
 import torch
 from torch.fx import Node
 
-from fxpasses.device_profile import DeviceProfile
+from fxpasses.devices.profile import DeviceProfile
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.locations import location_of
 from fxpasses.graph.metadata import tensor, value
+from fxpasses.graph.names import base_name, canonical
 from fxpasses.graph.schema import bind
 from fxpasses.passes.layout.costs import PRODUCT, CostModel, Seconds, seconds_at
-from fxpasses.passes.layout.labels import C, Kind, L, Label, kind_of, operator_of
-from fxpasses.passes.layout.names import canonical
+from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.network import Network, Tensor, read_network
-from fxpasses.passes.layout.opinions import opinions
-from fxpasses.passes.layout.plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
 from fxpasses.passes.layout.solve import solve
+from fxpasses.passes.layout.wishes import opinions
+from fxpasses.report.layout_plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan
 from fxpasses.torch_internals.pytree import tree_leaves
 from fxpasses.torch_internals.sizes import size_hint, symbol_values
 
@@ -160,7 +161,7 @@ def _describe(
         converted=sum(made[node] != held.original for node, held in network.tensors.items()),
         weights=_weights(network, labels, names),
         forced_by_unknown=tuple(
-            sorted({operator_of(node) for node in network.unknown if _reader_name(node) in wanting})
+            sorted({base_name(node) for node in network.unknown if _reader_name(node) in wanting})
         ),
     )
 
@@ -208,7 +209,7 @@ def _edge(
 
     return CutEdge(
         tensor=names.get(held.node.name, held.node.name),
-        operator=operator_of(held.node),
+        operator=base_name(held.node),
         size=tuple(map(size_hint, found.shape)) if found is not None else (),
         made=made,
         seconds=seconds_at(held.to_channels_last if made == C else held.to_contiguous, hints),
@@ -222,7 +223,7 @@ def _edge(
 
 
 def _reader_name(node: Node) -> str:
-    name = operator_of(node)
+    name = base_name(node)
     return node.name if node.name.startswith(name) else f"{node.name} ({name})"
 
 

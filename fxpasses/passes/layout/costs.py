@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import torch
 from torch.fx import Node
 
-from fxpasses import device_profile
-from fxpasses.device_profile import COLD, DeviceProfile, Estimate, Roofline
+from fxpasses.devices import profile as device_profile
+from fxpasses.devices.profile import COLD, DeviceProfile, Estimate, Roofline
+from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.metadata import value
-from fxpasses.passes.layout.labels import C, L, Label
 from fxpasses.torch_internals.operators import OpOverload, operator_name
 from fxpasses.torch_internals.pytree import tree_leaves
 from fxpasses.torch_internals.sizes import size_expression, size_hint

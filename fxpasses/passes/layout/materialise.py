@@ -22,21 +22,12 @@ import torch
 from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.layouts import Frame, Label, is_one, memory_format, order_of, to_channels_last
 from fxpasses.graph.levels import Level, called_by
 from fxpasses.graph.metadata import set_value, tensor, value
+from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import Assignment
-from fxpasses.passes.layout.labels import (
-    INDEXING,
-    Frame,
-    Kind,
-    Label,
-    is_one,
-    kind_of,
-    memory_format,
-    operator_of,
-    order_of,
-    to_channels_last,
-)
+from fxpasses.passes.layout.labels import INDEXING, Kind, kind_of
 from fxpasses.passes.layout.network import Role, product_operands
 from fxpasses.torch_internals.fake_tensors import FakeTensor, without_fake_tensors
 from fxpasses.torch_internals.inductor import REALIZE_TO_STRIDES
@@ -160,7 +151,7 @@ class _Carrier:
         """
         for node in self.context.graph.nodes:
             found = tensor(node)
-            if operator_of(node) != "cat" or found is None or order_of(found) != "channels_last":
+            if base_name(node) != "cat" or found is None or order_of(found) != "channels_last":
                 continue
             operands = [each for each in node.all_input_nodes if tensor(each) is not None]
             if any(_is_settled(each, node) for each in operands):
@@ -257,7 +248,7 @@ class _Carrier:
             latest = self._latest.get(operand, operand)
             wanted = self._restored(operand, node) if role is Role.EXACT else latest
             self._replace(node, operand, wanted)
-            indexes = self.assignment.network.generates and operator_of(node) in INDEXING
+            indexes = self.assignment.network.generates and base_name(node) in INDEXING
             if indexes and self._may_walk_channels_last(wanted):
                 self._settle(wanted)
 

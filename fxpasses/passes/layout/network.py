@@ -20,25 +20,15 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fxpasses.device_profile import CONVOLUTION_FORWARD, CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD
+from fxpasses.devices.profile import CONVOLUTION_FORWARD, CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD
 from fxpasses.graph.context import Executor, GraphContext
+from fxpasses.graph.layouts import C, Frame, L, Label, composed, order_of, to_channels_last
 from fxpasses.graph.metadata import tensor, value
+from fxpasses.graph.names import base_name
 from fxpasses.graph.schema import bind
 from fxpasses.graph.storage import is_view, viewed
 from fxpasses.passes.layout.costs import Choice, ConvolutionSizes, CostModel, Seconds, seconds_at
-from fxpasses.passes.layout.labels import (
-    INDEXING,
-    C,
-    Frame,
-    Kind,
-    L,
-    Label,
-    composed,
-    kind_of,
-    operator_of,
-    order_of,
-    to_channels_last,
-)
+from fxpasses.passes.layout.labels import INDEXING, Kind, kind_of
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 from fxpasses.passes.layout.unsafe import FORGETS_PADDING, OVERRUN, forgets_padding, overruns
 from fxpasses.torch_internals.pytree import tree_leaves
@@ -174,7 +164,7 @@ class _Reader:
 
     def read(self, node: Node) -> None:
         """Gives the node its role, and enters what it makes and reads."""
-        if node.op in ("placeholder", "get_attr") or operator_of(node) in _FORCED:
+        if node.op in ("placeholder", "get_attr") or base_name(node) in _FORCED:
             self._borrowed.add(node)
             self._exact(node)
         elif node.op == "output":
@@ -215,7 +205,7 @@ class _Reader:
 
     def _gives_weight_gradient(self, node: Node, directions: Sequence[str]) -> bool:
         """Whether the gradient of a convolution's weight is computed in the layout that the node works in."""
-        if operator_of(node) == "convolution_backward":
+        if base_name(node) == "convolution_backward":
             return CONVOLUTION_WEIGHT_GRAD in directions
         return self._autograd_follows and weight_trains(self._context, node)
 
@@ -228,7 +218,7 @@ class _Reader:
         stride, padding, _, transposed, _, groups = sizes.arguments
         numbers = (*sizes.input, *sizes.weight, *stride, *padding)
         return (
-            operator_of(node) != "convolution_backward"
+            base_name(node) != "convolution_backward"
             and all(isinstance(each, int) for each in numbers)
             and not transposed
             and groups == 1
@@ -249,7 +239,7 @@ class _Reader:
         found = next((each for each in map(tensor, operands) if each is not None), None)
         if found is None or not self._plain_frames(operands):
             return False
-        if self.network.generates and operator_of(node) in INDEXING:
+        if self.network.generates and base_name(node) in INDEXING:
             return False
         choices = self._costs.operator(node, found.dtype)
         is_labelled = self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))
@@ -259,7 +249,7 @@ class _Reader:
 
     def _pools_unsafely(self, node: Node, operands: Sequence[Node]) -> bool:
         """Whether the gradient of an average pooling, in the layout of the node, could be wrong."""
-        name = operator_of(node)
+        name = base_name(node)
         if name == "avg_pool2d":
             trains = self._autograd_follows and any(map(self._context.requires_grad, operands))
         else:
@@ -296,7 +286,7 @@ class _Reader:
         """A copy to a given layout reads any and makes that one; what it copies is charged as a copy."""
         operands = self._labelled_operands(node)
         wanted = node.kwargs.get("memory_format", node.args[1] if len(node.args) > 1 else None)
-        if wanted is None and operator_of(node) == "contiguous":
+        if wanted is None and base_name(node) == "contiguous":
             wanted = torch.contiguous_format
         if not operands:
             return False
@@ -414,7 +404,7 @@ def read_convolution(
     from fxpasses.graph.operands import tensor_of
     from fxpasses.graph.views import Convolution, read_producer
 
-    if operator_of(node) == "convolution_backward":
+    if base_name(node) == "convolution_backward":
         return _read_backward(node)
     view = read_producer(node)
     if not isinstance(view, Convolution) or not isinstance(view.input, Node):

@@ -15,17 +15,17 @@ from typing import Literal
 import torch
 from torch.fx import Node
 
-from fxpasses import device_profile
-from fxpasses.device_profile import DeviceProfile
+from fxpasses.devices import profile as device_profile
+from fxpasses.devices.profile import DeviceProfile
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.locations import location_of
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
 from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
 from fxpasses.passes.layout.network import UnplannableError
-from fxpasses.passes.layout.plan import LayoutPlan
 from fxpasses.passes.layout.stock import stock_plan
-from fxpasses.report import Remark
+from fxpasses.report.data import Remark
+from fxpasses.report.layout_plan import LayoutPlan
 from fxpasses.rewrite.graph_pass import GraphPass, Outcome
 
 NAME = "layout"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fxpasses.passes.layout.labels import C, L, Label
+from fxpasses.graph.layouts import C, L, Label
 
 FIXED_C = 0
 FIXED_L = 1

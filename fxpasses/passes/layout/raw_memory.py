@@ -25,8 +25,7 @@ from torch.fx import Graph, Node
 from fxpasses.graph.metadata import set_value, tensor, value
 from fxpasses.graph.storage import base_of, is_same_pixel, is_view, viewed
 from fxpasses.graph.strides import memory_order
-from fxpasses.passes.parameter_work import read_kept_weights
-from fxpasses.rewrite import sidecar
+from fxpasses.report import sidecar
 from fxpasses.torch_internals.inductor import force_stride_order, force_strides, with_joint_pass
 from fxpasses.torch_internals.operators import HigherOrderOperator, OpOverload, layout_tag, operator_name
 from fxpasses.torch_internals.pytree import tree_leaves
@@ -76,6 +75,23 @@ def keep_eagers_memory(graph: Graph, kept_weights: bool = False) -> None:
     for node in list(graph.nodes):
         keeper.visit(node)
     keeper.erase_replaced()
+
+
+def read_kept_weights(graph: Graph) -> None:
+    """Has convolutions in inductor's graph read kept weights as they lie, where they read a contiguous copy.
+
+    The metadata of what follows stays eager's.
+    """
+    for copy in graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default):
+        kept = copy.args[0]
+        if not (isinstance(kept, Node) and kept.op == "placeholder" and tensor(kept) is not None):
+            continue
+        readers = list(copy.users)
+        convolution = torch.ops.aten.convolution.default
+        if all(each.target is convolution and each.args[1] is copy for each in readers):
+            for each in readers:
+                each.replace_input_with(copy, kept)
+            graph.erase_node(copy)
 
 
 class _Keeper:

@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fxpasses.passes.layout.labels import C, L, Label
+from fxpasses.graph.layouts import C, L, Label
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fxpasses.errors import FxpassesError
 from fxpasses.rewrite.declarative import DeclarativeRule
 from fxpasses.rewrite.registry import AnyRule
-from fxpasses.testing.fuzzing import Specimen
+from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.affine import AFFINE_ACROSS_VIEWS, CONV_AFFINE
 from fxpasses.testing.strategies.affine import affine_across_views as affine_across_views
 from fxpasses.testing.strategies.affine import conv_affine as conv_affine

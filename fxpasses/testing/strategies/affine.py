@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import nn
 
-from fxpasses.testing.fuzzing import Specimen
+from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.chains import Chain, Draft, Step, held, operand_of, producer_of
 from fxpasses.testing.strategies.layers import (
     FIRES,

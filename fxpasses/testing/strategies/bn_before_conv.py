@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import nn
 
-from fxpasses.testing.fuzzing import Specimen
+from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.layers import (
     FIRES,
     RIGHT_AS_THEY_ARE,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fxpasses.testing.captures import LEVELS
-from fxpasses.testing.fuzzing import Specimen
+from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.layers import (
     FIRES,
     NAMES_SURVIVE,

@@ -18,7 +18,7 @@ from fxpasses.graph.levels import Level
 from fxpasses.rewrite.declarative import DeclarativeRule
 from fxpasses.rewrite.recording import fake_of, record
 from fxpasses.testing.captures import LEVELS
-from fxpasses.testing.fuzzing import Specimen
+from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.layers import WRITES_SURVIVE
 from fxpasses.torch_internals.fake_tensors import new_fake_mode
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fxpasses.testing.captures import LEVELS
-from fxpasses.testing.fuzzing import Specimen
+from fxpasses.testing.specimens import Specimen
 
 WRITES_SURVIVE = ("torch", "symbolic_trace", "pre_dispatch", "export")
 """Levels whose graphs keep in-place operators; below, a write is a new tensor, and a rewrite is right."""

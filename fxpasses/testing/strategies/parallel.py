@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import nn
 
-from fxpasses.testing.fuzzing import Specimen
+from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.layers import (
     CONVOLUTIONS,
     FIRES,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 import fxpasses
-from fxpasses.device_profile import (
+from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     LAYOUT_COPY,
     DeviceProfile,
@@ -22,10 +22,10 @@ from fxpasses.device_profile import (
     convolution_key,
 )
 from fxpasses.graph.context import GraphContext
+from fxpasses.graph.layouts import C, L
 from fxpasses.graph.modes import Modes
 from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel, seconds_at
-from fxpasses.passes.layout.labels import C, L
 from tests.helpers import CAPTURES
 
 SIZES = ConvolutionSizes((1, 8, 6, 6), (8, 8, 3, 3), (1, 8, 6, 6), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
@@ -156,7 +156,7 @@ NETWORK = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU()).ev
 
 
 def optimized(monkeypatch: pytest.MonkeyPatch, found: DeviceProfile) -> fxpasses.Optimized:
-    monkeypatch.setattr("fxpasses.device_profile.find", lambda device: found)
+    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: found)
     x = torch.randn(SIZES.input)
     with torch.no_grad():
         program = CAPTURES["pre_dispatch"](NETWORK, (x,))
@@ -205,7 +205,7 @@ def pointwise_profile(product: float) -> DeviceProfile:
 
 def multiplied(monkeypatch: pytest.MonkeyPatch, product: float, grad: bool = False) -> list[str]:
     """The matrix products in the graph; outputs and strides are eager's, and the plan says what was taken."""
-    monkeypatch.setattr("fxpasses.device_profile.find", lambda device: pointwise_profile(product))
+    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: pointwise_profile(product))
     x = torch.randn(2, 8, 6, 6)
     with torch.set_grad_enabled(grad):
         result = fxpasses.optimize(CAPTURES["pre_dispatch"](POINTWISE, (x,)), (x,))
@@ -290,7 +290,7 @@ def test_a_convolution_that_is_no_product_is_never_written_as_one(monkeypatch, m
             return Estimate(1e-3 if name == "mm" else 2e-3 if fast else 3e-3, name)
 
     monkeypatch.setattr(
-        "fxpasses.device_profile.find", lambda device: Claims("here", "2", rooflines=(PEAKS,))
+        "fxpasses.devices.profile.find", lambda device: Claims("here", "2", rooflines=(PEAKS,))
     )
     given = torch.randn(x)
     with torch.no_grad():

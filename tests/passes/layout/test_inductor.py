@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxpasses
-from fxpasses.device_profile import (
+from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     CONVOLUTION_INPUT_GRAD,
     CONVOLUTION_WEIGHT_GRAD,
@@ -32,7 +32,7 @@ from fxpasses.graph.metadata import ensure_metadata
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.costs import CostModel
-from fxpasses.passes.layout.inductor import joint_layout
+from fxpasses.passes.layout.joint import joint_layout
 from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import Role
 from fxpasses.torch_internals.inductor import REALIZE_TO_STRIDES
@@ -251,7 +251,7 @@ CONV = nn.Conv2d(4, 4, 3)
 
 
 def with_profile(monkeypatch: pytest.MonkeyPatch, found: DeviceProfile | None) -> None:
-    monkeypatch.setattr("fxpasses.device_profile.find", lambda device: found)
+    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: found)
 
 
 def measured(*operators: str) -> DeviceProfile:

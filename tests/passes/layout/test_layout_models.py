@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxpasses
-from fxpasses import counters
-from fxpasses.device_profile import DeviceProfile, Estimate, Layout, Roofline
-from fxpasses.model_specs import load_model
+from fxpasses.cli.model_specs import load_model
+from fxpasses.devices.profile import DeviceProfile, Estimate, Layout, Roofline
 from fxpasses.options import Options
-from fxpasses.passes.layout.inductor import joint_layout
-from fxpasses.report import Report
+from fxpasses.passes.layout.joint import joint_layout
+from fxpasses.report import counters
+from fxpasses.report.report import Report
 from fxpasses.torch_internals.pytree import tree_leaves
 
 MODES = ("inference", "frozen_statistics", "training")
@@ -146,7 +146,7 @@ PATCHWORK = Patchwork("here", "2", rooflines=(Roofline("float32", 1e12, 1e12, 1e
 
 @pytest.fixture
 def patchwork(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxpasses.device_profile.find", lambda device: PATCHWORK)
+    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: PATCHWORK)
 
 
 def build(spec: str, mode: str) -> nn.Module:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fxpasses.passes.layout.labels import C, L
+from fxpasses.graph.layouts import C, L
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 from fxpasses.passes.layout.solve import contract, solve
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fxpasses
-from fxpasses.passes.layout.plan import LayoutPlan, StockPlan, against_stock
+from fxpasses.report.layout_plan import LayoutPlan, StockPlan, against_stock
 
 
 def chain(width: int, groups: int = 1) -> nn.Module:

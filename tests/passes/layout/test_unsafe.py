@@ -14,13 +14,13 @@ from torch import nn
 import fxpasses
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
+from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel
-from fxpasses.passes.layout.labels import operator_of
 from fxpasses.passes.layout.network import read_network
 from fxpasses.passes.layout.problem import FIXED_C
 from fxpasses.passes.layout.unsafe import forgets_padding, may_overrun, overruns
-from fxpasses.passes.weights import conversions
+from fxpasses.passes.weights.convert import conversions
 from tests.passes.layout.test_graphs import context_of
 from tests.passes.layout.test_joint import joint_graph
 
@@ -202,7 +202,7 @@ def labels_of_poolings(model: nn.Module, executor: str, device: str) -> set[str]
     # The graph is read as one of that device: there need not be one.
     network = read_network(context, CostModel(device))
     labels = network.problem({}).uniform("channels_last")
-    poolings = [node for node in network.variables if operator_of(node) == name]
+    poolings = [node for node in network.variables if base_name(node) == name]
     assert poolings
     variables = {node: network.find(network.variables[node]) for node in poolings}
     assert all((node in network.unsafe) == (each == FIXED_C) for node, each in variables.items())

@@ -1,0 +1,130 @@
+"""Strides that eager gives and torch's metadata does not tell.
+
+A compiler lays results out as metadata says. On a CPU, eager's batch norm writes its result contiguous, or
+channels-last where its input suggests that; the metadata (torch 2.11 to 2.15) have the strides of the input:
+
+    norm(x.transpose(1, 2))    eager: contiguous    metadata: transposed
+
+So a copy to eager's strides is written behind such a norm, and what follows gets its metadata from there. It
+costs nothing where the norm runs as it is. Of 33 operators of torch.nn.functional, called with tensors in
+every order of axes, with slices and with expanded tensors, batch norm is the one whose strides differ (and
+max_pool1d in inference, for one order).
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Node
+
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.levels import Level, called_by
+from fxpasses.graph.metadata import set_value, tensor
+from fxpasses.graph.names import base_name
+from fxpasses.passes.layout.labels import Kind, kind_of
+from fxpasses.rewrite.builder import Builder
+from fxpasses.torch_internals.sizes import size_hint
+from fxpasses.torch_internals.tensors import is_functorch_wrapped, suggest_memory_format
+
+aten = torch.ops.aten
+
+_NORMS = frozenset(
+    {
+        "batch_norm",
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_functional",
+        "_native_batch_norm_legit_no_training",
+        "BatchNorm1d",
+        "SyncBatchNorm",
+    }
+)
+
+
+def write_out_eagers_strides(context: GraphContext) -> None:
+    """Has the batch norms of a graph say in which strides eager gives their results; changes it in place."""
+    changed: set[Node] = set()
+    covered: set[Node] = set()
+    for node in list(context.graph.nodes):
+        if not changed.isdisjoint(node.all_input_nodes) and node.op.startswith("call"):
+            _recompute(context, node)
+            changed.add(node)
+        result = _result_of_norm(node)
+        wanted = _format_in_eager(result) if result is not None and result not in covered else None
+        if result is not None and wanted is not None:
+            followers = _that_follow(result)
+            covered.update(followers)
+            changed.add(_lay_out(context, followers[-1], wanted))
+    if changed:
+        context.module.recompile()
+
+
+def _result_of_norm(node: Node) -> Node | None:
+    """A batch norm's result, given the norm, or what takes it out of the tuple that the norm gives."""
+    if node.target is operator.getitem and node.args[1] == 0:
+        parent = node.args[0]
+        return node if isinstance(parent, Node) and base_name(parent) in _NORMS else None
+    is_norm = node.op.startswith("call") and base_name(node) in _NORMS
+    return node if is_norm and tensor(node) is not None else None
+
+
+def _format_in_eager(result: Node) -> torch.memory_format | None:
+    """The format in which eager gives a batch norm's result; None where that is what metadata say."""
+    norm = result.args[0] if result.target is operator.getitem else result
+    assert isinstance(norm, Node)
+    given, found = tensor(norm.args[0] if norm.args else norm.kwargs.get("input")), tensor(result)
+    if given is None or found is None or given.device.type != "cpu" or given.layout is not torch.strided:
+        return None
+    if is_functorch_wrapped(given):
+        return None  # under vmap the tensor that the kernel sees has other axes
+    hints = [[size_hint(each) for each in every] for every in (given.shape, given.stride())]
+    example = torch.empty_strided(*hints, device="meta")
+    wanted = suggest_memory_format(example)
+    return None if example.is_contiguous(memory_format=wanted) else wanted
+
+
+def _that_follow(node: Node) -> list[Node]:
+    """A node and the norms and element-wise operators behind it, which are laid out as it is.
+
+    The copy goes behind them, so that no rule finds it in the middle of what it folds.
+    """
+    followers = [node]
+    while len(node.users) == 1:
+        (user,) = node.users
+        found, before = tensor(user), tensor(node)
+        follows = kind_of(user) is Kind.AGNOSTIC or base_name(user) in _NORMS
+        if not follows or found is None or before is None:
+            break
+        others = [tensor(each) for each in user.all_input_nodes if each is not node]
+        spread = [each for each in others if each is None or sum(size != 1 for size in each.shape) > 1]
+        if spread or found.shape != before.shape or found.stride() != before.stride():
+            break
+        node = user
+        followers.append(node)
+    return followers
+
+
+def _lay_out(context: GraphContext, node: Node, wanted: torch.memory_format) -> Node:
+    """Has whoever reads a node read it in a format; gives the copy."""
+    found = tensor(node)
+    assert found is not None
+    # Whether symbolic strides are contiguous is not asked, since the answer would be guarded.
+    is_static = all(type(each) is int for each in (*found.shape, *found.stride()))
+    build, options = Builder(context, node.next, node), {"memory_format": wanted}
+    if context.level is Level.TORCH:
+        laid_out = build.call("contiguous" if is_static else "clone", (node,), options)
+    else:
+        copies = context.level is Level.ATEN or not is_static
+        laid_out = build.call(aten.clone.default if copies else aten.contiguous.default, (node,), options)
+    node.replace_all_uses_with(laid_out, lambda user: user is not laid_out)
+    return laid_out
+
+
+def _recompute(context: GraphContext, node: Node) -> None:
+    """Gives a node the metadata that its operands' new strides lead to."""
+    function = called_by(context.module, node)
+    if not callable(function) or tensor(node) is None:
+        return
+    with context.modes(node).entered():
+        set_value(node, context.evaluator.call(function, node.args, dict(node.kwargs)), like=node)

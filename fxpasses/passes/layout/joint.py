@@ -1,0 +1,302 @@
+"""The pass `layout` inside inductor, on the joint graph of forward and backward.
+
+Inductor's own layout optimisation is one decision for a whole graph, so it is switched off, and its lowering
+of convolutions then follows the strides in the graph's metadata, which the plan has set. Outputs, gradients
+and inputs that are written to keep the strides of the traced graph: the plan restores them in the graph.
+
+Inductor's caches return what they hold without running any pass. The key of our pass covers its sources, the
+option and the device profile; the plan is kept beside the cached artifact and read from there on a hit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import inf
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from fxpasses.devices.profile import (
+    CONVOLUTION_FORWARD,
+    CONVOLUTION_INPUT_GRAD,
+    CONVOLUTION_WEIGHT_GRAD,
+    DeviceProfile,
+)
+from fxpasses.graph.collector import collector_paused
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.levels import nested_graphs
+from fxpasses.graph.metadata import tensor
+from fxpasses.graph.modes import Modes
+from fxpasses.graph.names import canonical
+from fxpasses.options import Options
+from fxpasses.passes.layout.assign import Goal, device_of
+from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel
+from fxpasses.passes.layout.labels import Kind, kind_of
+from fxpasses.passes.layout.network import read_convolution, weight_trains
+from fxpasses.passes.layout.passes import (
+    NAME,
+    enough,
+    plan_and_carry_out,
+    profile_for,
+    unsafe_remark,
+)
+from fxpasses.passes.layout.unsafe import OVERRUN, overruns
+from fxpasses.report import sidecar
+from fxpasses.report.data import Remark
+from fxpasses.report.drawer import draw_graphs
+from fxpasses.report.drawing import GraphDrawing
+from fxpasses.report.layout_plan import LayoutPlan
+from fxpasses.report.report import Report
+from fxpasses.rewrite.graph_pass import Outcome
+from fxpasses.torch_internals.inductor import inductor_setting, with_joint_pass
+from fxpasses.torch_internals.tensors import storage_key
+
+_OWN_DECISIONS = ("layout_optimization", "freezing")
+"""Settings of inductor by which a user takes the decision about layouts from us."""
+
+
+@dataclass
+class JointLayout:
+    """The layout pass of one compilation.
+
+    Attributes:
+        goal: what was asked for.
+        profile: what was measured on the device.
+        inputs: names and sizes of the graph's inputs, before inductor gave them names of its own.
+        graph_key: what names the graph among all that are compiled with these options.
+    """
+
+    goal: Goal
+    profile: DeviceProfile | None
+    inputs: tuple[tuple[str, str], ...]
+    graph_key: str
+    _patches: Mapping[str, Any] = field(default_factory=dict)
+    _outcomes: list[Outcome] = field(default_factory=list)
+    _graphs: list[GraphDrawing] = field(default_factory=list)
+
+    def patches(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Inductor's settings with this pass among them."""
+        self._patches = given
+        return {**with_joint_pass(given, self._run, lambda: self._key), "layout_optimization": False}
+
+    def completed(self, report: Report) -> Report:
+        """The report with what this pass did, or with what it did when the artifact was made."""
+        if self._outcomes:
+            remarks = tuple(each for outcome in self._outcomes for each in outcome.remarks)
+            plan = next((each.layout for each in self._outcomes if each.layout is not None), None)
+            graphs = tuple(self._graphs)
+            self._keep(remarks, plan, graphs)
+        else:
+            remarks, plan, graphs = self._kept()
+        return replace(
+            report,
+            remarks=(*report.remarks, *remarks),
+            layout=plan or report.layout,
+            graphs=(*report.graphs, *graphs),
+        )
+
+    def _run(self, graph: Graph) -> None:
+        assert graph.owning_module is not None
+        context = GraphContext(graph.owning_module, Modes(grad=False), executor="fused")
+        with collector_paused():
+            before = draw_graphs([context], "joint-before")
+            names = _names_in(graph, self.inputs)
+            outcome = plan_and_carry_out(context, self.goal, self.profile, names, for_inductor=True)
+            drawn = before and outcome.changed
+            after = draw_graphs([context], "joint-after", inf) if drawn else ()
+        self._outcomes.append(outcome)
+        self._graphs += before
+        for each in after:
+            written = dict.fromkeys(each.names - before[0].names, "written")
+            plan = outcome.layout
+            marked = each.marked(written)
+            self._graphs.append(marked.with_copies_of(plan, before[0]) if plan else marked)
+
+    @functools.cached_property
+    def _key(self) -> str:
+        """What the plan depends on besides the graph."""
+        return sidecar.digest(sidecar.sources(), self.goal, self.profile.digest if self.profile else "")
+
+    # The plan beside the artifact.
+
+    @property
+    def _name(self) -> str:
+        return sidecar.digest(self._key, self.graph_key, str(sorted(self._patches)))
+
+    def _keep(
+        self, remarks: Sequence[Remark], plan: LayoutPlan | None, graphs: Sequence[GraphDrawing]
+    ) -> None:
+        data = {
+            "remarks": [asdict(each) for each in remarks],
+            "plan": plan.to_dict() if plan else None,
+            "graphs": [each.to_dict() for each in graphs],
+        }
+        sidecar.save(self._name, data, self._patches)
+
+    def _kept(self) -> tuple[tuple[Remark, ...], LayoutPlan | None, tuple[GraphDrawing, ...]]:
+        try:
+            data = sidecar.load(self._name)
+            remarks = tuple(Remark(**each) for each in data["remarks"])
+            graphs = tuple(GraphDrawing.from_dict(each) for each in data["graphs"])
+            return remarks, LayoutPlan.from_dict(data["plan"]) if data["plan"] else None, graphs
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            message = "the graph came from inductor's cache, and the record of its layout plan is gone"
+            return (Remark(NAME, "declined", "no-record", message, node="", stage="check"),), None, ()
+
+
+def joint_layout(
+    graph_module: GraphModule, inputs: Sequence[Any], options: Options, *, shared: bool = False
+) -> JointLayout | None:
+    """The layout pass for a graph that goes to inductor; None where stock inductor is to decide.
+
+    Args:
+        graph_module: the rewritten graph.
+        inputs: its example inputs.
+        options: what the user chose.
+        shared: whether results share memory, as `results_share_memory` tells.
+    """
+    if options.layout == "off" or options.inner != "inductor" or not _selected(options):
+        return None
+    devices = [each.device for each in inputs if isinstance(each, torch.Tensor)]
+    profile = profile_for(devices[0], options) if devices else None
+    goal: Goal = options.layout
+    if options.layout == "auto":
+        # Stock inductor decides where too little was measured, and where the user told it how to.
+        taken = any(name in options.inductor for name in _OWN_DECISIONS)
+        if taken or inductor_setting("freezing", options.inductor):
+            return None
+        if profile is None or not _is_covered(graph_module, CostModel(devices[0].type, profile)):
+            if not (shared and devices[0].type == "cpu") and not _unsafe(graph_module):
+                return None
+            goal = "channels_last"  # as stock inductor on a CPU, but for what it would get wrong
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    named = tuple(
+        (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
+    )
+    return JointLayout(goal, profile, named, graph_key_of(graph_module, inputs))
+
+
+def without_unsafe_kernels(
+    graph_module: GraphModule, options: Options, *, shared: bool = False
+) -> tuple[Remark, ...]:
+    """Why inductor's layout optimisation is to be switched off where the user left the decision to it.
+
+    Returns:
+        A remark for every convolution that the optimisation would have computed wrongly, and one where
+        results share memory; empty where there is none, where nobody has a say in it (another inner
+        backend), or where the user asked for it by name.
+    """
+    if options.inner != "inductor" or "layout_optimization" in options.inductor:
+        return ()
+    remarks = [unsafe_remark(node, OVERRUN) for node in _unsafe(graph_module)]
+    if shared:
+        message = "results share memory, whose strides inductor's layout optimisation would change"
+        remarks.append(Remark(NAME, "declined", "shared-results", message, node="", stage="check"))
+    return tuple(remarks)
+
+
+def results_share_memory(graph_module: GraphModule) -> bool:
+    """Whether results of a graph from Dynamo that take a gradient are views of one tensor.
+
+    AOTAutograd (2.11 to 2.15) then returns that tensor and takes the views again, outside the compiled code.
+    Inductor's layout optimisation keeps the strides of results, and does not count it among them: the views
+    fail, or are of other elements.
+    """
+    (output,) = graph_module.graph.find_nodes(op="output")
+    found = [each for each in map(tensor, output.all_input_nodes) if each is not None]
+    given = [tensor(each) for each in graph_module.graph.find_nodes(op="placeholder")]
+    inputs = {storage_key(each) for each in given if each is not None}
+    keys = [storage_key(each) for each in found if each.requires_grad]
+    made = [each for each in keys if each not in inputs]
+    return len(set(made)) < len(made) and any(True for _ in _convolutions(graph_module))
+
+
+def _unsafe(graph_module: GraphModule) -> list[Node]:
+    """The convolutions whose weight's gradient must not be computed channels-last."""
+    if not torch.is_grad_enabled():
+        return []
+    found = []
+    for graph in _all_graphs(graph_module):
+        context = GraphContext(graph, Modes(grad=True))
+        for node, (sizes, dtype, _, activations) in _convolutions(graph):
+            given = tensor(activations[0])
+            if given is not None and overruns(sizes, dtype, given.device) and weight_trains(context, node):
+                found.append(node)
+    return found
+
+
+def _is_covered(graph_module: GraphModule, costs: CostModel) -> bool:
+    """Whether the graph has convolutions, and enough of them were measured; with gradients on, those too."""
+    gradients = (CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD) if torch.is_grad_enabled() else ()
+    reads = [read for graph in _all_graphs(graph_module) for _, read in _convolutions(graph)]
+    known = [costs.knows(sizes, dtype, (CONVOLUTION_FORWARD, *gradients)) for sizes, dtype, _, _ in reads]
+    return bool(known) and enough(sum(known), len(known))
+
+
+def _all_graphs(graph_module: GraphModule) -> list[GraphModule]:
+    """A graph and those that its operators run, such as checkpointed ones."""
+    return [graph_module, *(child for _, child, _ in nested_graphs(graph_module))]
+
+
+def _convolutions(
+    graph_module: GraphModule,
+) -> Iterator[tuple[Node, tuple[ConvolutionSizes, torch.dtype, tuple[str, ...], tuple[Node, ...]]]]:
+    """Every convolution of one graph that can be read, and what `read_convolution` says of it."""
+    for node in graph_module.graph.nodes:
+        read = read_convolution(node) if kind_of(node) is Kind.PREFERRING else None
+        if read is not None:
+            yield node, read
+
+
+def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
+    """The report of a dry run, with the plan that the forward alone would get inside inductor.
+
+    Args:
+        context: the rewritten graph, which stays as it is; inductor would see its backward as well.
+        options: what the user chose.
+        report: what has happened so far.
+    """
+    if options.layout == "off" or options.inner != "inductor" or not _selected(options):
+        return report
+    profile = profile_for(device_of(context), options)
+    names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
+    outcome = plan_and_carry_out(context, options.layout, profile, names, dry_run=True, for_inductor=True)
+    plan = outcome.layout
+    wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
+    drawn = draw_graphs([context], "planned", inf) if wanted else ()
+    graphs = (*report.graphs, *(each.planned(plan) for each in drawn if plan is not None))
+    return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=plan, graphs=graphs)
+
+
+def _names_in(graph: Graph, inputs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What AOTAutograd's inputs were called before, as far as their order and sizes tell."""
+    placeholders = [
+        node for node in graph.find_nodes(op="placeholder") if not node.name.startswith("tangents")
+    ]
+    return {
+        node.name: name
+        for node, (name, sizes) in zip(placeholders, inputs, strict=False)
+        if _sizes(node.meta.get("val")) == sizes
+    }
+
+
+def _sizes(given: object) -> str:
+    return str(tuple(given.shape)) if isinstance(given, torch.Tensor) else ""
+
+
+def _selected(options: Options) -> bool:
+    return NAME not in options.disable and (options.passes is None or NAME in options.passes)
+
+
+def graph_key_of(graph_module: GraphModule, inputs: Sequence[Any]) -> str:
+    """What two compilations of the same graph have in common, in whichever process."""
+    signature = [
+        (tuple(map(str, each.shape)), tuple(map(str, each.stride())), str(each.dtype), each.requires_grad)
+        if isinstance(each, torch.Tensor)
+        else str(type(each))
+        for each in inputs
+    ]
+    return sidecar.digest(graph_module.code, str(signature), str(torch.is_grad_enabled()), torch.__version__)

@@ -1,0 +1,360 @@
+"""Parameter work: what depends on parameters and buffers alone is split off, to be done once per version.
+
+    graph(parameters, x)  =  main(parameters, x, prologue(parameters))
+
+The prologue holds every pure, deterministic node whose inputs are all parameters or buffers that nothing in
+the graph writes to: folded batch norms, normalised weights, casts. Views are not kept, since they are free;
+what they view is. On a CPU inductor lays convolution weights out channels-last at every call, so those
+copies belong to the prologue too. And it works out a batch norm's 1 / sqrt(var + eps) anew for every element,
+so a norm that nothing folded becomes x · s + t, which is how eager's kernel computes it.
+
+A convolution follows the layout of its weight, and whoever reads memory behind it must find eager's strides.
+So the main part is traced over weights in eager's strides, of which `read_kept_weights` rids it afterwards:
+
+    convolution(x, clone(kept, contiguous))  ->  convolution(x, kept)
+
+Kept tensors never hold more bytes than the parameters and buffers they come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.decline import Decline
+from fxpasses.graph.metadata import set_value, tensor
+from fxpasses.graph.modes import difference
+from fxpasses.graph.operands import tensor_of
+from fxpasses.graph.views import CONVOLUTIONS, BatchNorm, Linear, read_linear
+from fxpasses.passes.folding.terms import Terms, norm_at
+from fxpasses.rewrite.builder import Builder
+from fxpasses.torch_internals.aot_autograd import is_module_tensor, mark_as_static_input
+from fxpasses.torch_internals.operators import is_deterministic
+
+PacksLinear = Callable[[int, int, torch.Tensor], bool]
+"""Whether a linear layer's weight is packed: from channels before and after, and metadata of the input."""
+
+
+@dataclass(frozen=True)
+class ParameterWork:
+    """A graph split in two.
+
+    Attributes:
+        main: the rest of the graph; its placeholders are those of the whole that it reads, then one per kept
+            tensor.
+        inputs: positions of the placeholders of the whole that `main` has.
+        prologue: from the tensors at `sources` to the kept tensors.
+        sources: positions of the placeholders that the prologue reads.
+        examples: the metadata of the kept tensors.
+    """
+
+    main: GraphModule
+    inputs: tuple[int, ...]
+    prologue: GraphModule
+    sources: tuple[int, ...]
+    examples: tuple[torch.Tensor, ...]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of the kept tensors, in bytes."""
+        return sum(map(_bytes, self.examples))
+
+
+def split_parameter_work(
+    context: GraphContext, *, for_cpu: bool, packs_linear: PacksLinear | None = None
+) -> ParameterWork | Decline:
+    """Splits the graph of `context`, which becomes `main` and is changed in place.
+
+    Args:
+        context: a graph from Dynamo, with gradients off.
+        for_cpu: whether inductor compiles it for a CPU: then the weights of 2-D convolutions are kept
+            channels-last, and batch norms as a scale and a shift.
+        packs_linear: tells which linear layers will have their weights packed, which are kept then.
+
+    Returns:
+        The two parts, or why there is nothing to keep.
+    """
+    placeholders = context.graph.find_nodes(op="placeholder")
+    sources = [each for each in placeholders if is_module_tensor(each) and not context.is_written(each)]
+    stable = _stable_nodes(context, set(sources))
+    moved: frozenset[Node] = frozenset()
+    if for_cpu:
+        if _write_norms_as_terms(context, stable):
+            stable = _stable_nodes(context, set(sources))
+        moved = _add_layout_copies(context, stable)
+        if packs_linear is not None:
+            _add_linear_copies(context, stable, packs_linear)
+    kept = _kept_nodes(context, stable)
+    if not kept:
+        return Decline("no-parameter-work", "no node depends on parameters alone")
+    total, bound = (sum(_bytes(tensor(each)) for each in group) for group in (kept, sources))
+    if total > bound:
+        return Decline(
+            "cached-memory", "keeping {} bytes, more than the {} of the parameters", None, (total, bound)
+        )
+    prologue, read = _prologue(context, kept, placeholders)
+    _replace_by_inputs(context, kept, stable, placeholders[-1], moved)
+    examples = tuple(_metadata(each) for each in kept)
+    inputs = _drop_unread(context, placeholders)
+    return ParameterWork(context.module, inputs, prologue, read, examples)
+
+
+def _stable_nodes(context: GraphContext, sources: set[Node]) -> dict[Node, None]:
+    """Nodes that depend on the sources and on constants alone, in program order, the sources first."""
+    stable: dict[Node, None] = dict.fromkeys(sources)
+    for node in context.graph.nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        if not node.all_input_nodes and node.target not in _CONSTANTS:
+            continue
+        if all(each in stable for each in node.all_input_nodes) and _is_repeatable(node, context):
+            stable[node] = None
+    return stable
+
+
+_CONSTANTS = (torch.eye, torch.full, torch.zeros, torch.ones, torch.arange)
+"""What makes a tensor out of numbers. Alone it is no parameter work; an identity that is folded in is."""
+
+
+def _is_repeatable(node: Node, context: GraphContext) -> bool:
+    """Whether running the node at another time gives the same tensor and leaves no other trace."""
+    found = tensor(node)
+    if found is None or not all(type(size) is int for size in found.shape):
+        return False
+    apart = difference(context.modes(node), context.initial_modes)
+    return apart is None and not node.is_impure() and is_deterministic(node) and not context.is_written(node)
+
+
+def _write_norms_as_terms(context: GraphContext, stable: dict[Node, None]) -> bool:
+    """Writes each batch norm with stable statistics as a scale and a shift; whether there was one."""
+    norms = [found for node in context.graph.nodes if (found := norm_at(node)) is not None]
+    written = False
+    for norm in norms:
+        parameters = [each for each in (norm.running_mean, norm.running_var, norm.gamma, norm.beta) if each]
+        result = norm.nodes[-1]
+        if result in stable or not all(each in stable for each in parameters):
+            continue
+        values = [tensor_of(each) for each in (norm.input, *parameters)]
+        if any(each is None or each.dtype not in (torch.float32, torch.float64) for each in values):
+            continue
+        if len({each.dtype for each in values if each is not None}) > 1 or isinstance(norm.eps, Node):
+            continue
+        _write_as_terms(context, norm)
+        written = True
+    return written
+
+
+def _write_as_terms(context: GraphContext, norm: BatchNorm) -> None:
+    result = norm.nodes[-1]
+    found = tensor_of(norm.input)
+    assert found is not None
+    build = Builder(context, norm.nodes[0], norm.nodes[0])
+    terms = Terms(build, found.dtype)
+    terms.normalise(norm)
+    assert isinstance(terms.scale, Node)
+    assert isinstance(terms.shift, Node)
+    shape = [-1, *[1] * (found.ndim - 1 - norm.channel_axis)]
+    scaled = build.mul(build.operand(norm.input), build.reshape(terms.scale, shape))
+    result.replace_all_uses_with(build.add(scaled, build.reshape(terms.shift, shape)))
+    for each in reversed(norm.nodes):
+        context.graph.erase_node(each)
+
+
+def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> frozenset[Node]:
+    """Gives every 2-D convolution whose weight is stable a channels-last copy of it, and one of its bias.
+
+    A bias is copied so that it is kept beside its weight, and may be packed with it. A weight that is in
+    neither layout is kept as it is.
+
+    Returns:
+        The copies of contiguous weights.
+    """
+    moved: set[Node] = set()
+    copies = _Copies(context, stable)
+    for node in context.graph.nodes:
+        if node.target not in CONVOLUTIONS or node in stable:
+            continue
+        operands = {each: found for each in node.all_input_nodes if (found := tensor(each)) is not None}
+        if not any(each in stable and found.ndim == 4 for each, found in operands.items()):
+            continue
+        for operand, found in operands.items():
+            is_bias = found.ndim == 1 and operand.op == "placeholder"
+            if operand not in stable or not (is_bias or _has_layout(found)):
+                continue
+            copied = copies.read(node, operand, None if is_bias else torch.channels_last)
+            if not is_bias and found.is_contiguous() and found.stride() != _metadata(copied).stride():
+                moved.add(copied)
+    return frozenset(moved)
+
+
+def _has_layout(weight: torch.Tensor) -> bool:
+    """Whether a weight of a 2-D convolution is contiguous or channels-last."""
+    return weight.ndim == 4 and (
+        weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: PacksLinear) -> None:
+    """Gives the linear layers whose weights will be packed copies of them, so that they are kept."""
+    copies = _Copies(context, stable)
+    for node in list(context.graph.nodes):
+        layer = read_linear(node)
+        if not isinstance(layer, Linear) or layer.weight_axis != 0 or node in stable or len(layer.nodes) > 1:
+            continue
+        given, weight = tensor_of(layer.input), tensor_of(layer.weight)
+        operands = [each for each in (layer.weight, layer.bias) if each is not None]
+        known = given is not None and weight is not None
+        if not known or not all(isinstance(each, Node) and each in stable for each in operands):
+            continue
+        assert given is not None
+        assert weight is not None
+        if weight.dtype == torch.float32 and packs(int(weight.shape[1]), int(weight.shape[0]), given):
+            for each in operands:
+                if isinstance(each, Node) and each.op == "placeholder":
+                    copies.read(node, each, None)
+
+
+class _Copies:
+    """Copies of stable tensors, one for all that read it in the same layout."""
+
+    def __init__(self, context: GraphContext, stable: dict[Node, None]) -> None:
+        self._context = context
+        self._stable = stable
+        self._made: dict[tuple[Node, torch.memory_format | None], Node] = {}
+
+    def read(self, reader: Node, operand: Node, layout: torch.memory_format | None) -> Node:
+        """Has a node read a copy in a layout, or (None) in that which the operand has; gives the copy."""
+        if (operand, layout) not in self._made:
+            self._made[operand, layout] = self._copy(operand, layout)
+        reader.replace_input_with(operand, self._made[operand, layout])
+        return self._made[operand, layout]
+
+    def _copy(self, operand: Node, layout: torch.memory_format | None) -> Node:
+        method = "clone" if layout is None else "contiguous"
+        options: dict[str, Any] = {} if layout is None else {"memory_format": layout}
+        with self._context.graph.inserting_after(operand):
+            copied = self._context.graph.call_method(method, (operand,), options)
+        function = getattr(torch.Tensor, method)
+        set_value(copied, self._context.evaluator.call(function, (operand,), options), like=operand)
+        self._context.adopt(copied, self._context.modes(operand))
+        self._stable[copied] = None
+        return copied
+
+
+def _kept_nodes(context: GraphContext, stable: dict[Node, None]) -> list[Node]:
+    """Stable nodes that the rest of the graph reads, directly or through views, in program order.
+
+    Those that depend on no parameter are left where they are.
+    """
+    kept: set[Node] = set()
+    dependent = {each for each in stable if each.op == "placeholder"}
+    for node in stable:
+        if not dependent.isdisjoint(node.all_input_nodes):
+            dependent.add(node)
+    pending = [
+        each
+        for node in context.graph.nodes
+        if node not in stable
+        for each in node.all_input_nodes
+        if each in stable
+    ]
+    seen: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in seen or node.op == "placeholder" or node not in dependent:
+            continue
+        seen.add(node)
+        if context.may_return_argument(node) and node.target != "contiguous":
+            pending.extend(node.all_input_nodes)
+        else:
+            kept.add(node)
+    return [node for node in context.graph.nodes if node in kept]
+
+
+def _prologue(
+    context: GraphContext, kept: list[Node], placeholders: list[Node]
+) -> tuple[GraphModule, tuple[int, ...]]:
+    """The graph that computes the kept nodes, and the positions of the placeholders that it reads."""
+    needed: set[Node] = set()
+    pending = list(kept)
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending.extend(node.all_input_nodes)
+    graph = Graph()
+    twins: dict[Node, Node] = {}
+    read = [position for position, each in enumerate(placeholders) if each in needed]
+    for node in context.graph.nodes:
+        if node in needed:
+            twins[node] = graph.node_copy(node, twins.__getitem__)
+    graph.output(tuple(twins[node] for node in kept))
+    return GraphModule(torch.nn.Module(), graph), tuple(read)
+
+
+def _replace_by_inputs(
+    context: GraphContext,
+    kept: list[Node],
+    stable: dict[Node, None],
+    last_placeholder: Node,
+    moved: frozenset[Node],
+) -> None:
+    """Makes each kept node an input of the graph, and erases what only they needed.
+
+    Those in `moved` are read through a contiguous copy.
+    """
+    graph = context.graph
+    first = last_placeholder.next
+    for node in kept:
+        with graph.inserting_after(last_placeholder):
+            last_placeholder = graph.placeholder(f"kept_{node.name}")
+        set_value(last_placeholder, _metadata(node), like=node)
+        mark_as_static_input(last_placeholder)
+        node.replace_all_uses_with(last_placeholder)
+        if node in moved:
+            _read_contiguous(context, last_placeholder, first)
+    for node in reversed(list(graph.nodes)):
+        if node in stable and node.op != "placeholder" and not node.users:
+            graph.erase_node(node)
+    graph.lint()
+    context.module.recompile()
+
+
+def _read_contiguous(context: GraphContext, kept: Node, before: Node) -> None:
+    """Has whoever reads a kept weight read a contiguous copy of it."""
+    readers = list(kept.users)
+    build = Builder(context, before, kept)
+    copied = build.call("clone", (kept,), {"memory_format": torch.contiguous_format})
+    for reader in readers:
+        reader.replace_input_with(kept, copied)
+
+
+def _drop_unread(context: GraphContext, placeholders: list[Node]) -> tuple[int, ...]:
+    """Erases tensor inputs that nothing reads, each of which costs every call; returns what is left.
+
+    Sizes stay: they tell what the symbols in the metadata stand for.
+    """
+    left = []
+    for position, placeholder in enumerate(placeholders):
+        if placeholder.users or tensor(placeholder) is None or not is_module_tensor(placeholder):
+            left.append(position)
+        else:
+            context.graph.erase_node(placeholder)
+    context.module.recompile()
+    return tuple(left)
+
+
+def _metadata(node: Node) -> torch.Tensor:
+    found = tensor(node)
+    assert found is not None, "only tensors are kept"
+    return found
+
+
+def _bytes(found: torch.Tensor | None) -> int:
+    return 0 if found is None else math.prod(found.shape) * found.element_size()

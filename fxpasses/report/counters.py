@@ -1,0 +1,61 @@
+"""Counters: how often each rule has been applied in this process, and the reports that say where.
+
+An application is counted after the graph has changed, never before. The counts are mirrored into
+`torch._dynamo.utils.counters["fxpasses"]`, where users of inductor's counters look for them;
+the report itself goes into torch's structured trace (`TORCH_TRACE=DIR`, read by tlparse).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+
+from fxpasses.report.report import Report
+
+_KEPT = 1000
+"""How many reports are kept; the oldest are dropped first."""
+
+_lock = threading.Lock()
+_applied: Counter[str] = Counter()
+_reports: deque[Report] = deque(maxlen=_KEPT)
+
+
+def record(report: Report) -> None:
+    """Adds a compilation to the history and its applications to the counters."""
+    from fxpasses.torch_internals.dynamo import dynamo_counters, trace_artifact
+
+    trace_artifact("fxpasses_report", report.to_json)
+    mirror = dynamo_counters()["fxpasses"]
+    with _lock:
+        _reports.append(report)
+        _applied.update(report.applied)
+        for rule, count in report.applied.items():
+            mirror[rule] += count
+
+
+def applied() -> Counter[str]:
+    """A snapshot: rule name to number of applications since the start or the last `reset`."""
+    with _lock:
+        return Counter(_applied)
+
+
+def reports() -> tuple[Report, ...]:
+    """The reports of every compilation since the start or the last `reset`, oldest first."""
+    with _lock:
+        return tuple(_reports)
+
+
+def last_report() -> Report | None:
+    """The report of the latest compilation, or None before the first."""
+    with _lock:
+        return _reports[-1] if _reports else None
+
+
+def reset() -> None:
+    """Forgets all reports and sets the counters, the mirrored ones included, to zero."""
+    from fxpasses.torch_internals.dynamo import dynamo_counters
+
+    with _lock:
+        _reports.clear()
+        _applied.clear()
+        dynamo_counters()["fxpasses"].clear()

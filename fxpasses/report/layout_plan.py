@@ -1,0 +1,242 @@
+"""The layout plan: what was decided, what it is predicted to cost, and why, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fxpasses.graph.layouts import Label
+
+DECISIONS = {
+    "applied": "carried out",
+    "failed": "not carried out: the graph could not be changed so, and is as it was",
+    "no-gain": "nothing to do: no tensor gains by another layout",
+    "no-profile": (
+        "not carried out: this device has not been measured, and a roofline does not justify a change; "
+        "measure it with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
+    ),
+    "not-measured": (
+        "not carried out: fewer than half of the convolutions have been measured on this device; add to its "
+        "profile with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
+    ),
+}
+"""What may come of a plan, in words."""
+
+
+@dataclass(frozen=True)
+class CutEdge:
+    """A tensor that is needed in another layout than it is made in.
+
+    Attributes:
+        tensor: the node that makes it.
+        operator: its operator, or ``"placeholder"``.
+        size: its sizes, at the hints.
+        made: the label that it is made in.
+        seconds: the predicted cost of its one copy.
+        wanted_by: the nodes that read the copy, with their operators.
+        kept_by: the nodes that read it as it is made.
+        location: the user's source line, where known.
+        node: the tensor's name in the graph; `tensor` is the user's, where that is another.
+        made_for: the nearest operators that want it as it is made, each with its reason.
+        wanted_for: the nearest ones that want the copy, past readers that take either.
+    """
+
+    tensor: str
+    operator: str
+    size: tuple[int, ...]
+    made: Label
+    seconds: float
+    wanted_by: tuple[str, ...]
+    kept_by: tuple[str, ...]
+    location: str = ""
+    node: str = ""
+    made_for: tuple[str, ...] = ()
+    wanted_for: tuple[str, ...] = ()
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The names of the nodes that read the copy."""
+        return tuple(each.partition(" ")[0] for each in self.wanted_by)
+
+    def __str__(self) -> str:
+        sizes = "x".join(map(str, self.size))
+        other = "channels_last" if self.made == "contiguous" else "contiguous"
+        kept = (
+            f"; {_few(self.kept_by)} read{'s' * (len(self.kept_by) == 1)} it as it is" if self.kept_by else ""
+        )
+        where = f" at {self.location}" if self.location else ""
+        return (
+            f"{self.tensor} ({self.operator}, {sizes}{where}) is made {self.made} and copied to {other} "
+            f"in {self.seconds * 1e6:.1f} us for {_few(self.wanted_by)}{kept}"
+            f"{_because(self.made, self.made_for)}{_because(other, self.wanted_for)}"
+        )
+
+
+@dataclass(frozen=True)
+class ConvolutionPlan:
+    """One convolution: its label, and what it is predicted to take under each.
+
+    Attributes:
+        node: the convolution, or the gradients of one.
+        label: what the plan gives it.
+        implementation: what computes it there.
+        contiguous, channels_last: predicted seconds under each label.
+        measured: whether a device profile says so, and not the roofline.
+    """
+
+    node: str
+    label: Label
+    implementation: str
+    contiguous: float
+    channels_last: float
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Flip:
+    """The plan at other sizes than the ones it was made at.
+
+    Attributes:
+        sizes: the values of the size symbols.
+        optimal: whether the plan is still of least cost there.
+        seconds, least: the plan's predicted cost there, and the least one.
+    """
+
+    sizes: Mapping[str, int]
+    optimal: bool
+    seconds: float
+    least: float
+
+
+@dataclass(frozen=True)
+class StockPlan:
+    """What stock inductor's layout optimisation would do with the same graph.
+
+    Attributes:
+        channels_last: its one decision: whether convolutions run channels-last.
+        copies: how many inputs, weights and outputs it would copy for that at every call.
+    """
+
+    channels_last: bool
+    copies: int
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """One label for each tensor, and what that is predicted to cost against the two uniform plans.
+
+    Attributes:
+        labels: of every tensor that can have one, by node name.
+        convolutions: every convolution.
+        cut_edges: the tensors that are copied.
+        seconds: predicted cost of this plan: convolutions, operators that move data, and copies.
+        contiguous_seconds, channels_last_seconds: the same of the two uniform plans.
+        converted: how many tensors have another label than in the traced graph.
+        weights: of every convolution weight that is an input of the graph, the label it is wanted in, by the
+            parameter's name with underscores for dots (``layer1_0_weight``) where that is known.
+        forced_by_unknown: operators that the taxonomy does not know and for which a tensor is copied.
+        sizes: for dynamic shapes, whether the plan stays optimal at the corners of the range.
+        decision: what came of the plan, a key of `DECISIONS`.
+        source: where the costs come from: a device profile's name, or ``"roofline"``.
+        copies: how many copies were put into the graph.
+        repairs: how many of them because an operator did not follow the layout of what it reads.
+        planning_seconds: how long reading and solving took.
+        stock: what stock inductor would have done; None where the graph does not go to inductor.
+    """
+
+    labels: Mapping[str, Label]
+    convolutions: tuple[ConvolutionPlan, ...]
+    cut_edges: tuple[CutEdge, ...]
+    seconds: float
+    contiguous_seconds: float
+    channels_last_seconds: float
+    converted: int
+    weights: Mapping[str, Label] = field(default_factory=dict)
+    forced_by_unknown: tuple[str, ...] = ()
+    sizes: tuple[Flip, ...] = ()
+    decision: str = "applied"
+    source: str = "roofline"
+    copies: int = 0
+    repairs: int = 0
+    planning_seconds: float = 0.0
+    stock: StockPlan | None = None
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether nothing is converted."""
+        return self.converted == 0
+
+    @property
+    def measured(self) -> int:
+        """Of how many convolutions the costs were measured."""
+        return sum(each.measured for each in self.convolutions)
+
+    @property
+    def copies_avoided(self) -> int | None:
+        """How many copies fewer than stock inductor's (or more, below 0); None where it is not compared."""
+        return self.stock.copies - (self.copies or len(self.cut_edges)) if self.stock is not None else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as what JSON knows."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> LayoutPlan:
+        """The plan that `to_dict` wrote, also after a trip through JSON.
+
+        Raises:
+            KeyError, TypeError: the data is no plan.
+        """
+        edges: list[dict[str, Any]] = [
+            {key: tuple(each) if isinstance(each, list) else each for key, each in edge.items()}
+            for edge in data["cut_edges"]
+        ]
+        nested = {
+            "convolutions": tuple(ConvolutionPlan(**each) for each in data["convolutions"]),
+            "cut_edges": tuple(CutEdge(**each) for each in edges),
+            "sizes": tuple(Flip(**each) for each in data["sizes"]),
+            "forced_by_unknown": tuple(data["forced_by_unknown"]),
+            "stock": StockPlan(**data["stock"]) if data["stock"] is not None else None,
+        }
+        return LayoutPlan(**{**data, **nested})
+
+    def __str__(self) -> str:
+        predicted = (self.seconds, self.contiguous_seconds, self.channels_last_seconds)
+        ours, contiguous, channels_last = (f"{each * 1e3:.3f} ms" for each in predicted)
+        lines = [
+            f"layout plan ({self.source}): {ours}",
+            f"decision: {DECISIONS[self.decision]}",
+            f"all contiguous: {contiguous}; all channels_last: {channels_last}",
+            f"{self.converted} of {len(self.labels)} tensors converted, {len(self.cut_edges)} copied:",
+            *(f"  {each}" for each in self.cut_edges),
+        ]
+        if self.stock is not None:
+            lines.append(against_stock(self))
+        if self.forced_by_unknown:
+            lines.append(f"operators of unknown semantics forced copies: {', '.join(self.forced_by_unknown)}")
+        for each in self.sizes:
+            if not each.optimal:
+                lines.append(
+                    f"not optimal at {dict(each.sizes)}: {each.seconds:.3g} s against {each.least:.3g} s"
+                )
+        return "\n".join(lines)
+
+
+def against_stock(plan: LayoutPlan) -> str:
+    """Stock inductor's decision and copies, and how many of these the plan spares, in words."""
+    if plan.stock is None or plan.copies_avoided is None:
+        return "not compared with stock inductor"
+    decision = "channels_last throughout" if plan.stock.channels_last else "contiguous throughout"
+    spared = plan.copies_avoided
+    return f"stock inductor: {decision}, {plan.stock.copies} copies; {abs(spared)} " + (
+        "fewer here" if spared >= 0 else "more here"
+    )
+
+
+def _because(label: str, reasons: tuple[str, ...]) -> str:
+    return f"; {label}: {', '.join(reasons)}" if reasons else ""
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

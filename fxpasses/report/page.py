@@ -1,0 +1,44 @@
+"""The report as one page. It goes through jinja2 with autoescape, since a message may hold anything."""
+
+from __future__ import annotations
+
+import json
+
+from fxpasses.report.data import ReportData
+from fxpasses.report.drawing import LARGEST, STAGES
+from fxpasses.report.layout_plan import DECISIONS
+from fxpasses.report.text import copies, dearest, headline, notes, reasons, site
+
+
+def render_html(report: ReportData) -> str:
+    """The report as one page that needs nothing from the network and holds the report's JSON."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fxpasses.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        title=headline(report).partition(": ")[0],
+        headline=headline(report).partition(": ")[2],
+        notes=notes(report),
+        applied=report.applied,
+        seconds=report.seconds,
+        reasons=reasons(report),
+        remarks=report.remarks,
+        site=site,
+        statuses=sorted({each.status for each in report.remarks}),
+        rules=sorted({each.rule for each in report.remarks}),
+        layout=report.layout,
+        decisions=DECISIONS,
+        copies=copies,
+        dearest=dearest,
+        graphs=report.graphs,
+        stages=STAGES,
+        nodes=max(report.nodes_before, report.nodes_after),
+        largest=LARGEST,
+        data=json.loads(report.to_json()),
+    )

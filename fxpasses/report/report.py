@@ -1,0 +1,98 @@
+"""Reports: what happened in one compilation, as data that merges, serialises and prints.
+
+A `Remark` says what happened at one site; a `Report` holds all remarks of one compilation, how often each
+rule was applied, and how long each pass took. Both are frozen; text, JSON and HTML are renderings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fxpasses.report.data import SCHEMA, Remark, ReportData
+from fxpasses.report.drawing import GraphDrawing
+from fxpasses.report.layout_plan import LayoutPlan
+from fxpasses.report.page import render_html
+from fxpasses.report.repro import save_repro
+from fxpasses.report.text import render_text
+
+
+@dataclass(frozen=True)
+class Report(ReportData):
+    """All remarks, counters and timings of one compilation; `ReportData` has the attributes.
+
+    `print(report)` gives one screen of text.
+    """
+
+    @staticmethod
+    def merge(reports: Iterable[Report]) -> Report:
+        """One report over several compilations: remarks in order, times and sizes added up."""
+        parts = list(reports)
+        seconds: Counter[str] = Counter()
+        for part in parts:
+            seconds.update(part.seconds)
+        return Report(
+            remarks=tuple(remark for part in parts for remark in part.remarks),
+            seconds=dict(seconds),
+            nodes_before=sum(part.nodes_before for part in parts),
+            nodes_after=sum(part.nodes_after for part in parts),
+            level="+".join(dict.fromkeys(part.level for part in parts if part.level)),
+            layout=next((part.layout for part in reversed(parts) if part.layout is not None), None),
+            dry_run=any(part.dry_run for part in parts),
+            kept_tensors=sum(part.kept_tensors for part in parts),
+            kept_bytes=sum(part.kept_bytes for part in parts),
+            packed_tensors=sum(part.packed_tensors for part in parts),
+            graphs=_numbered(parts),
+            applications=tuple(each for part in parts for each in part.applications),
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """The report that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such a report, or of another version.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("schema") != SCHEMA:
+                raise ValueError(f"this fxpasses reads version {SCHEMA}")
+            data.pop("applied")
+            remarks = tuple(Remark(**each) for each in data.pop("remarks"))
+            graphs = tuple(GraphDrawing.from_dict(each) for each in data.pop("graphs"))
+            return Report(remarks=remarks, graphs=graphs, layout=_plan(data.pop("layout")), **data)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
+
+    def __str__(self) -> str:
+        return render_text(self)
+
+    def save_html(self, path: str | Path) -> None:
+        """Writes the report as one self-contained page."""
+        Path(path).write_text(render_html(self), encoding="utf-8")
+
+    def save_repro(self, directory: str | Path) -> list[Path]:
+        """Writes each application as a pytest file of its own that needs no model; returns their paths.
+
+        Raises:
+            ReproError: rewrites were applied, and what they replaced was not kept.
+        """
+        return save_repro(self, Path(directory))
+
+
+def _numbered(parts: Iterable[Report]) -> tuple[GraphDrawing, ...]:
+    """The drawings of all parts; each compilation gets a number of its own."""
+    graphs: list[GraphDrawing] = []
+    first = 0
+    for part in parts:
+        graphs += [replace(each, compilation=first + each.compilation) for each in part.graphs]
+        first += 1 + max((each.compilation for each in part.graphs), default=-1)
+    return tuple(graphs)
+
+
+def _plan(data: Mapping[str, Any] | None) -> LayoutPlan | None:
+    return LayoutPlan.from_dict(data) if data is not None else None

@@ -1,0 +1,429 @@
+"""weights="cached": kept results are used as long as every parameter is what it was, and never longer."""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import fxpasses
+from fxpasses.errors import UnknownOptionError
+from fxpasses.passes.weights.kept import KeptWeights
+from fxpasses.testing import expect
+
+pytestmark = pytest.mark.vectors
+
+CACHED = {"weights": "cached", "inner": "eager"}
+
+
+class Net(nn.Module):
+    """Two folds, a weight that is normalised at every call, and a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.up = nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2)
+        self.bn2 = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 5)
+        self.register_buffer("offset", torch.randn(5))
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.stem(x)))
+        x = self.bn2(self.up(x)).mean((2, 3))
+        return (
+            torch.nn.functional.linear(x, self.head.weight / self.head.weight.norm(), self.head.bias)
+            + self.offset
+        )
+
+
+def net(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    model = Net().double().eval()
+    for bn in (model.bn1, model.bn2):
+        bn.running_mean.normal_()
+        bn.running_var.uniform_(0.5, 2)
+        nn.init.normal_(bn.weight)
+    return model
+
+
+X = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+
+
+def compiled(model, **options):
+    return torch.compile(model, backend="fxpasses", options={**CACHED, **options})
+
+
+def assert_fresh(run, model, x=X):
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(run(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def computations(monkeypatch) -> list[int]:
+    """Counts how often kept tensors are computed."""
+    calls: list[int] = []
+    original = KeptWeights._compute
+
+    def counting(self, sources):
+        calls.append(len(sources))
+        return original(self, sources)
+
+    monkeypatch.setattr(KeptWeights, "_compute", counting)
+    return calls
+
+
+def test_parameter_work_is_done_once_for_many_calls(monkeypatch):
+    calls = computations(monkeypatch)
+    model = net()
+    run = compiled(model)
+    with expect(efficient_conv_bn_eval=2):
+        for _ in range(4):
+            assert_fresh(run, model)
+    assert len(calls) == 1
+
+
+def test_the_report_says_what_is_kept_and_how_large_it_is():
+    model = net()
+    assert_fresh(compiled(model), model)
+    report = fxpasses.last_report()
+    # Two folded weights, two folded biases, the normalised weight, the head's bias with the offset in it.
+    assert report.kept_tensors == 6
+    assert report.kept_bytes == 8 * (6 * 3 * 9 + 6 + 6 * 2 * 4 + 4 + 5 * 4 + 5)
+    assert report.kept_bytes <= sum(each.numel() * 8 for each in model.state_dict().values())
+
+
+def _load(model):
+    other = net(seed=5).to(next(model.parameters()).dtype)
+    model.load_state_dict(other.state_dict())
+
+
+def _load_assigned(model):
+    other = net(seed=6).to(next(model.parameters()).dtype)
+    model.load_state_dict(other.state_dict(), assign=True)
+
+
+def _step(model):
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.enable_grad():
+        model(X.to(model.stem.weight.dtype)).square().sum().backward()
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def _add(model):
+    with torch.no_grad():
+        model.stem.weight.add_(0.25)
+
+
+def _replace_parameter(model):
+    model.up.weight = nn.Parameter(torch.randn_like(model.up.weight))
+
+
+def _replace_data(model):
+    model.head.weight.data = torch.randn_like(model.head.weight)
+
+
+def _buffer(model):
+    model.bn1.running_var.mul_(1.5)
+
+
+def _train_and_back(model):
+    model.train()
+    with torch.no_grad():
+        model(X.to(model.stem.weight.dtype))
+    model.eval()
+
+
+def _round_trip_dtype(model):
+    dtype = model.stem.weight.dtype
+    model.to(torch.bfloat16).to(dtype)
+
+
+def _flip_dtype(model):
+    model.to(torch.float32 if model.stem.weight.dtype == torch.float64 else torch.float64)
+
+
+UPDATES = [
+    _load,
+    _load_assigned,
+    _step,
+    _add,
+    _replace_parameter,
+    _replace_data,
+    _buffer,
+    _train_and_back,
+    _round_trip_dtype,
+    _flip_dtype,
+]
+
+
+@pytest.mark.parametrize("update", UPDATES, ids=lambda each: each.__name__.strip("_"))
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
+def test_every_update_is_noticed_at_the_next_call(update, inner):
+    model = net()
+    run = compiled(model, inner=inner)
+    assert_fresh(run, model)
+    update(model)
+    x = X.to(model.stem.weight.dtype)
+    with torch.no_grad():
+        expected, found = model(x), run(x)
+    tolerance = 1e-10 if x.dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def _functional(model, run):
+    other = net(seed=9).to(model.stem.weight.dtype)
+    state = dict(other.state_dict())
+    x = X.to(model.stem.weight.dtype)
+    with torch.no_grad():
+        expected = other(x)
+        found = torch.func.functional_call(
+            run, {f"_orig_mod.{key}": value for key, value in state.items()}, (x,)
+        )
+    return found, expected
+
+
+def _sequence(seed: int) -> None:
+    """A random sequence of updates, with a call after each that must equal eager."""
+    chosen = random.Random(seed)
+    model = net(seed)
+    run = compiled(model)
+    for _ in range(6):
+        update = chosen.choice([*UPDATES, _functional, None])
+        if update is _functional:
+            found, expected = _functional(model, run)
+        else:
+            if update is not None:
+                update(model)
+            x = X.to(model.stem.weight.dtype)
+            with torch.no_grad():
+                found, expected = run(x), model(x)
+        tolerance = 1e-10 if expected.dtype == torch.float64 else 1e-3
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 500), marks=pytest.mark.full)])
+def test_no_sequence_of_updates_gives_a_stale_answer(seeds):
+    with torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
+        for seed in seeds:
+            _sequence(seed)
+
+
+def test_the_guard_is_not_vacuous_a_write_that_torch_does_not_tell_goes_unnoticed_until_refresh():
+    model = net()
+    run = compiled(model)
+    assert_fresh(run, model)
+    with torch.no_grad():
+        before = run(X)
+        model.stem.weight.data.mul_(2)
+        assert torch.equal(run(X), before)
+    fxpasses.refresh(run)
+    assert_fresh(run, model)
+
+
+def test_refresh_of_another_module_keeps_what_is_kept(monkeypatch):
+    calls = computations(monkeypatch)
+    model, other = net(), net(seed=1)
+    run = compiled(model)
+    assert_fresh(run, model)
+    fxpasses.refresh(other)
+    assert_fresh(run, model)
+    assert len(calls) == 1
+    fxpasses.refresh()
+    assert_fresh(run, model)
+    assert len(calls) == 2
+
+
+def test_parameters_are_not_changed_and_stay_usable():
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    run = compiled(model)
+    assert_fresh(run, model)
+    assert all(torch.equal(before[key], each) for key, each in model.state_dict().items())
+    model(X).sum().backward()
+    assert all(each.grad is not None for each in model.parameters())
+
+
+def test_inference_mode_and_no_grad_may_alternate():
+    model = net()
+    run = compiled(model)
+    for context in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(run(X), model(X), rtol=1e-10, atol=1e-10)
+        _add(model)
+
+
+def test_inference_tensors_have_no_version_and_are_computed_at_every_call(monkeypatch):
+    calls = computations(monkeypatch)
+    with torch.inference_mode():
+        model = net()
+        run = compiled(model)
+        for _ in range(2):
+            torch.testing.assert_close(run(X), model(X), rtol=1e-10, atol=1e-10)
+            model.stem.weight.add_(0.5)
+    assert len(calls) >= 2
+
+
+def test_gradients_on_means_that_nothing_is_kept_and_says_so():
+    model = net()
+    run = compiled(model)
+    run(X).sum().backward()
+    assert model.stem.weight.grad is not None
+    report = fxpasses.last_report()
+    assert report.kept_tensors == 0
+    assert [each.code for each in report.remarks if each.rule == "kept_weights"] == ["grad-mode"]
+
+
+def test_random_work_on_parameters_is_done_at_every_call():
+    class DropConnect(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(64, 64))
+
+        def forward(self, x):
+            return x @ torch.nn.functional.dropout(self.weight, 0.5, True)
+
+    model = DropConnect()
+    run = compiled(model)
+    with torch.no_grad():
+        first, second = run(torch.eye(64)), run(torch.eye(64))
+    assert not torch.equal(first, second)
+    assert fxpasses.last_report().kept_tensors == 0
+
+
+def test_a_buffer_that_the_graph_writes_to_is_not_kept():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return x * (self.calls * 2)
+
+    model = Counting()
+    run = compiled(model)
+    with torch.no_grad():
+        assert [run(torch.ones(())).item() for _ in range(3)] == [2.0, 4.0, 6.0]
+
+
+def test_what_grows_beyond_the_parameters_is_not_kept():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(32))
+
+        def forward(self, x):
+            return x @ (self.weight[:, None] * self.weight)
+
+    model = Outer()
+    run = compiled(model)
+    with torch.no_grad():
+        torch.testing.assert_close(run(torch.eye(32)), model(torch.eye(32)))
+    report = fxpasses.last_report()
+    assert report.kept_tensors == 0
+    assert [each.code for each in report.remarks] == ["cached-memory"]
+
+
+def test_several_threads_may_call_at_once():
+    model = net()
+    run = compiled(model)
+    with torch.no_grad():
+        expected = model(X)
+        run(X)
+    wrong: list[float] = []
+
+    def call():
+        with torch.no_grad():
+            for _ in range(20):
+                fxpasses.refresh(run)
+                wrong.append((run(X) - expected).abs().max().item())
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 80
+    assert max(wrong) < 1e-10
+
+
+def test_a_deep_copy_of_the_module_has_weights_of_its_own():
+    model = net()
+    run = compiled(model)
+    assert_fresh(run, model)
+    other = copy.deepcopy(model)
+    _add(other)
+    assert_fresh(compiled(other), other)
+    assert_fresh(run, model)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_dynamic_batches_share_what_is_kept(dynamic):
+    model = net()
+    run = torch.compile(model, backend="fxpasses", dynamic=dynamic, options={**CACHED, "inner": "aot_eager"})
+    for batch in (2, 3, 1):
+        assert_fresh(run, model, torch.randn(batch, 3, 5, 5, dtype=torch.float64))
+
+
+def test_autocast_inside_the_graph_keeps_its_results_right():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.net(x)
+
+    model = Mixed().eval()
+    run = compiled(model, inner="aot_eager")
+    x = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        expected = model(x)
+        assert run(x).dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(run(x), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_a_plain_graph_module_cannot_keep_anything_and_says_so():
+    with torch.no_grad(), pytest.raises(UnknownOptionError, match="something to keep them"):
+        fxpasses.optimize(torch.fx.symbolic_trace(net()), (X,), options={"weights": "cached"})
+
+
+class Identity(nn.Module):
+    """A block whose identity branch becomes part of the weight, as in RepVGG; and a constant beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.identity = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.identity(x) + torch.ones(4, 1, 1, dtype=x.dtype)
+
+
+def test_an_identity_that_is_folded_into_a_weight_is_folded_once():
+    """The identity matrix reads no parameter, so the weight it became part of was made in every call."""
+    torch.manual_seed(0)
+    model = Identity().double().eval()
+    model.identity.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    seen = []
+
+    def inner(graph_module, inputs):
+        seen.extend(node.target for node in graph_module.graph.nodes)
+        return graph_module
+
+    run = torch.compile(model, backend="fxpasses", options={"weights": "cached", "inner": inner})
+    assert_fresh(run, model, x)
+    assert fxpasses.last_report().applied["parallel_conv_merge"] == 1
+    assert torch.eye not in seen
+    assert torch.ones in seen
+    model.identity.running_mean.add_(1)
+    assert_fresh(run, model, x)
