@@ -12,7 +12,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from fxpasses.backend.door import executor_of, rewrite
+from fxpasses.backend.compilation import Compilation
+from fxpasses.backend.rewriting import executor_of, rewrite
 from fxpasses.errors import FxpassesError, UnknownOptionError
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
@@ -157,10 +158,11 @@ def _explain_with_dynamo(model: Callable[..., Any], inputs: tuple[Any, ...], opt
 
     def trace_only(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
-            rewritten, report = rewrite(gm, example_inputs, options)
-            modes = Modes(grad=torch.is_grad_enabled())
-            context = GraphContext(rewritten, modes, executor=executor_of(options))
-            reports.append(foreseen(context, options, report))
+            compilation = Compilation(gm, example_inputs, options)
+            rewrite(compilation)
+            modes = Modes(grad=compilation.trains)
+            context = GraphContext(compilation.graph_module, modes, executor=executor_of(options))
+            reports.append(foreseen(context, options, compilation.report))
         except FxpassesError as error:
             errors.append(error)
         return gm.forward

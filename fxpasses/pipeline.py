@@ -47,13 +47,14 @@ def run_passes(
     register_all()
     passes = REGISTRY.pipeline(options)
     copied = copy_graph_module(graph_module)
+    trainable |= _trainable_inputs(copied, example_inputs)
     ensure_metadata(copied, example_inputs)
     context = GraphContext(
         module=copied,
         initial_modes=Modes(grad=torch.is_grad_enabled()),
         executor=executor,
         weights_cached=keeps_weights(options),
-        trainable=trainable | _trainable_inputs(copied, example_inputs),
+        trainable=trainable,
     )
     with collector_paused():
         write_out_eagers_strides(context)

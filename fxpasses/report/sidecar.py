@@ -10,10 +10,13 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.fx import GraphModule
 
 from fxpasses.torch_internals.inductor import inductor_cache_folder, inductor_caches_are_on
 
@@ -54,3 +57,14 @@ def sources() -> str:
 def digest(*parts: str) -> str:
     """A name for everything that `parts` say."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def graph_key(graph_module: GraphModule, inputs: Sequence[Any]) -> str:
+    """What two compilations of the same graph have in common, in whichever process."""
+    signature = [
+        (tuple(map(str, each.shape)), tuple(map(str, each.stride())), str(each.dtype), each.requires_grad)
+        if isinstance(each, torch.Tensor)
+        else str(type(each))
+        for each in inputs
+    ]
+    return digest(graph_module.code, str(signature), str(torch.is_grad_enabled()), torch.__version__)

@@ -62,12 +62,14 @@ class Rule(abc.ABC, Generic[M]):
         after: names of rules or passes that must have run before, where they run at all.
         default: whether the rule is part of the default pipeline.
         pattern_size: how many operators the whole pattern has, for messages.
+        folds_weights: whether the rewrite computes a weight from parameters, in every call that trains.
     """
 
     name: str
     after: tuple[str, ...] = ()
     default: bool = True
     pattern_size: int = 1
+    folds_weights: bool = False
 
     @property
     @abc.abstractmethod

@@ -78,6 +78,7 @@ class BnBeforeConv(Rule[BnConvMatch]):
     name = "bn_before_conv"
     after = ("parallel_conv_concat",)
     pattern_size = 2
+    folds_weights = True
 
     @property
     def is_anchor(self) -> Callable[[Node], bool]:

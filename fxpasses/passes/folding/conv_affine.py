@@ -142,6 +142,7 @@ class ConvAffine(Rule[ChainMatch]):
     name = "conv_affine"
     after = ("efficient_conv_bn_eval",)
     pattern_size = 2
+    folds_weights = True
 
     @property
     def is_anchor(self) -> Callable[[Node], bool]:
@@ -226,6 +227,7 @@ class AffineAcrossViews(ConvAffine):
     name = "affine_across_views"
     after = ("conv_affine",)
     pattern_size = 3
+    folds_weights = True
 
     def suits(self, steps: tuple[Step, ...]) -> bool:
         """Whether something stands between the producer and the last step that only moves channels."""

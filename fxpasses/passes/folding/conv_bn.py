@@ -90,6 +90,7 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
 
     name = "efficient_conv_bn_eval"
     pattern_size = 2
+    folds_weights = True
 
     @property
     def is_anchor(self) -> Callable[[Node], bool]:

@@ -103,6 +103,7 @@ class ParallelConvMerge(Rule[ParallelMatch]):
     name = "parallel_conv_merge"
     after = ("efficient_conv_bn_eval", "conv_affine", "affine_across_views")
     pattern_size = 3
+    folds_weights = True
 
     @property
     def is_anchor(self) -> Callable[[Node], bool]:

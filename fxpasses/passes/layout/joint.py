@@ -148,7 +148,12 @@ class JointLayout:
 
 
 def joint_layout(
-    graph_module: GraphModule, inputs: Sequence[Any], options: Options, *, shared: bool = False
+    graph_module: GraphModule,
+    inputs: Sequence[Any],
+    options: Options,
+    *,
+    graph_key: str = "",
+    shared: bool = False,
 ) -> JointLayout | None:
     """The layout pass for a graph that goes to inductor; None where stock inductor is to decide.
 
@@ -156,6 +161,7 @@ def joint_layout(
         graph_module: the rewritten graph.
         inputs: its example inputs.
         options: what the user chose.
+        graph_key: what names the graph among all that are compiled.
         shared: whether results share memory, as `results_share_memory` tells.
     """
     if options.layout == "off" or options.inner != "inductor" or not _selected(options):
@@ -176,7 +182,7 @@ def joint_layout(
     named = tuple(
         (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
     )
-    return JointLayout(goal, profile, named, graph_key_of(graph_module, inputs))
+    return JointLayout(goal, profile, named, graph_key)
 
 
 def without_unsafe_kernels(
@@ -289,14 +295,3 @@ def _sizes(given: object) -> str:
 
 def _selected(options: Options) -> bool:
     return NAME not in options.disable and (options.passes is None or NAME in options.passes)
-
-
-def graph_key_of(graph_module: GraphModule, inputs: Sequence[Any]) -> str:
-    """What two compilations of the same graph have in common, in whichever process."""
-    signature = [
-        (tuple(map(str, each.shape)), tuple(map(str, each.stride())), str(each.dtype), each.requires_grad)
-        if isinstance(each, torch.Tensor)
-        else str(type(each))
-        for each in inputs
-    ]
-    return sidecar.digest(graph_module.code, str(signature), str(torch.is_grad_enabled()), torch.__version__)

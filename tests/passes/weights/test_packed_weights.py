@@ -12,7 +12,7 @@ from helpers import randomised
 from torch import nn
 
 import fxpasses
-from fxpasses.backend import door as backend_module
+from fxpasses.backend import inner as backend_module
 from fxpasses.kernels import convolution
 from fxpasses.kernels.choice import Choice
 from fxpasses.kernels.convolution import DEPTHWISE, vector_length
