@@ -14,7 +14,13 @@ from fxpasses.graph.copying import copy_graph_module
 from fxpasses.graph.metadata import ensure_metadata
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
+from fxpasses.passes.folding.bn_before_conv import BnBeforeConv
+from fxpasses.passes.folding.conv_affine import AffineAcrossViews, ConvAffine
+from fxpasses.passes.folding.conv_bn import EfficientConvBnEval
+from fxpasses.passes.folding.parallel import ParallelConvConcat, ParallelConvMerge
 from fxpasses.passes.layout.eager_strides import write_out_eagers_strides
+from fxpasses.passes.layout.passes import LAYOUT
+from fxpasses.passes.training.activation_masks import ACTIVATION_MASKS
 from fxpasses.report.report import Report
 from fxpasses.rewrite.driver import Driver
 from fxpasses.rewrite.registry import REGISTRY
@@ -77,14 +83,6 @@ def _trainable_inputs(graph_module: GraphModule, example_inputs: Sequence[Any] |
 
 def register_all() -> None:
     """Registers the passes that fxpasses ships; called once, when the registry is first asked for."""
-    from fxpasses.passes.folding.bn_before_conv import BnBeforeConv
-    from fxpasses.passes.folding.conv_affine import AffineAcrossViews, ConvAffine
-    from fxpasses.passes.folding.conv_bn import EfficientConvBnEval
-    from fxpasses.passes.folding.parallel import ParallelConvConcat, ParallelConvMerge
-    from fxpasses.passes.layout.passes import LAYOUT
-    from fxpasses.passes.training.activation_masks import ACTIVATION_MASKS
-    from fxpasses.rewrite.registry import REGISTRY
-
     names = REGISTRY.names()
     family = (
         EfficientConvBnEval(),
@@ -94,6 +92,6 @@ def register_all() -> None:
         ParallelConvConcat(),
         BnBeforeConv(),
     )
-    for each in (*family, ACTIVATION_MASKS, LAYOUT):
-        if each.name not in names:
-            REGISTRY.register(each)
+    for shipped in (*family, ACTIVATION_MASKS, LAYOUT):
+        if shipped.name not in names:
+            REGISTRY.register(shipped)

@@ -27,13 +27,13 @@ def taken_over(options: Options) -> frozenset[str]:
     if options.inner != "inductor" or not inductor_folds_batch_norms(options.inductor):
         return frozenset()
     register_all()
-    selected = {rule.name for each in REGISTRY.pipeline(options) for rule in each.rules}
+    selected = {rule.name for group in REGISTRY.pipeline(options) for rule in group.rules}
     return frozenset({RULE}) & selected
 
 
 def remarks_on(report: Report) -> tuple[Remark, ...]:
     """Says that inductor's pass stays off, where our rule had anything to look at."""
-    if all(each.rule != RULE for each in report.remarks):
+    if all(remark.rule != RULE for remark in report.remarks):
         return ()
     message = "inductor's own pass stays off: {} rewrites each pair, but for those that it would get wrong"
     why = Decline("taken-over", message, None, (RULE,))
