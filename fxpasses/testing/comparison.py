@@ -47,15 +47,9 @@ def assert_rewrites(
     Raises:
         AssertionError: a count or a value differs.
     """
-    from fxpasses.backend.door import backend
-
     eager, rewritten = copy.deepcopy(model), copy.deepcopy(model)
     chosen: dict[str, Any] = {"options": options} if options is not None else {}
-    traced: Callable[..., Any] = torch.compile(fresh_call(), backend=backend, **chosen, **compile_arguments)
-
-    def compiled(*arguments: Any) -> Any:
-        return traced(rewritten, arguments)
-
+    compiled = _compiled(rewritten, **chosen, **compile_arguments)
     reference = _in_float64(model)
     with expect(**expected_counts):
         found = _Run(compiled, rewritten, inputs, grads)
@@ -105,6 +99,18 @@ def assert_declines(
     if code not in {each.code for each in remarks}:
         listed = "\n".join(map(str, remarks)) or "(no site was looked at)"
         raise AssertionError(f"no site was declined with {code!r}; remarks:\n{listed}")
+
+
+def _compiled(model: torch.nn.Module | Callable[..., Any], **compile_arguments: Any) -> Callable[..., Any]:
+    """The model as `torch.compile` with our backend runs it, traced anew whatever was compiled before."""
+    from fxpasses.backend.door import backend
+
+    traced: Callable[..., Any] = torch.compile(fresh_call(), backend=backend, **compile_arguments)
+
+    def compiled(*arguments: Any) -> Any:
+        return traced(model, arguments)
+
+    return compiled
 
 
 class _Run:

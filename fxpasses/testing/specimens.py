@@ -93,19 +93,22 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
         captured = _rewritten_answers(specimen, level, {"passes": ()}, symbolic)[1]
         if not _same(answers, captured):
             raise  # else capturing the model changed the answer
-    remarks = "\n".join(map(str, found.report.remarks)) or "(no site was looked at)"
-    failed = [each for each in found.report.remarks if each.status == "failed"]
-    assert not failed, f"{where}: {remarks}"
-    if level in specimen.levels:
-        applied = found.report.applied.get(rule, 0)
-        count = specimen.count_at(level)
-        assert count is None or applied == count, (
-            f"{where}: {applied} applications, {count} expected\n{remarks}"
-        )
-        codes = {each.code for each in found.report.remarks}
-        code = specimen.code_at(level)
-        assert code is None or code in codes, f"{where}: no site declined with {code!r}\n{remarks}"
+    _assert_expected_remarks(found.report, rule, specimen, level)
     return found.report
+
+
+def _assert_expected_remarks(report: Report, rule: str, specimen: Specimen, level: str) -> None:
+    """That nothing failed, and that the rule was applied and declined as the specimen says."""
+    where = f"{specimen.label} at {level}"
+    remarks = "\n".join(map(str, report.remarks)) or "(no site was looked at)"
+    failed = [remark for remark in report.remarks if remark.status == "failed"]
+    assert not failed, f"{where}: {remarks}"
+    if level not in specimen.levels:
+        return
+    applied, count = report.applied.get(rule, 0), specimen.count_at(level)
+    assert count is None or applied == count, f"{where}: {applied} applications, {count} expected\n{remarks}"
+    codes, code = {remark.code for remark in report.remarks}, specimen.code_at(level)
+    assert code is None or code in codes, f"{where}: no site declined with {code!r}\n{remarks}"
 
 
 def _rewritten_answers(
