@@ -12,7 +12,7 @@ from torch import nn
 import fxpasses
 from fxpasses.errors import PatternError
 from fxpasses.rewrite import declarative
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.testing import registered
 from tests.helpers import CAPTURES, outputs_and_gradients, require_equal, require_wellformed
 

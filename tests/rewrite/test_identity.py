@@ -14,7 +14,7 @@ import torch
 from fxpasses.options import Options
 from fxpasses.passes.folding.conv_bn import EfficientConvBnEval
 from fxpasses.pipeline import register_all
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.rewrite.identity import fingerprint
 from fxpasses.rewrite.registry import RulePass, pipeline_key
 from fxpasses.testing import registered

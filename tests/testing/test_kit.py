@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fxpasses.errors import FxpassesError
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.testing import (
     Specimen,
     assert_declines,

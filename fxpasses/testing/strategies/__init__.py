@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fxpasses.errors import FxpassesError
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.rewrite.registry import AnyRule
 from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.affine import AFFINE_ACROSS_VIEWS, CONV_AFFINE

@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxpasses.graph.levels import Level
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.rewrite.recording import fake_of, record
 from fxpasses.testing.captures import LEVELS
 from fxpasses.testing.specimens import Specimen
