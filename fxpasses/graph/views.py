@@ -153,7 +153,7 @@ def _read_convolution(node: Node) -> Convolution | Decline:
     if not isinstance(bound["groups"], int) or not isinstance(transposed, bool):
         return Decline("non-constant", "{} has a number of groups that is not a constant", node, (node.name,))
     operands = [bound["input"], bound["weight"], bound["bias"]]
-    if not all(isinstance(each, Node) for each in operands[:2]) or not _is_optional_node(operands[2]):
+    if not all(isinstance(operand, Node) for operand in operands[:2]) or not _is_optional_node(operands[2]):
         return Decline("unsupported-arguments", "{} has operands that are not tensors", node, (node.name,))
     return Convolution(
         nodes=(node,),
@@ -269,7 +269,7 @@ def _read_product(node: Node) -> Linear | Decline:
         return bound
     given, weight = bound["self"], bound["mat2"] if "mat2" in bound else bound["other"]
     shapes = [tensor(given), tensor(weight)]
-    if "out_dtype" in bound or any(each is None or each.ndim != 2 for each in shapes):
+    if "out_dtype" in bound or any(shape is None or shape.ndim != 2 for shape in shapes):
         return Decline("not-a-linear", "{} is not a product of two matrices", node, (node.name,))
     return Linear((node,), given, weight, None, weight_axis=1)
 

@@ -50,7 +50,7 @@ class PatternMatch(Match):
     @property
     def results(self) -> tuple[Node, ...]:
         """The nodes that the replacement takes over."""
-        return tuple(self.found.nodes[each] for each in self.pattern.results)
+        return tuple(self.found.nodes[operation] for operation in self.pattern.results)
 
     @property
     def pattern_size(self) -> int:
@@ -115,7 +115,7 @@ class DeclarativeRule(Rule[PatternMatch]):
         self.pattern, self.replacement, self.check, self.profit = pattern, replacement, check, profit
         self.examples = examples_by_parameter(name, pattern, replacement, examples)
         self._variants: dict[Level, tuple[Variant, ...]] = {}
-        self.pattern_size = max(each.pattern.size for each in self.variants(Level.TORCH))
+        self.pattern_size = max(variant.pattern.size for variant in self.variants(Level.TORCH))
 
     def variants(self, level: Level) -> tuple[Variant, ...]:
         """What is looked for in graphs of a level; traced when first asked for.
@@ -130,7 +130,7 @@ class DeclarativeRule(Rule[PatternMatch]):
     @property
     def is_anchor(self) -> Callable[[Node], bool]:
         """Every call of an operator with which the pattern ends, at any level."""
-        anchors = {each.pattern.anchor for level in Level for each in self.variants(level)}
+        anchors = {variant.pattern.anchor for level in Level for variant in self.variants(level)}
         # 1 - x is a subtraction by its target, and a reversed one by its arguments.
         anchors |= {"aten::sub"} if "aten::rsub" in anchors else set()
         known: dict[object, bool] = {}
@@ -168,7 +168,9 @@ class DeclarativeRule(Rule[PatternMatch]):
     def legality(self, match: PatternMatch) -> Decline | None:
         """What holds for every pattern, then the rule's own check."""
         aliasing = next(
-            each.aliasing for each in self.variants(match.context.level) if each.pattern is match.pattern
+            variant.aliasing
+            for variant in self.variants(match.context.level)
+            if variant.pattern is match.pattern
         )
         hazard = first_hazard(match, match.place, match.operands, match.found.operands, aliasing)
         if hazard is None:
@@ -181,12 +183,14 @@ class DeclarativeRule(Rule[PatternMatch]):
         `matmul(x, w) + b` takes a bias of another dtype, and `addmm(b, x, w)` does not.
         """
         found = [
-            tensor_of(each) for each in match.found.operands.values() if not isinstance(each, (int, float))
+            tensor_of(operand)
+            for operand in match.found.operands.values()
+            if not isinstance(operand, (int, float))
         ]
         dtypes = _floating_dtypes(found)
-        if len(dtypes) < 2 or any(len(_floating_dtypes(each.values())) > 1 for each in self.examples):
+        if len(dtypes) < 2 or any(len(_floating_dtypes(example.values())) > 1 for example in self.examples):
             return None
-        names = ", ".join(sorted(str(each).removeprefix("torch.") for each in dtypes))
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         return Decline(
             "mixed-dtypes", "the operands are {}, and no example mixes dtypes", match.result, (names,)
         )
@@ -210,14 +214,18 @@ class DeclarativeRule(Rule[PatternMatch]):
             given[name] = held if found is None else context.evaluator.fake(found)
         graph = record(self.replacement, given, context.level, mode)
         numbers = [
-            (given[name], each) for name, each in match.found.operands.items() if _is_symbol(given[name])
+            (given[name], operand)
+            for name, operand in match.found.operands.items()
+            if _is_symbol(given[name])
         ]
         operands = {node.name: build.operand(match[node.name]) for node in graph.find_nodes(op="placeholder")}
         return write(build, graph, operands, numbers)
 
 
 def _floating_dtypes(given: Iterable[object]) -> set[torch.dtype]:
-    return {each.dtype for each in given if isinstance(each, torch.Tensor) and each.is_floating_point()}
+    return {
+        tensor.dtype for tensor in given if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+    }
 
 
 def _answer(

@@ -69,11 +69,11 @@ class _Run:
         watched = copy.copy(matcher)
         watched.patterns = type(matcher.patterns)(
             list,
-            {key: [self._watched(each) for each in entries] for key, entries in matcher.patterns.items()},
+            {key: [self._watched(entry) for entry in entries] for key, entries in matcher.patterns.items()},
         )
         watched.apply(self.context.module)
         self._adopt([node for node in self.context.graph.nodes if node not in known])
-        changed = any(each.status == "applied" for each in self.remarks)
+        changed = any(remark.status == "applied" for remark in self.remarks)
         return Outcome(tuple(self.remarks), changed)
 
     def _watched(self, entry: Any) -> Any:
@@ -96,7 +96,7 @@ class _Run:
         def applied(match: Any, graph: torch.fx.Graph, node: Node) -> None:
             remark = _remark_of(self, "applied", "applied", f"replaced {_names(match)}", match)
             apply(match, graph, node)
-            if any(is_erased(each) for each in match.nodes) or not match.output_node().users:
+            if any(is_erased(matched) for matched in match.nodes) or not match.output_node().users:
                 self.remarks.append(remark)
                 return
             message = "the handler left the graph as it was"
@@ -138,4 +138,4 @@ def _remark_of(run: _Run, status: Status, code: str, message: str, match: Any) -
 
 
 def _names(match: Any) -> str:
-    return ", ".join(each.name for each in match.nodes)
+    return ", ".join(node.name for node in match.nodes)

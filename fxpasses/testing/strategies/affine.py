@@ -128,7 +128,9 @@ def conv_affine(draw: st.DrawFn) -> Specimen:
     with seeded(draw):
         if kind == "symbolic-channels":
             shapes = ((3, draw(st.integers(2, 4)), 5, 7), (draw(st.integers(5, 7)), 0, 3, 3))
-            x, weight = (torch.randn(each[0], each[1] or shapes[0][1], *each[2:]).double() for each in shapes)
+            x, weight = (
+                torch.randn(shape[0], shape[1] or shapes[0][1], *shape[2:]).double() for shape in shapes
+            )
             return CONV_AFFINE[kind].of(kind, _Free(), x.requires_grad_(), weight.requires_grad_())
         producer, x = _producer(draw, kind)
         draft = Draft(
@@ -171,8 +173,8 @@ def _specimen(
     read = second_reader(draw, min(draft.y.dim(), x.dim())) if kind == "extra-user" else torch.sin
     model = randomised(Chain(producer, draft.steps, kind, fork, read))
     if kind == "training-mode":
-        for each in model.modules():
-            each.train(isinstance(each, BatchNormBase))
+        for module in model.modules():
+            module.train(isinstance(module, BatchNormBase))
     x = in_kind(kind, model, x)
     if kind == "widened":
         x = in_kind("float32", model.get_submodule("producer"), x.detach())

@@ -153,6 +153,6 @@ def _free_inputs(draw: st.DrawFn) -> Sequence[torch.Tensor]:
     shapes = ((3, inputs, 5, 7), (inputs, outputs // 2, 3, 3), (outputs,), (outputs,), (outputs,), (outputs,))
     made = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     made[3] = made[3].abs() + 0.5
-    for each in (*made[:2], *made[4:]):
-        each.requires_grad_()
+    for tensor in (*made[:2], *made[4:]):
+        tensor.requires_grad_()
     return made

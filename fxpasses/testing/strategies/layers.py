@@ -122,9 +122,9 @@ def randomised(model: nn.Module) -> nn.Module:
     """The model in float64 and eval mode, with statistics and affine parameters that are no identity."""
     model = model.double().eval()
     with torch.no_grad():
-        for name, each in [*model.named_parameters(), *model.named_buffers()]:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith("running_var"):
-                each.uniform_(0.5, 2.0)
-            elif each.is_floating_point():
-                each.normal_()
+                tensor.uniform_(0.5, 2.0)
+            elif tensor.is_floating_point():
+                tensor.normal_()
     return model
