@@ -1,4 +1,4 @@
-"""The demo: an embedded residual network is fine-tuned with frozen statistics, through three doors.
+"""The demo: an embedded residual network is fine-tuned with frozen statistics.
 
 1. It goes through `torch.compile(backend="fxpasses")`, and the report says what happened.
 2. Outputs and parameter gradients are compared with eager: in float64, where they test the algebra, and in

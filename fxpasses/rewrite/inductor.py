@@ -51,14 +51,14 @@ def from_inductor(
         )
 
     def run(context: GraphContext, _: Options) -> Outcome:
-        return _Run(name, context).of(matcher)
+        return _MatcherRun(name, context).of(matcher)
 
     return GraphPass(name, run, after, default)
 
 
 @dataclass
-class _Run:
-    """One run over one graph."""
+class _MatcherRun:
+    """One run of a PatternMatcherPass over one graph, of which it keeps the remarks."""
 
     name: str
     context: GraphContext
@@ -119,7 +119,7 @@ class _Run:
                 node.meta["val"] = self.context.evaluator.call(function, node.args, dict(node.kwargs))
 
 
-def _remark_of(run: _Run, status: Status, code: str, message: str, match: Any) -> Remark:
+def _remark_of(run: _MatcherRun, status: Status, code: str, message: str, match: Any) -> Remark:
     node = match.output_node()
     size = len(match.nodes)
     return Remark(

@@ -52,9 +52,9 @@ def assert_rewrites(
     compiled = _compiled(rewritten, **chosen, **compile_arguments)
     reference = _in_float64(model)
     with expect(**expected_counts):
-        found = _Run(compiled, rewritten, inputs, grads)
-    expected = _Run(eager, eager, inputs, grads)
-    exact = _Run(reference, reference, _in_float64(list(inputs)), grads)
+        found = _ModelCall(compiled, rewritten, inputs, grads)
+    expected = _ModelCall(eager, eager, inputs, grads)
+    exact = _ModelCall(reference, reference, _in_float64(list(inputs)), grads)
     assert_close_to_eager("output", found.outputs, expected.outputs, exact.outputs)
     if not grads:
         return
@@ -115,7 +115,7 @@ def _compiled(model: torch.nn.Module | Callable[..., Any], **compile_arguments: 
     return compiled
 
 
-class _Run:
+class _ModelCall:
     """One call of a model, with the gradients that it gave."""
 
     def __init__(self, call: Callable[..., Any], owner: object, inputs: Sequence[Any], grads: bool) -> None:
@@ -137,7 +137,7 @@ class _Run:
         return [*parameters, *(tensor for tensor in floating(arguments) if tensor.requires_grad)]
 
 
-def _after_step(run: _Run, lr: float) -> list[torch.Tensor]:
+def _after_step(run: _ModelCall, lr: float) -> list[torch.Tensor]:
     """Parameters and buffers after one SGD step."""
     if run.module is None:
         return []
@@ -178,5 +178,5 @@ def _in_float64(given: Any) -> Any:
     return tree_map_only(torch.Tensor, widened, given)
 
 
-def _is_float64(run: _Run) -> bool:
+def _is_float64(run: _ModelCall) -> bool:
     return all(output.dtype == torch.float64 for output in run.outputs)

@@ -25,7 +25,7 @@ from fxpasses.testing.strategies.layers import (
     FIRES,
     NAMES_SURVIVE,
     RIGHT_AS_THEY_ARE,
-    Outcome,
+    Expectation,
     except_at,
     in_kind,
     kinds_of,
@@ -118,29 +118,29 @@ def _convolution(
 _SEEN_AS_A_WRITE = dict.fromkeys(NAMES_SURVIVE, "mutation")
 """Who traces operators gives the input another name after a write, so no two branches read the same."""
 
-PARALLEL_CONV_MERGE: dict[str, Outcome] = {
+PARALLEL_CONV_MERGE: dict[str, Expectation] = {
     **RIGHT_AS_THEY_ARE,
     "norm": FIRES,
     "identity": FIRES,
-    "three": Outcome(2),
+    "three": Expectation(2),
     "in-place": FIRES,
     # Without a batch, core ATen has a squeeze behind each convolution.
-    "unbatched": Outcome(except_at("aten", 1, 0)),
-    "extra-user": Outcome(code="multiple-users"),
-    "misplaced": Outcome(code="geometry"),
-    "other-groups": Outcome(code="geometry"),
-    "broadcast": Outcome(code="geometry"),
-    "broadcast-identity": Outcome(code="geometry"),
-    "other-input": Outcome(),
-    "training-mode": Outcome(grads=False),
-    "transposed": Outcome(),
-    "activation": Outcome(),
-    "scaled": Outcome(),
-    "difference": Outcome(),
-    "twice": Outcome(),
-    "written": Outcome(code=_SEEN_AS_A_WRITE, grads=False),
+    "unbatched": Expectation(except_at("aten", 1, 0)),
+    "extra-user": Expectation(code="multiple-users"),
+    "misplaced": Expectation(code="geometry"),
+    "other-groups": Expectation(code="geometry"),
+    "broadcast": Expectation(code="geometry"),
+    "broadcast-identity": Expectation(code="geometry"),
+    "other-input": Expectation(),
+    "training-mode": Expectation(grads=False),
+    "transposed": Expectation(),
+    "activation": Expectation(),
+    "scaled": Expectation(),
+    "difference": Expectation(),
+    "twice": Expectation(),
+    "written": Expectation(code=_SEEN_AS_A_WRITE, grads=False),
     # Below, a write is a new tensor.
-    "into-input": Outcome(except_at("aten", 0, 1), except_at("aten", "mutation"), grads=False),
+    "into-input": Expectation(except_at("aten", 0, 1), except_at("aten", "mutation"), grads=False),
 }
 """The kinds of models, and what parallel_conv_merge must do with them at each level."""
 
@@ -264,19 +264,19 @@ def _second(
 
 # parallel_conv_concat --------------------------------------------------------------------------------------
 
-PARALLEL_CONV_CONCAT: dict[str, Outcome] = {
+PARALLEL_CONV_CONCAT: dict[str, Expectation] = {
     **RIGHT_AS_THEY_ARE,
     "same-twice": FIRES,
     # Without a batch, core ATen has a squeeze behind each convolution.
-    "unbatched": Outcome(except_at("aten", 1, 0)),
-    "extra-user": Outcome(code="multiple-users"),
-    "other-window": Outcome(code="geometry"),
-    "grouped": Outcome(code="geometry"),
-    "other-input": Outcome(),
-    "other-axis": Outcome(),
-    "with-input": Outcome(),
-    "activation": Outcome(),
-    "written": Outcome(code=_SEEN_AS_A_WRITE, grads=False),
+    "unbatched": Expectation(except_at("aten", 1, 0)),
+    "extra-user": Expectation(code="multiple-users"),
+    "other-window": Expectation(code="geometry"),
+    "grouped": Expectation(code="geometry"),
+    "other-input": Expectation(),
+    "other-axis": Expectation(),
+    "with-input": Expectation(),
+    "activation": Expectation(),
+    "written": Expectation(code=_SEEN_AS_A_WRITE, grads=False),
 }
 """The kinds of models, and what parallel_conv_concat must do with them at each level."""
 
