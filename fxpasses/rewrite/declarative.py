@@ -74,6 +74,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch  # noqa: F401  # Dynamo looks up what the tutorial's functions use in the module that holds it
+
 from fxpasses.errors import PatternError
 from fxpasses.rewrite.declarative_rule import DeclarativeRule
 
