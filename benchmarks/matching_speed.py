@@ -29,7 +29,7 @@ from benchmarks.torch_internals import pattern_matcher_pass
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.rewrite.driver import Driver
 from fxpasses.rewrite.registry import RulePass
 from fxpasses.torch_internals.fake_tensors import FakeTensorMode

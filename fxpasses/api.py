@@ -178,8 +178,8 @@ def _explain_with_dynamo(model: Callable[..., Any], inputs: tuple[Any, ...], opt
 def _undisturbed(model: Callable[..., Any]) -> Iterator[None]:
     """Puts buffers and random generators back as they were."""
     buffers = list(model.buffers()) if isinstance(model, torch.nn.Module) else []
-    saved = [(each, each.detach().clone()) for each in buffers]
-    devices = sorted({each.device.index for each in buffers if each.device.type == "cuda"})
+    saved = [(buffer, buffer.detach().clone()) for buffer in buffers]
+    devices = sorted({buffer.device.index for buffer in buffers if buffer.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         try:
             yield

@@ -211,7 +211,7 @@ def nudge(given: torch.Tensor) -> torch.Tensor:
 def floating(nest: Any) -> list[torch.Tensor]:
     """The floating-point tensors in a nest."""
     leaves = tree_leaves(nest)
-    return [each for each in leaves if isinstance(each, torch.Tensor) and each.is_floating_point()]
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
 def _require_same_kind(label: str, ours: torch.Tensor, eager: torch.Tensor) -> None:

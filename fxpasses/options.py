@@ -99,7 +99,7 @@ class Options:
             raise UnknownOptionError(
                 f"options must be a mapping or fxpasses.Options, not a {type(given).__name__}."
             )
-        valid = [each.name for each in dataclasses.fields(Options)]
+        valid = [field.name for field in dataclasses.fields(Options)]
         for key in given:
             if key not in valid:
                 raise UnknownOptionError(unknown_name("option", str(key), valid, _advice(str(key))))
@@ -120,7 +120,7 @@ def _names(option: str, given: object) -> tuple[str, ...] | None:
         return None
     if isinstance(given, str):
         return (given,)
-    if isinstance(given, (list, tuple, set, frozenset)) and all(isinstance(each, str) for each in given):
+    if isinstance(given, (list, tuple, set, frozenset)) and all(isinstance(name, str) for name in given):
         return tuple(given)
     raise UnknownOptionError(f"option {option!r} takes names of passes or rules; got {given!r}.")
 

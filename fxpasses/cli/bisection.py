@@ -93,7 +93,7 @@ def bisect(command: Sequence[str], repro_directory: Path | None = None) -> Culpr
 
 def _run(command: Sequence[str], limit: int | None, remarks: Path, repros: Path | None) -> bool:
     """Whether the command fails under a limit; only the first, unlimited run writes anything down."""
-    environment = {key: each for key, each in os.environ.items() if key not in (LIMIT, FILE, REPROS)}
+    environment = {key: value for key, value in os.environ.items() if key not in (LIMIT, FILE, REPROS)}
     if limit is None:
         environment[FILE] = str(remarks)
         if repros is not None:

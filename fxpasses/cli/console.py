@@ -24,8 +24,8 @@ def show(*renderables: RenderableType) -> None:
     if sys.stdout.isatty():
         Console(highlight=False, markup=False).print(*renderables, sep="\n")
     else:
-        for each in renderables:
-            print(each if isinstance(each, str) else plain(each))
+        for renderable in renderables:
+            print(renderable if isinstance(renderable, str) else plain(renderable))
 
 
 @contextlib.contextmanager

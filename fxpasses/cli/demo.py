@@ -53,7 +53,7 @@ def _print_demo(result: DemoResult) -> None:
         checks.add_row(check.name, f"{check.error:.1e}", f"{check.allowed:.1e}", verdict)
     times = table_of("variant", "ms a step", "middle half", "MB saved for backward")
     for name, timing in result.timings.items():
-        lower, median, upper = (1e3 * each for each in timing.quartiles)
+        lower, median, upper = (1e3 * seconds for seconds in timing.quartiles)
         times.add_row(name, f"{median:.1f}", f"{lower:.1f} to {upper:.1f}", f"{timing.saved_bytes / 1e6:.1f}")
     show(
         f"a residual network, batch {BATCH} at {IMAGE}x{IMAGE}, fine-tuned with frozen statistics "

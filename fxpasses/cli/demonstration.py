@@ -1,4 +1,4 @@
-"""The demo: an embedded residual network is fine-tuned with frozen statistics, through three doors.
+"""The demo: an embedded residual network is fine-tuned with frozen statistics.
 
 1. It goes through `torch.compile(backend="fxpasses")`, and the report says what happened.
 2. Outputs and parameter gradients are compared with eager: in float64, where they test the algebra, and in
@@ -145,8 +145,8 @@ def check_against_eager(
         images: its input, in float32.
         compile_model: what is put to the test.
     """
-    exact, exact_gradients = _run(copy.deepcopy(model).double(), images.double(), lambda each: each)
-    eager, _ = _run(copy.deepcopy(model), images, lambda each: each)
+    exact, exact_gradients = _run(copy.deepcopy(model).double(), images.double(), lambda module: module)
+    eager, _ = _run(copy.deepcopy(model), images, lambda module: module)
     ours64, gradients64 = _run(copy.deepcopy(model).double(), images.double(), compile_model)
     ours32, _ = _run(copy.deepcopy(model), images, compile_model)
     gradient_errors = [
@@ -171,7 +171,7 @@ def _run(
     """Outputs, and the gradients of their mean square for every parameter."""
     outputs = compile_model(model)(images)
     outputs.square().mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if len(gradients) != len(list(model.parameters())):
         raise FxpassesError(f"only {len(gradients)} parameters of the demo's model have a gradient.")
     return outputs.detach(), gradients
@@ -236,7 +236,7 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def measure_saved_bytes(step: Step, model: nn.Module, images: torch.Tensor) -> int:
     """The bytes that one forward pass keeps for the backward pass; see `Timing.saved_bytes`."""
     held = [*model.parameters(), *model.buffers(), images]
-    known = {each.untyped_storage().data_ptr() for each in held}
+    known = {tensor.untyped_storage().data_ptr() for tensor in held}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -270,8 +270,8 @@ def measure_in_turns(rounds: int, threads: int, progress: Progress) -> dict[str,
             saved[name] = int(_ask(name, connection, "warm up"))
         seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
         order, shuffled = list(VARIANTS), random.Random(0)
-        for each in range(rounds):
-            progress(f"timing in turns: round {each + 1} of {rounds}")
+        for index in range(rounds):
+            progress(f"timing in turns: round {index + 1} of {rounds}")
             shuffled.shuffle(order)
             for name in order:
                 seconds[name].append(float(_ask(name, workers[name], "step")))
@@ -356,7 +356,7 @@ class DemoResult:
     @property
     def right(self) -> bool:
         """Whether something was rewritten and every comparison is within what is allowed."""
-        return bool(self.report.applied) and all(each.right for each in self.checks)
+        return bool(self.report.applied) and all(check.right for check in self.checks)
 
     @property
     def ratio(self) -> Ratio:
@@ -370,8 +370,8 @@ class DemoResult:
             "threads": self.threads,
             "right": self.right,
             "applied": dict(self.report.applied),
-            "checks": [dataclasses.asdict(each) | {"right": each.right} for each in self.checks],
-            "timings": {name: dataclasses.asdict(each) for name, each in self.timings.items()},
+            "checks": [dataclasses.asdict(check) | {"right": check.right} for check in self.checks],
+            "timings": {name: dataclasses.asdict(timing) for name, timing in self.timings.items()},
             "ratio_to_inductor": dataclasses.asdict(self.ratio) | {"verdict": self.ratio.verdict},
         }
 

@@ -116,7 +116,7 @@ def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
         names = [
-            str(each).removeprefix("torch.") for each in vars(torch).values() if type(each) is torch.dtype
+            str(value).removeprefix("torch.") for value in vars(torch).values() if type(value) is torch.dtype
         ]
         raise FxpassesError(unknown_name("dtype", name, names))
     return found
@@ -130,14 +130,14 @@ def run(arguments: argparse.Namespace) -> int:
     from fxpasses.options import Options
     from fxpasses.report import counters
 
-    options = Options.of(dict(_option(each) for each in arguments.options))
+    options = Options.of(dict(_option(option) for option in arguments.options))
     dtype = _dtype(arguments.dtype)
     if not dtype.is_floating_point:
         raise FxpassesError(f"--dtype {arguments.dtype} is not a floating dtype, which weights must have.")
     with working("building the model", total=3) as proceed, _current_directory_importable():
         torch.manual_seed(0)
         model = load_model(arguments.spec).to(dtype).train(arguments.full_train)
-        inputs = [each.build(dtype) for each in arguments.input]
+        inputs = [spec.build(dtype) for spec in arguments.input]
         proceed("loading Dynamo")
         counters.reset()
         proceed("tracing")
@@ -155,7 +155,7 @@ def _option(text: str) -> tuple[str, object]:
     if not equals:
         raise FxpassesError(f"--options takes KEY=VALUE, such as profit=always; got {text!r}.")
     if key in ("passes", "disable"):
-        return key, tuple(each.strip() for each in given.split(",") if each.strip())
+        return key, tuple(name.strip() for name in given.split(",") if name.strip())
     try:
         return key, ast.literal_eval(given)
     except (SyntaxError, ValueError):
@@ -174,7 +174,7 @@ def _explained(model: torch.nn.Module, inputs: list[torch.Tensor], options: Opti
         try:
             model(*inputs)
         except Exception as error:
-            shapes = ", ".join(f"{tuple(each.shape)} {each.dtype}" for each in inputs)
+            shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in inputs)
             raise FxpassesError(
                 f"the model does not run on {shapes}: {type(error).__name__}: {error} (see --input, --dtype)"
             ) from error

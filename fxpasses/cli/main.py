@@ -60,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the versions of fxpasses and torch")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for each in (demo, explain, bisect, rules):
-        each.add_command(commands)
+    for command in (demo, explain, bisect, rules):
+        command.add_command(commands)
     return parser
 
 

@@ -114,7 +114,7 @@ def _transformers(name: str) -> Any:
     transformers = _import("transformers", f"transformers:{name}", "transformers")
     model_class = getattr(transformers, name, None)
     if model_class is None or not hasattr(model_class, "config_class"):
-        names = [each for each in dir(transformers) if each.endswith("Model")]
+        names = [name for name in dir(transformers) if name.endswith("Model")]
         raise ModelSpecError(_not_found("transformers", name, names))
     return model_class(model_class.config_class())
 
@@ -123,7 +123,7 @@ def _factory(module: str, name: str) -> Any:
     spec = f"{module}:{name}"
     factory = getattr(_import(module, spec), name, None)
     if factory is None:
-        public = [each for each in dir(importlib.import_module(module)) if not each.startswith("_")]
+        public = [name for name in dir(importlib.import_module(module)) if not name.startswith("_")]
         raise ModelSpecError(f"model spec {spec!r}: " + unknown_name(f"name in {module}", name, public))
     if not callable(factory):
         raise ModelSpecError(

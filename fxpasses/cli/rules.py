@@ -28,9 +28,9 @@ def run(_: argparse.Namespace) -> int:
 
     register_all()
     table = table_of("rule", "pass", "default", "what it does")
-    for each in REGISTRY.pipeline(Options(passes=tuple(REGISTRY.names()))):
-        for rule in each.rules:
+    for pass_ in REGISTRY.pipeline(Options(passes=tuple(REGISTRY.names()))):
+        for rule in pass_.rules:
             what = (type(rule).__doc__ or "").strip().partition("\n")[0]
-            table.add_row(rule.name, each.name, "yes" if each.default else "no", Text(what))
+            table.add_row(rule.name, pass_.name, "yes" if pass_.default else "no", Text(what))
     show(table)
     return 0

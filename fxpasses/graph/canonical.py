@@ -149,7 +149,7 @@ def _arguments(node: Node, args: tuple[Any, ...]) -> dict[str, Any] | None:
     name = operator_of(node)
     packet = aten_packet(name.removeprefix("aten::")) if isinstance(name, str) else None
     if packet is None or target is operator.getitem:
-        positional = {str(position): each for position, each in enumerate(args)}
+        positional = {str(position): argument for position, argument in enumerate(args)}
         return {**positional, **node.kwargs}
     if node.op == "call_function" and hasattr(target, "__code__"):
         return _of_python_function(target, packet, node)  # type: ignore[arg-type]
@@ -206,7 +206,7 @@ def _layout(overload: OpOverload) -> _Layout:
         names=tuple(renamed.values()),
         positional=len(signature.names) - len(signature.keyword_only),
         least=len(signature.names) - len(signature.defaults),
-        defaults={renamed[name]: each for name, each in signature.defaults.items()},
+        defaults={renamed[name]: default for name, default in signature.defaults.items()},
         lists=tuple(renamed[name] for name, kind in kinds.items() if "List[int]" in kind),
     )
 
@@ -236,7 +236,7 @@ def _of_python_function(
     bound = signature_of_function(target).bind(node.args, node.kwargs)
     if isinstance(bound, str) or bound.pop("inplace", False) is not False:
         return None
-    arguments = _renamed({key: each for key, each in bound.items() if key not in _NOT_THE_OPERATOR_S})
+    arguments = _renamed({key: argument for key, argument in bound.items() if key not in _NOT_THE_OPERATOR_S})
     for overload in _overloads(packet):
         signature = signature_of_overload(overload)
         names = {"self" if name == "input" else name for name in signature.names}
@@ -247,15 +247,15 @@ def _of_python_function(
 
 def _renamed(arguments: dict[str, Any]) -> dict[str, Any]:
     """Python's `input` and the schema's `self` are one."""
-    return {"self" if name == "input" else name: each for name, each in arguments.items()}
+    return {"self" if name == "input" else name: argument for name, argument in arguments.items()}
 
 
 def _listed(bound: dict[str, Any], overload: OpOverload) -> dict[str, Any]:
     """A single number where a list is meant becomes a list: `mean(x, -1)` is `mean(x, [-1])`."""
     kinds = _types(overload)
     return {
-        name: [each] if "List[int]" in kinds[name] and type(each) is int else each
-        for name, each in bound.items()
+        name: [argument] if "List[int]" in kinds[name] and type(argument) is int else argument
+        for name, argument in bound.items()
     }
 
 
@@ -266,15 +266,15 @@ _FIRST = ("Tensor", "List[Tensor]")
 @functools.cache
 def _overloads(packet: OpOverloadPacket) -> tuple[OpOverload, ...]:
     return tuple(
-        each
-        for each in packet_overloads(packet)
-        if "out" not in each._overloadname and next(iter(_types(each).values()), "") in _FIRST
+        overload
+        for overload in packet_overloads(packet)
+        if "out" not in overload._overloadname and next(iter(_types(overload).values()), "") in _FIRST
     )
 
 
 @functools.cache
 def _types(overload: OpOverload) -> dict[str, str]:
-    return {each.name: str(each.real_type) for each in overload._schema.arguments}
+    return {argument.name: str(argument.real_type) for argument in overload._schema.arguments}
 
 
 def _fits(kind: str, given: object) -> bool:
@@ -284,7 +284,7 @@ def _fits(kind: str, given: object) -> bool:
     if kind.startswith("List["):
         inner = kind.removeprefix("List[").removesuffix("]")
         if isinstance(given, (list, tuple)):
-            return all(_fits(inner, each) for each in given)
+            return all(_fits(inner, element) for element in given)
         return inner == "int" and type(given) is int
     held = value(given) if isinstance(given, Node) else given
     if isinstance(given, ModuleTensor):
@@ -358,14 +358,14 @@ def _read_module(node: Node) -> Call | Decline:
 
     def outside(inner: object) -> object:
         if isinstance(inner, (list, tuple)):
-            return [outside(each) for each in inner]
+            return [outside(element) for element in inner]
         if not isinstance(inner, Node):
             return inner
         if inner.op == "placeholder":
             return given[str(inner.target)]
         return ModuleTensor(f"{node.target}.{inner.target}", _attribute(module, str(inner.target)))
 
-    return Call(call.operator, {name: outside(each) for name, each in call.arguments.items()})
+    return Call(call.operator, {name: outside(argument) for name, argument in call.arguments.items()})
 
 
 def _attribute(module: nn.Module, path: str) -> torch.Tensor:

@@ -79,7 +79,7 @@ class GraphContext:
     def written_between(self, operands: Iterable[Operand | None], first: Node, last: Node) -> Node | None:
         """The first node strictly between two others that writes to an operand or to an alias of one."""
         return self._effects.written_between(
-            (identity(each) for each in operands if each is not None), first, last
+            (identity(operand) for operand in operands if operand is not None), first, last
         )
 
     def is_written(self, node: Node) -> bool:
@@ -115,11 +115,11 @@ class GraphContext:
                 continue
             answer = self._local_answer(node)
             if answer is None:
-                missing = [each for each in node.all_input_nodes if each not in self._gradients]
+                missing = [operand for operand in node.all_input_nodes if operand not in self._gradients]
                 if missing:
                     pending.extend(missing)
                     continue
-                answer = any(self._gradients[each] for each in node.all_input_nodes)
+                answer = any(self._gradients[operand] for operand in node.all_input_nodes)
             self._gradients[node] = answer
             pending.pop()
         return self._gradients[start]

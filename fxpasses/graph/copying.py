@@ -44,7 +44,7 @@ def _copy_graph(graph: Graph) -> Graph:
     nodes: dict[Node, Node] = {}
     result = Graph(tracer_cls=getattr(graph, "_tracer_cls", None))
     for node in graph.nodes:
-        twin = result.node_copy(node, lambda each: nodes[each])
+        twin = result.node_copy(node, lambda operand: nodes[operand])
         nodes[node] = twin
         twin.name = node.name
         # Dynamo keeps the source of a graph input as an attribute of its placeholder.

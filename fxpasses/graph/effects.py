@@ -118,7 +118,9 @@ class Effects:
         """Whether the node's result may share storage with something that it reads."""
         found = tensor(node)
         if self._from_dynamo and found is not None:
-            keys = {storage_key(each) for each in map(tensor, node.all_input_nodes) if each is not None}
+            keys = {
+                storage_key(operand) for operand in map(tensor, node.all_input_nodes) if operand is not None
+            }
             return storage_key(found) in keys
         return self._may_return_argument(node)
 
@@ -192,7 +194,7 @@ class Effects:
             return []
         tensors: list[object] = list(node.all_input_nodes)
         if "out" in node.kwargs:
-            return [each for each in _flat(node.kwargs["out"]) if isinstance(each, Node)]
+            return [out for out in _flat(node.kwargs["out"]) if isinstance(out, Node)]
         if node.op == "call_method":
             name = str(node.target)
             mutates = (name.endswith("_") and not name.endswith("__")) or name in _INPLACE_METHODS
@@ -204,9 +206,9 @@ class Effects:
         module = attribute(self._module, str(node.target))
         if not isinstance(module, torch.nn.Module):
             return list(node.all_input_nodes)
-        own = [self._key(each) for each in module.buffers()]
+        own = [self._key(buffer) for buffer in module.buffers()]
         if not type(module).__module__.startswith("torch.nn.modules"):
-            return [*node.all_input_nodes, *own, *(self._key(each) for each in module.parameters())]
+            return [*node.all_input_nodes, *own, *(self._key(parameter) for parameter in module.parameters())]
         written: list[object] = list(node.all_input_nodes) if getattr(module, "inplace", False) else []
         return written + own if module.training else written
 
@@ -220,8 +222,8 @@ def _tensors(found: Any) -> Iterable[torch.Tensor]:
     if isinstance(found, torch.Tensor):
         yield found
     elif isinstance(found, (tuple, list)):
-        for each in found:
-            yield from _tensors(each)
+        for part in found:
+            yield from _tensors(part)
 
 
 def _written_by_call(node: Node, tensors: list[object]) -> list[object]:
@@ -230,7 +232,9 @@ def _written_by_call(node: Node, tensors: list[object]) -> list[object]:
         return _written_by_schema(node, target)
     if isinstance(target, OpOverloadPacket):
         # `torch.ops.library.operator(...)`: the overload is chosen at the call, so any may be meant.
-        return [each for overload in packet_overloads(target) for each in _written_by_schema(node, overload)]
+        return [
+            written for overload in packet_overloads(target) for written in _written_by_schema(node, overload)
+        ]
     if isinstance(target, HigherOrderOperator):
         return _written_by_nested(node)
     if isinstance(target, str):
@@ -241,7 +245,11 @@ def _written_by_call(node: Node, tensors: list[object]) -> list[object]:
         name = getattr(target, "__name__", "")
         if name.endswith("_") and not name.endswith("__"):
             # `torch._foreach_mul_` takes a list of tensors, and writes to all of them.
-            return [each for each in _flat(node.args[0]) if isinstance(each, Node)] if node.args else tensors
+            return (
+                [operand for operand in _flat(node.args[0]) if isinstance(operand, Node)]
+                if node.args
+                else tensors
+            )
         return _written_by_flag(node, target)
     return list(tensors)
 
@@ -258,12 +266,12 @@ def _written_by_schema(node: Node, target: OpOverload) -> list[object]:
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-        written.extend(each for each in _flat(given) if isinstance(each, Node))
+        written.extend(operand for operand in _flat(given) if isinstance(operand, Node))
     if target._schema.name in _TRAINING_FLAG and not written:
         flag, statistics = _TRAINING_FLAG[target._schema.name]
         training = node.args[flag] if flag < len(node.args) else node.kwargs.get("training", True)
         if training is not False:
-            written.extend(each for each in node.args[statistics] if isinstance(each, Node))
+            written.extend(statistic for statistic in node.args[statistics] if isinstance(statistic, Node))
     return written
 
 
@@ -289,7 +297,7 @@ def _written_by_flag(node: Node, target: Callable[..., Any]) -> list[object]:
     flag = bound.get("use_input_stats", True) if by_default else bound.get("training", False)
     if "running_mean" in bound and flag is not False:
         written += [bound.get("running_mean"), bound.get("running_var")]
-    return [each for each in written if isinstance(each, Node)]
+    return [operand for operand in written if isinstance(operand, Node)]
 
 
 def _written_by_nested(node: Node) -> list[object]:
@@ -360,5 +368,5 @@ def _packet_aliases(packet: Any) -> bool:
 
 def _overload_aliases(overload: OpOverload) -> bool:
     name = overload._schema.name.removeprefix("aten::")
-    annotated = any(each.alias_info is not None for each in overload._schema.returns)
+    annotated = any(returned.alias_info is not None for returned in overload._schema.returns)
     return annotated or name in _UNDECLARED_ALIASES

@@ -44,8 +44,8 @@ class Geometry:
             return Geometry(kernel, stride, (0,) * rank, dilation)
         if convolution.padding == "same":
             around = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-            halves = tuple(each // 2 for each in around)
-            return Geometry(kernel, stride, halves, dilation, not any(each % 2 for each in around))
+            halves = tuple(total // 2 for total in around)
+            return Geometry(kernel, stride, halves, dilation, not any(total % 2 for total in around))
         padding = _numbers(convolution.padding, rank)
         return None if padding is None else Geometry(kernel, stride, padding, dilation)
 
@@ -78,7 +78,7 @@ def reads_inside(convolution: Convolution) -> bool:
     if isinstance(padding, str):
         found = Geometry.of(convolution)
         return found is not None and found.symmetric and not any(found.padding)
-    return all(isinstance(each, int) and each == 0 for each in _listed(padding))
+    return all(isinstance(pad, int) and pad == 0 for pad in _listed(padding))
 
 
 def _listed(given: object) -> list[object]:
@@ -86,8 +86,8 @@ def _listed(given: object) -> list[object]:
 
 
 def _numbers(given: object, rank: int) -> tuple[int, ...] | None:
-    each = _listed(given)
-    numbers = [number for number in each if isinstance(number, int)]
-    if len(numbers) != len(each):
+    listed = _listed(given)
+    numbers = [number for number in listed if isinstance(number, int)]
+    if len(numbers) != len(listed):
         return None
     return tuple(numbers * rank if len(numbers) == 1 else numbers)

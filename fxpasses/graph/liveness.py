@@ -39,15 +39,15 @@ class LiveBytes:
         for node in nodes:
             dying[max((node, *node.users), key=position.__getitem__)].append(node)
         parts = {node: _tensor_bytes(node) for node in nodes}
-        sizes = {node: sum(each) for node, each in parts.items()}
+        sizes = {node: sum(results) for node, results in parts.items()}
         alive = peak = 0
         for node in graph.nodes:
             alive += sizes.get(node, 0)
             peak = max(peak, alive)
-            alive -= sum(sizes[each] for each in dying[node])
+            alive -= sum(sizes[dead] for dead in dying[node])
         return LiveBytes(max(itertools.chain.from_iterable(parts.values()), default=0), peak)
 
 
 def _tensor_bytes(node: Node) -> list[int]:
-    found = [each for each in tree_leaves(value(node)) if isinstance(each, torch.Tensor)]
-    return [each.element_size() * math.prod(map(size_hint, each.shape)) for each in found]
+    found = [tensor for tensor in tree_leaves(value(node)) if isinstance(tensor, torch.Tensor)]
+    return [tensor.element_size() * math.prod(map(size_hint, tensor.shape)) for tensor in found]

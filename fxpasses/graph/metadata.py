@@ -103,7 +103,7 @@ class FakeEvaluator:
                 self._known[key] = (
                     _Spec.of(result)
                     if isinstance(result, torch.Tensor)
-                    else tuple(None if each is None else _Spec.of(each) for each in result)
+                    else tuple(None if part is None else _Spec.of(part) for part in result)
                 )
         return result
 
@@ -120,18 +120,18 @@ class FakeEvaluator:
         if not isinstance(before, FakeTensor) or not _is_elementwise(function) or torch.is_grad_enabled():
             return None
         operands = (*args, *kwargs.values())
-        if "memory_format" in kwargs or any(isinstance(each, (tuple, list)) for each in operands):
+        if "memory_format" in kwargs or any(isinstance(operand, (tuple, list)) for operand in operands):
             return None
         found: torch.Tensor | None = None
-        for operand in [each for each in map(tensor, operands) if each is not None]:
+        for operand in [given for given in map(tensor, operands) if given is not None]:
             shape = operand.shape
-            if not all(type(each) is int for each in (*shape, *operand.stride())):
+            if not all(type(number) is int for number in (*shape, *operand.stride())):
                 return None
             if shape == before.shape:
                 if found is not None and operand.stride() != found.stride():
                     return None
                 found = operand
-            elif sum(each != 1 for each in shape) > 1:
+            elif sum(size != 1 for size in shape) > 1:
                 return None
         # The strides of dimensions of size 1 say nothing, and may be others in the result.
         if found is None or min(found.shape, default=0) <= 1:
@@ -167,7 +167,7 @@ class FakeEvaluator:
             known = self._specs.get(id(given))
             return known[1] if known is not None else self._describe(given, _Spec.of(given))
         if isinstance(given, (tuple, list)):
-            return tuple([self._hashable(each) for each in given])
+            return tuple([self._hashable(part) for part in given])
         # 1, 1.0 and True are equal keys and different arguments; a tensor's number is neither.
         return (type(given), given)
 
@@ -212,11 +212,11 @@ def _run(
     try:
         return function(*args, **kwargs)
     except RuntimeError:
-        if not any(each.is_leaf and each.requires_grad for each in operands):
+        if not any(operand.is_leaf and operand.requires_grad for operand in operands):
             raise
         with torch.no_grad():
             result = function(*args, **kwargs)
-        if not any(result is each for each in operands):
+        if not any(result is operand for operand in operands):
             raise
         return result
 
@@ -234,7 +234,7 @@ class _Spec:
     @staticmethod
     def of(given: torch.Tensor) -> _Spec:
         size, stride = tuple(given.size()), tuple(given.stride())
-        if given.layout != torch.strided or not all(type(each) is int for each in size):
+        if given.layout != torch.strided or not all(type(length) is int for length in size):
             raise TypeError("a tensor whose sizes are symbols, or that has no strides")
         return _Spec(size, stride, given.dtype, given.device, given.requires_grad)
 
@@ -252,7 +252,7 @@ def _is_elementwise(function: object) -> bool:
     if not isinstance(function, OpOverload) or torch.Tag.pointwise not in function.tags:
         return False
     schema = function._schema
-    return not schema.is_mutable and all(each.alias_info is None for each in schema.returns)
+    return not schema.is_mutable and all(returned.alias_info is None for returned in schema.returns)
 
 
 _Result: TypeAlias = "_Spec | tuple[_Spec | None, ...] | None"
@@ -260,10 +260,10 @@ _Result: TypeAlias = "_Spec | tuple[_Spec | None, ...] | None"
 
 def _is_new(result: Any, operands: Sequence[torch.Tensor]) -> bool:
     """Whether a result is a fake tensor of a storage of its own, or a tuple of such."""
-    found = [each for each in result if each is not None] if type(result) is tuple else [result]
-    if not all(isinstance(each, FakeTensor) and each.storage_offset() == 0 for each in found):
+    found = [part for part in result if part is not None] if type(result) is tuple else [result]
+    if not all(isinstance(part, FakeTensor) and part.storage_offset() == 0 for part in found):
         return False
-    own = {storage_key(each) for each in found}
+    own = {storage_key(part) for part in found}
     return len(own) == len(found) and own.isdisjoint(map(storage_key, operands))
 
 
@@ -382,6 +382,6 @@ class _FakeInterpreter(Interpreter):
         """A leaf module runs with fake parameters, so that its buffers stay as they are."""
         module = self.fetch_attr(str(target))
         state = {
-            name: self._fake(each) for name, each in [*module.named_parameters(), *module.named_buffers()]
+            name: self._fake(held) for name, held in [*module.named_parameters(), *module.named_buffers()]
         }
         return torch.func.functional_call(cast(torch.nn.Module, module), state, args, kwargs)

@@ -109,13 +109,13 @@ def _transposed(node: Node, axis: int, rank: int) -> int | None:
     given = call.arguments
     if "dims" in given:
         order = given["dims"]
-        if not all(isinstance(each, int) for each in order):
+        if not all(isinstance(dim, int) for dim in order):
             return None
-        return [int(each) % rank for each in order].index(axis)
+        return [int(dim) % rank for dim in order].index(axis)
     pair = [given.get("dim0", given.get("axis0")), given.get("dim1", given.get("axis1"))]
-    if not all(isinstance(each, int) for each in pair):
+    if not all(isinstance(dim, int) for dim in pair):
         return None
-    first, second = (int(each) % rank for each in pair if each is not None)
+    first, second = (int(dim) % rank for dim in pair if dim is not None)
     return {first: second, second: first}.get(axis, axis)
 
 

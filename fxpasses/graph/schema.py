@@ -59,9 +59,9 @@ def signature_of_overload(overload: OpOverload) -> Signature:
     """The signature of an ATen overload, from its schema."""
     arguments = overload._schema.arguments
     return Signature(
-        tuple(each.name for each in arguments),
-        frozenset(each.name for each in arguments if each.kwarg_only),
-        {each.name: each.default_value for each in arguments if each.has_default_value()},
+        tuple(argument.name for argument in arguments),
+        frozenset(argument.name for argument in arguments if argument.kwarg_only),
+        {argument.name: argument.default_value for argument in arguments if argument.has_default_value()},
     )
 
 
@@ -70,9 +70,15 @@ def signature_of_function(function: Callable[..., Any]) -> Signature:
     """The signature of a function written in Python."""
     parameters = inspect.signature(function).parameters.values()
     return Signature(
-        tuple(each.name for each in parameters),
-        frozenset(each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY),
-        {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty},
+        tuple(parameter.name for parameter in parameters),
+        frozenset(
+            parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        ),
+        {
+            parameter.name: parameter.default
+            for parameter in parameters
+            if parameter.default is not inspect.Parameter.empty
+        },
     )
 
 
@@ -151,7 +157,9 @@ def with_arguments(node: Node, changed: Mapping[str, Any]) -> tuple[tuple[Any, .
     where it is the next positional one, and given by keyword otherwise.
     """
     signature = next(
-        each for each in _signatures(node) if isinstance(each.bind(node.args, node.kwargs), dict)
+        candidate
+        for candidate in _signatures(node)
+        if isinstance(candidate.bind(node.args, node.kwargs), dict)
     )
     args, kwargs = list(node.args), dict(node.kwargs)
     for name in sorted(changed, key=signature.names.index):

@@ -26,8 +26,8 @@ def is_view(node: object) -> bool:
 @functools.cache
 def _gives_views(operator: OpOverload) -> bool:
     """Whether an operator's results are views; every node asks, so it is answered once."""
-    aliases = [each.alias_info for each in operator._schema.returns]
-    return any(each is not None and not each.is_write for each in aliases)
+    aliases = [returned.alias_info for returned in operator._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
 
 
 def viewed(view: Node) -> Node:

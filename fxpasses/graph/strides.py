@@ -24,7 +24,7 @@ def memory_order(found: torch.Tensor) -> list[int] | None:
 def has_gaps(found: torch.Tensor) -> bool:
     """Whether memory between the elements of a tensor is not its own; False where sizes are symbolic."""
     sizes, strides = found.shape, found.stride()
-    return all(type(each) is int for each in (*sizes, *strides)) and _have_gaps(sizes, strides)
+    return all(type(number) is int for number in (*sizes, *strides)) and _have_gaps(sizes, strides)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -35,10 +35,10 @@ def are_dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 def _order(sizes: Sequence[int | torch.SymInt], strides: Sequence[int | torch.SymInt]) -> list[int] | None:
     axes = list(range(len(sizes)))
-    by_stride = sorted(axes, key=[size_hint(each) for each in strides].__getitem__, reverse=True)
-    if all(type(each) is int for each in (*sizes, *strides)):
+    by_stride = sorted(axes, key=[size_hint(stride) for stride in strides].__getitem__, reverse=True)
+    if all(type(number) is int for number in (*sizes, *strides)):
         return by_stride if _is_order(by_stride, sizes, strides) else None
-    return next((each for each in (axes, by_stride) if _is_order(each, sizes, strides)), None)
+    return next((order for order in (axes, by_stride) if _is_order(order, sizes, strides)), None)
 
 
 def _is_order(
@@ -67,8 +67,8 @@ def _is_at_least(stride: int | torch.SymInt, needed: int | torch.SymInt) -> bool
     if type(stride) is int and type(needed) is int:
         return stride >= needed
     first, second = (
-        sympy.sympify(size_expression(each)).replace(_is_at_least_one, _other_argument)
-        for each in (stride, needed)
+        sympy.sympify(size_expression(number)).replace(_is_at_least_one, _other_argument)
+        for number in (stride, needed)
     )
     if sympy.expand(first - second).is_nonnegative:
         return True
@@ -82,4 +82,4 @@ def _is_at_least_one(expression: sympy.Expr) -> bool:
 
 
 def _other_argument(expression: sympy.Expr) -> sympy.Expr:
-    return next(each for each in expression.args if each != 1)
+    return next(argument for argument in expression.args if argument != 1)

@@ -11,7 +11,7 @@ import types
 from typing import Any
 
 
-class _Door(types.ModuleType):
+class _CallablePackage(types.ModuleType):
     """This package, which may be called as the decorator."""
 
     def __call__(self, **arguments: Any) -> Any:
@@ -20,4 +20,4 @@ class _Door(types.ModuleType):
         return rewrite(**arguments)
 
 
-sys.modules[__name__].__class__ = _Door
+sys.modules[__name__].__class__ = _CallablePackage

@@ -77,14 +77,14 @@ class Driver:
         """
         PROCESS.check()
         contexts = list(_with_nested(context))
-        before = sum(len(each.graph.nodes) for each in contexts)
+        before = sum(len(graph.graph.nodes) for graph in contexts)
         level = context.level.value
         drawings = draw_graphs(contexts, "before")
-        for each in self.passes:
+        for pass_ in self.passes:
             start = time.perf_counter()
             for graph in contexts:
-                self._run_pass(each, graph)
-            self._seconds[each.name] = time.perf_counter() - start
+                self._run_pass(pass_, graph)
+            self._seconds[pass_.name] = time.perf_counter() - start
         if self._applied:
             for graph in reversed(contexts):
                 graph.graph.lint()
@@ -93,7 +93,7 @@ class Driver:
             remarks=tuple(self._remarks),
             seconds=dict(self._seconds),
             nodes_before=before,
-            nodes_after=sum(len(each.graph.nodes) for each in contexts),
+            nodes_after=sum(len(graph.graph.nodes) for graph in contexts),
             level=level,
             applications=tuple(self._applications),
             layout=self._layout,
@@ -112,7 +112,7 @@ class Driver:
                 done.add(node)
         # A node that looked like the end of a pattern may have been found inside one.
         inside = {id(remark) for node, remark in self._misses if node in self._erased}
-        self._remarks = [each for each in self._remarks if id(each) not in inside]
+        self._remarks = [remark for remark in self._remarks if id(remark) not in inside]
         self._misses.clear()
 
     def _run_graph_pass(self, current: GraphPass, context: GraphContext) -> None:
@@ -181,7 +181,7 @@ class Driver:
             log.warning("%s was rolled back at %s: %s", rule.name, node.name, fault[1])
             self._add(site.remark("failed", *fault, "verify"))
             return False
-        names = ", ".join(each.name for each in match.nodes)
+        names = ", ".join(node.name for node in match.nodes)
         self._erased.update(_replace(match, replacements, inserted))
         self._applied += 1
         remark = site.remark("applied", "applied", f"replaced {names}{reason}", "applied")
@@ -311,9 +311,9 @@ def _trainable_of_nested(context: GraphContext, child: GraphModule, reference: N
     placeholders = child.graph.find_nodes(op="placeholder")
     names: set[str] = set()
     for user in reference.users:
-        flat = [each for each in tree_leaves(user.args) if isinstance(each, Node)]
-        operands = [each for each in flat if value(each) is not None or each.op == "placeholder"]
-        operands = [each for each in operands if not _is_graph(context, each)]
+        flat = [leaf for leaf in tree_leaves(user.args) if isinstance(leaf, Node)]
+        operands = [operand for operand in flat if value(operand) is not None or operand.op == "placeholder"]
+        operands = [operand for operand in operands if not _is_graph(context, operand)]
         for outer, inner in zip(operands[-len(placeholders) :], placeholders, strict=False):
             if context.requires_grad(outer):
                 names.add(inner.name)

@@ -50,13 +50,13 @@ def extract(rule: str, match: Match, replacements: Sequence[Node], inserted: Seq
 
 def _slice(outputs: Iterable[Node], inside: set[Node]) -> list[Node]:
     """The nodes of a set that outputs depend on, in program order."""
-    pending = [each for each in outputs if each in inside]
+    pending = [output for output in outputs if output in inside]
     found: set[Node] = set()
     while pending:
         node = pending.pop()
         if node not in found:
             found.add(node)
-            pending.extend(each for each in node.all_input_nodes if each in inside)
+            pending.extend(operand for operand in node.all_input_nodes if operand in inside)
     return sorted(found)
 
 
@@ -80,14 +80,14 @@ class _Lifter:
         """Enters what a slice reads from outside."""
         inside = set(nodes)
         for node in nodes:
-            for each in node.all_input_nodes:
-                if each not in inside or each.op == "get_attr":
-                    self._enter(each)
+            for operand in node.all_input_nodes:
+                if operand not in inside or operand.op == "get_attr":
+                    self._enter(operand)
             for _, held in _module_tensors(node):
                 self._enter_tensor("p_" + held.path.replace(".", "_"), held.tensor)
-        for each in outputs:
-            if each not in inside or each.op == "get_attr":
-                self._enter(each)
+        for output in outputs:
+            if output not in inside or output.op == "get_attr":
+                self._enter(output)
 
     def _attribute_key(self, node: Node) -> object:
         """A parameter is known by the tensor that it is, whichever node reads it."""
@@ -103,7 +103,7 @@ class _Lifter:
             return
         positive = key in self._variances
         grad = self.context.requires_grad(node)
-        held = tree_map_only(torch.Tensor, lambda each: _spec(each, grad, positive), value(node))
+        held = tree_map_only(torch.Tensor, lambda tensor: _spec(tensor, grad, positive), value(node))
         self._inputs[key] = (node.name, tree_map_only(_SYMBOLIC, scalar_hint, held))
 
     def _enter_tensor(self, name: str, tensor: torch.Tensor) -> None:
@@ -139,7 +139,7 @@ class _Lifter:
                 known[node] = self._call_module(node, graph, root, placeholders, operand)
             elif node.op != "get_attr":
                 known[node] = graph.node_copy(node, operand)
-        results = [operand(each) for each in outputs]
+        results = [operand(output) for output in outputs]
         graph.output(results[0] if len(results) == 1 else tuple(results))
         return GraphModule(root, graph)
 
@@ -178,8 +178,8 @@ def _module_tensors(node: Node) -> list[tuple[str, ModuleTensor]]:
 
 def _spec(tensor: torch.Tensor, requires_grad: bool, positive: bool) -> TensorSpec:
     return TensorSpec(
-        shape=tuple(size_hint(each) for each in tensor.shape),
-        stride=tuple(size_hint(each) for each in tensor.stride()),
+        shape=tuple(size_hint(size) for size in tensor.shape),
+        stride=tuple(size_hint(stride) for stride in tensor.stride()),
         dtype=tensor.dtype,
         device=str(tensor.device),
         requires_grad=requires_grad and tensor.is_floating_point(),

@@ -61,8 +61,8 @@ def _shared(
     returned: Any, given: Mapping[str, Any]
 ) -> tuple[frozenset[tuple[int, str]], frozenset[tuple[int, int]]]:
     outputs = returned if isinstance(returned, (tuple, list)) else (returned,)
-    keys = [storage_key(each) if isinstance(each, torch.Tensor) else None for each in outputs]
-    inputs = {name: storage_key(each) for name, each in given.items() if isinstance(each, torch.Tensor)}
+    keys = [storage_key(output) if isinstance(output, torch.Tensor) else None for output in outputs]
+    inputs = {name: storage_key(tensor) for name, tensor in given.items() if isinstance(tensor, torch.Tensor)}
     operands = frozenset(
         (index, name) for index, key in enumerate(keys) for name, other in inputs.items() if key == other
     )
@@ -77,14 +77,14 @@ def _shared(
 
 def place_of(nodes: Sequence[Node], results: Sequence[Node], operands: Sequence[Operand]) -> Node | Decline:
     """The node before which a replacement of all results can stand: operands before it, readers after it."""
-    inputs = [each for each in operands if isinstance(each, Node) and each.op != "get_attr"]
+    inputs = [operand for operand in operands if isinstance(operand, Node) and operand.op != "get_attr"]
     first = min(results)
-    if all(each < first for each in inputs):
+    if all(node < first for node in inputs):
         return first
     matched = set(nodes)
     readers = [user for result in results for user in result.users if user not in matched]
     place = min(readers) if readers else max(results)
-    late = next((each for each in inputs if not each < place), None)
+    late = next((node for node in inputs if not node < place), None)
     if late is None:
         return place
     return Decline("order", "{} is computed only after a result has been read", late, (late.name,))
@@ -164,6 +164,6 @@ def _visible(match: Match, operand: Operand) -> bool:
         return True
     outside = [*graph.find_nodes(op="placeholder"), *graph.find_nodes(op="get_attr")]
     outside += graph.find_nodes(op="output")[0].all_input_nodes
-    return any(match.context.may_alias(each, operand) for each in outside if each is not operand) or (
+    return any(match.context.may_alias(node, operand) for node in outside if node is not operand) or (
         operand.op in ("placeholder", "get_attr") or any(user.op == "output" for user in operand.users)
     )

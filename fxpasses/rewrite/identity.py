@@ -75,7 +75,7 @@ class _Texts:
 
     def _structured(self, given: Any) -> Iterator[str]:
         if isinstance(given, (set, frozenset)):
-            yield from sorted(fingerprint(each) for each in given)
+            yield from sorted(fingerprint(member) for member in given)
         elif isinstance(given, (list, tuple)):
             yield f"{type(given).__name__}:{len(given)}"
             yield from self._all(given)
@@ -159,9 +159,11 @@ class _Texts:
 
     def _instance(self, given: Any) -> Iterator[str]:
         yield from self.of(type(given))
-        held = {each.name: getattr(given, each.name) for each in fields(given)} if is_dataclass(given) else {}
+        held = (
+            {field.name: getattr(given, field.name) for field in fields(given)} if is_dataclass(given) else {}
+        )
         held = held or vars(given)
-        yield from self.of({name: each for name, each in held.items() if not name.startswith("_")})
+        yield from self.of({name: member for name, member in held.items() if not name.startswith("_")})
 
 
 _NOT_BEHAVIOUR = frozenset(

@@ -51,14 +51,14 @@ def from_inductor(
         )
 
     def run(context: GraphContext, _: Options) -> Outcome:
-        return _Run(name, context).of(matcher)
+        return _MatcherRun(name, context).of(matcher)
 
     return GraphPass(name, run, after, default)
 
 
 @dataclass
-class _Run:
-    """One run over one graph."""
+class _MatcherRun:
+    """One run of a PatternMatcherPass over one graph, of which it keeps the remarks."""
 
     name: str
     context: GraphContext
@@ -69,11 +69,11 @@ class _Run:
         watched = copy.copy(matcher)
         watched.patterns = type(matcher.patterns)(
             list,
-            {key: [self._watched(each) for each in entries] for key, entries in matcher.patterns.items()},
+            {key: [self._watched(entry) for entry in entries] for key, entries in matcher.patterns.items()},
         )
         watched.apply(self.context.module)
         self._adopt([node for node in self.context.graph.nodes if node not in known])
-        changed = any(each.status == "applied" for each in self.remarks)
+        changed = any(remark.status == "applied" for remark in self.remarks)
         return Outcome(tuple(self.remarks), changed)
 
     def _watched(self, entry: Any) -> Any:
@@ -96,7 +96,7 @@ class _Run:
         def applied(match: Any, graph: torch.fx.Graph, node: Node) -> None:
             remark = _remark_of(self, "applied", "applied", f"replaced {_names(match)}", match)
             apply(match, graph, node)
-            if any(is_erased(each) for each in match.nodes) or not match.output_node().users:
+            if any(is_erased(matched) for matched in match.nodes) or not match.output_node().users:
                 self.remarks.append(remark)
                 return
             message = "the handler left the graph as it was"
@@ -119,7 +119,7 @@ class _Run:
                 node.meta["val"] = self.context.evaluator.call(function, node.args, dict(node.kwargs))
 
 
-def _remark_of(run: _Run, status: Status, code: str, message: str, match: Any) -> Remark:
+def _remark_of(run: _MatcherRun, status: Status, code: str, message: str, match: Any) -> Remark:
     node = match.output_node()
     size = len(match.nodes)
     return Remark(
@@ -138,4 +138,4 @@ def _remark_of(run: _Run, status: Status, code: str, message: str, match: Any) -
 
 
 def _names(match: Any) -> str:
-    return ", ".join(each.name for each in match.nodes)
+    return ", ".join(node.name for node in match.nodes)

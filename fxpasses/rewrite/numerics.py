@@ -64,12 +64,12 @@ def _compare_once(
 ) -> None:
     with torch.random.fork_rng(devices=()):
         exact = _run(before, values, modes, widened=True)
-        if any(each.isnan().any() for each in exact if each.is_floating_point()):
+        if any(tensor.isnan().any() for tensor in exact if tensor.is_floating_point()):
             # The square root or the logarithm of a negative number says nothing: stay above zero.
             values = tree_map_only(torch.Tensor, _above_zero, values)
             exact = _run(before, values, modes, widened=True)
         _require_close("in float64", _run(after, values, modes, widened=True), exact, exact)
-        if all(each.dtype == torch.float64 for each in _tensors(values) if each.is_floating_point()):
+        if all(tensor.dtype == torch.float64 for tensor in _tensors(values) if tensor.is_floating_point()):
             return
         eager = _run(before, values, modes, widened=False)
         ours = _run(after, values, modes, widened=False)
@@ -84,7 +84,7 @@ def _require_close(
         raise _WrongError(f"gives {len(found)} results and gradients {when}, not {len(expected)}")
     for index, (ours, eager, truth) in enumerate(zip(found, expected, exact, strict=True)):
         if ours.shape != eager.shape or ours.dtype != eager.dtype:
-            kinds = [f"{tuple(each.shape)} {each.dtype}" for each in (ours, eager)]
+            kinds = [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (ours, eager)]
             raise _WrongError(f"result {index} is {kinds[0]} {when}, not {kinds[1]}")
         if not eager.is_floating_point():
             if not torch.equal(ours, eager):
@@ -100,23 +100,23 @@ def _run(
     function: Callable[..., Any], values: list[Any], modes: Modes, *, widened: bool
 ) -> list[torch.Tensor]:
     """The outputs and, in float64, the gradients of their weighted sum for every input that wants one."""
-    arguments = tree_map_only(torch.Tensor, lambda each: _fresh(each, widened), values)
+    arguments = tree_map_only(torch.Tensor, lambda tensor: _fresh(tensor, widened), values)
     torch.manual_seed(0)
     with modes.entered(), _Widening() if widened else torch.overrides.BaseTorchFunctionMode():
         outputs = _tensors(function(*arguments))
-    results = [each.detach() for each in outputs]
+    results = [output.detach() for output in outputs]
     return [*results, *_gradients(outputs, _tensors(arguments))] if widened else results
 
 
 def _gradients(outputs: list[torch.Tensor], arguments: list[torch.Tensor]) -> Iterator[torch.Tensor]:
     torch.manual_seed(1)
-    weights = [torch.randn_like(each) for each in outputs if each.requires_grad]
-    leaves = [each for each in arguments if each.requires_grad]
-    targets = [each for each in outputs if each.requires_grad]
+    weights = [torch.randn_like(output) for output in outputs if output.requires_grad]
+    leaves = [argument for argument in arguments if argument.requires_grad]
+    targets = [output for output in outputs if output.requires_grad]
     if targets and leaves:
         found = torch.autograd.grad(targets, leaves, weights, allow_unused=True)
-        for leaf, each in zip(leaves, found, strict=True):
-            yield torch.zeros_like(leaf) if each is None else each
+        for leaf, gradient in zip(leaves, found, strict=True):
+            yield torch.zeros_like(leaf) if gradient is None else gradient
 
 
 def _fresh(given: torch.Tensor, widened: bool) -> torch.Tensor:
@@ -178,4 +178,4 @@ def _made_up(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
 
 
 def _tensors(nest: Any) -> list[torch.Tensor]:
-    return [each for each in tree_leaves(nest) if isinstance(each, torch.Tensor)]
+    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, torch.Tensor)]

@@ -87,8 +87,8 @@ def pattern_of(graph: Graph, numbers: Mapping[float, str], absent: frozenset[str
     reader = _Reader(rule, numbers)
     output = graph.find_nodes(op="output")[0].args[0]
     returned = output if isinstance(output, (tuple, list)) else (output,)
-    results = tuple(reader.read(each) for each in returned)
-    if not results or not all(isinstance(each, Operation) for each in results):
+    results = tuple(reader.read(result) for result in returned)
+    if not results or not all(isinstance(result, Operation) for result in results):
         raise PatternError(
             f"the pattern of {rule!r} returns something that it does not compute; return operators' results."
         )
@@ -109,7 +109,7 @@ class _Reader:
 
     def read(self, given: Any) -> Any:
         if isinstance(given, (list, tuple)):
-            return tuple(self.read(each) for each in given)
+            return tuple(self.read(part) for part in given)
         if isinstance(given, float) and given in self._numbers:
             return Hole(self._numbers[given], number=True)
         if not isinstance(given, Node):
@@ -132,11 +132,11 @@ class _Reader:
             )
         if node.op == "get_attr":
             raise PatternError(f"the pattern of {self._rule!r} holds a tensor; make it a parameter.")
-        return Operation(name, {key: self.read(each) for key, each in call.arguments.items()})
+        return Operation(name, {key: self.read(argument) for key, argument in call.arguments.items()})
 
     def key(self, results: Sequence[Operation]) -> str:
         """Equal texts for equal patterns."""
-        numbers = {each: index for index, each in enumerate(self.known.values())}
+        numbers = {operation: index for index, operation in enumerate(self.known.values())}
 
         def text(given: Any) -> str:
             if isinstance(given, Operation):
@@ -146,9 +146,9 @@ class _Reader:
             return repr(given)
 
         lines = []
-        for each, index in numbers.items():
-            arguments = ",".join(f"{name}={text(part)}" for name, part in sorted(each.arguments.items()))
-            lines.append(f"%{index}={each.operator}({arguments})")
+        for operation, index in numbers.items():
+            arguments = ",".join(f"{name}={text(part)}" for name, part in sorted(operation.arguments.items()))
+            lines.append(f"%{index}={operation.operator}({arguments})")
         return ";".join([*lines, *map(text, results)])
 
 
@@ -208,7 +208,7 @@ class Search:
                 goals.extend(first)
             elif not self._same(part, given, reader, found, goals):
                 return None
-        pending = [each for each in others if each not in found.nodes]
+        pending = [operation for operation in others if operation not in found.nodes]
         if not pending:
             return found
         for candidate in _candidates(pending[0].operator, found, self._pattern.size):
@@ -306,13 +306,17 @@ def _call_of(given: Any) -> Call | None:
 def _candidates(operator: object, found: Found, depth: int) -> Iterator[Node]:
     """Nodes of an operator that read, directly or not, what has been found, nearest first."""
     taken = set(found.nodes.values())
-    frontier = [*taken, *(each for each in found.operands.values() if isinstance(each, Node))]
+    frontier = [*taken, *(operand for operand in found.operands.values() if isinstance(operand, Node))]
     seen = set(frontier)
     for _ in range(depth):
         users = [user for node in frontier for user in node.users if user not in seen]
         frontier = list(dict.fromkeys(users))
         seen.update(frontier)
-        yield from (each for each in frontier if operator_of(each) == operator and each not in taken)
+        yield from (
+            candidate
+            for candidate in frontier
+            if operator_of(candidate) == operator and candidate not in taken
+        )
 
 
 def same_operand(first: Any, second: Any) -> bool:
@@ -343,7 +347,7 @@ def _same_axis(part: int, given: int, reader: Node) -> bool:
     if call is None or read is None or not axes & call.arguments.keys():
         return False
     mentioned = [call.arguments[name] for name in axes & call.arguments.keys()]
-    flat = [each for one in mentioned for each in (one if isinstance(one, (list, tuple)) else (one,))]
+    flat = [axis for one in mentioned for axis in (one if isinstance(one, (list, tuple)) else (one,))]
     return given in flat and part % read.ndim == given % read.ndim if read.ndim else False
 
 
@@ -360,4 +364,4 @@ def _is_number(given: Any) -> bool:
 
 def operand_nodes(operands: Iterable[Any]) -> list[Operand]:
     """The tensors among what holes took."""
-    return [each for each in operands if isinstance(each, ModuleTensor) or _is_tensor(each)]
+    return [operand for operand in operands if isinstance(operand, ModuleTensor) or _is_tensor(operand)]

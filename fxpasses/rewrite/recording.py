@@ -43,8 +43,8 @@ def record(
     Returns:
         A graph with a placeholder for each tensor, under its parameter's name, and metadata on every node.
     """
-    tensors = {name: _fresh(each) for name, each in given.items() if isinstance(each, torch.Tensor)}
-    constants = {name: each for name, each in given.items() if name not in tensors}
+    tensors = {name: _fresh(tensor) for name, tensor in given.items() if isinstance(tensor, torch.Tensor)}
+    constants = {name: constant for name, constant in given.items() if name not in tensors}
 
     def called(*values: torch.Tensor) -> Any:
         return function(**dict(zip(tensors, values, strict=True)), **constants)
@@ -104,7 +104,7 @@ def write(
             known[node] = operands[node.name]
         elif node.op == "output":
             returned = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
-            return tuple(known[each] for each in returned)
+            return tuple(known[result] for result in returned)
         elif node.op in ("call_function", "call_method"):
             args, kwargs = torch.fx.node.map_aggregate((node.args, dict(node.kwargs)), placed)
             known[node] = build.call(node.target, args, kwargs)
@@ -122,11 +122,11 @@ class _Recorder(TorchFunctionMode):
         self._graph = Graph()
         self._known: dict[int, tuple[torch.Tensor, Node]] = {}
         self._inputs = list(tensors.values())
-        for name, each in tensors.items():
-            self._enter(each, self._graph.placeholder(name))
-        for name, each in constants.items():
-            if isinstance(each, _SYMBOLIC):
-                self._numbers.append((each, self._graph.placeholder(name)))
+        for name, tensor in tensors.items():
+            self._enter(tensor, self._graph.placeholder(name))
+        for name, constant in constants.items():
+            if isinstance(constant, _SYMBOLIC):
+                self._numbers.append((constant, self._graph.placeholder(name)))
 
     def run(self, function: Function) -> Graph:
         with self:
@@ -137,7 +137,7 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not any(isinstance(each, torch.Tensor) for each in tree_leaves(result)):
+        if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):
             return result
         op, target, args, kwargs = _spelled(func, args, kwargs)
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
@@ -158,10 +158,12 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(result, (tuple, list)):
             raise PatternError(f"{node.target} gives a {type(result).__name__}, which cannot be recorded.")
         parts = []
-        for index, each in enumerate(result):
+        for index, element in enumerate(result):
             part = self._graph.call_function(operator.getitem, (node, index))
-            part.meta["val"] = each
-            parts.append(self._entered(each, part) if isinstance(each, (torch.Tensor, tuple, list)) else each)
+            part.meta["val"] = element
+            parts.append(
+                self._entered(element, part) if isinstance(element, (torch.Tensor, tuple, list)) else element
+            )
         return type(result)(parts) if type(result) in (tuple, list) else type(result)(*parts)
 
     def _enter(self, tensor: torch.Tensor, node: Node) -> None:
@@ -181,10 +183,10 @@ class _Recorder(TorchFunctionMode):
         for number, known in self._numbers:
             if same_expression(number, symbol):
                 return known
-        for each in self._inputs:
-            for axis, size in enumerate(each.shape):
+        for tensor in self._inputs:
+            for axis, size in enumerate(tensor.shape):
                 if _is_symbol(size) and same_expression(size, symbol):
-                    node = self._graph.call_method("size", (self._known[id(each)][1], axis))
+                    node = self._graph.call_method("size", (self._known[id(tensor)][1], axis))
                     node.meta["val"] = size
                     return node
         raise PatternError(f"{symbol} is neither given nor the size of an operand, so it cannot be written.")
@@ -231,4 +233,4 @@ def _is_method(func: Any) -> bool:
 
 def fake_of(given: Any, mode: FakeTensorMode) -> Any:
     """Real tensors in any nest as fake ones."""
-    return tree_map_only(torch.Tensor, lambda each: mode.from_tensor(each, static_shapes=True), given)
+    return tree_map_only(torch.Tensor, lambda tensor: mode.from_tensor(tensor, static_shapes=True), given)

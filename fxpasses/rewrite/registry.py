@@ -78,7 +78,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """The names of all passes and rules."""
-        return list(dict.fromkeys(name for each in self._passes.values() for name in _names(each)))
+        return list(dict.fromkeys(name for pass_ in self._passes.values() for name in _names(pass_)))
 
     def pipeline(self, options: Options) -> list[Pass]:
         """The passes that the options select, in order, without the rules that they disable.
@@ -101,7 +101,7 @@ def pipeline_key(options: Options, registry: Registry | None = None) -> str:
     from fxpasses.rewrite.identity import fingerprint
 
     passes = (registry or REGISTRY).pipeline(options)
-    return fingerprint(__version__, torch.__version__, options, [each.uuid() for each in passes])
+    return fingerprint(__version__, torch.__version__, options, [pass_.uuid() for pass_ in passes])
 
 
 def _as_pass(rule: AnyRule) -> RulePass:
@@ -113,21 +113,21 @@ def _names(given: Pass) -> list[str]:
 
 
 def _selected(passes: list[Pass], options: Options) -> Iterator[Pass]:
-    for each in passes:
-        if each.name in options.disable:
+    for pass_ in passes:
+        if pass_.name in options.disable:
             continue
-        wanted = each.default if options.passes is None else each.name in options.passes
-        if isinstance(each, GraphPass):
+        wanted = pass_.default if options.passes is None else pass_.name in options.passes
+        if isinstance(pass_, GraphPass):
             if wanted:
-                yield each
+                yield pass_
             continue
         rules = tuple(
             rule
-            for rule in each.rules
+            for rule in pass_.rules
             if rule.name not in options.disable and (wanted or rule.name in (options.passes or ()))
         )
         if rules:
-            yield replace(each, rules=rules)
+            yield replace(pass_, rules=rules)
 
 
 def _ordered(passes: dict[str, Pass]) -> list[Pass]:
@@ -135,8 +135,8 @@ def _ordered(passes: dict[str, Pass]) -> list[Pass]:
 
     graph: networkx.DiGraph[str] = networkx.DiGraph()
     graph.add_nodes_from(passes)
-    for each in passes.values():
-        graph.add_edges_from((before, each.name) for before in each.after if before in passes)
+    for pass_ in passes.values():
+        graph.add_edges_from((before, pass_.name) for before in pass_.after if before in passes)
     position = {name: index for index, name in enumerate(passes)}
     try:
         names = list(networkx.lexicographical_topological_sort(graph, key=position.__getitem__))

@@ -134,7 +134,7 @@ def _size_fault(old: Node, new: Node) -> str | None:
     expected, found = value(old), value(new)
     if not isinstance(expected, torch.Tensor) or not isinstance(found, torch.Tensor):
         return None
-    hints = [tuple(size_hint(each) for each in given.shape) for given in (expected, found)]
+    hints = [tuple(size_hint(size) for size in given.shape) for given in (expected, found)]
     return None if hints[0] == hints[1] else f"the replacement has shape {hints[1]}, not {hints[0]}"
 
 

@@ -74,8 +74,8 @@ def _all_dynamic(inputs: Sequence[Any], dynamic: bool | None) -> tuple[Any, ...]
     if not dynamic:
         return None
     return tuple(
-        dict.fromkeys(range(each.dim()), torch.export.Dim.AUTO) if isinstance(each, torch.Tensor) else None
-        for each in inputs
+        dict.fromkeys(range(value.dim()), torch.export.Dim.AUTO) if isinstance(value, torch.Tensor) else None
+        for value in inputs
     )
 
 
@@ -125,9 +125,9 @@ def _compiled(model: nn.Module, inputs: Sequence[Any], options: Options, dynamic
     # Without a call nothing is traced; the model's own state must not change by it. Another model, such as
     # a copy, would be compiled for another time.
     state = [*model.parameters(), *model.buffers()]
-    before = [each.detach().clone() for each in state]
+    before = [tensor.detach().clone() for tensor in state]
     traced(model, tuple(copy.deepcopy(list(inputs))))
     with torch.no_grad():
-        for each, kept in zip(state, before, strict=True):
-            each.copy_(kept)
+        for tensor, kept in zip(state, before, strict=True):
+            tensor.copy_(kept)
     return Rewritten(lambda *given: traced(model, given), Report.merge(reports))

@@ -47,26 +47,20 @@ def assert_rewrites(
     Raises:
         AssertionError: a count or a value differs.
     """
-    from fxpasses.backend.door import backend
-
     eager, rewritten = copy.deepcopy(model), copy.deepcopy(model)
     chosen: dict[str, Any] = {"options": options} if options is not None else {}
-    traced: Callable[..., Any] = torch.compile(fresh_call(), backend=backend, **chosen, **compile_arguments)
-
-    def compiled(*arguments: Any) -> Any:
-        return traced(rewritten, arguments)
-
+    compiled = _compiled(rewritten, **chosen, **compile_arguments)
     reference = _in_float64(model)
     with expect(**expected_counts):
-        found = _Run(compiled, rewritten, inputs, grads)
-    expected = _Run(eager, eager, inputs, grads)
-    exact = _Run(reference, reference, _in_float64(list(inputs)), grads)
+        found = _ModelCall(compiled, rewritten, inputs, grads)
+    expected = _ModelCall(eager, eager, inputs, grads)
+    exact = _ModelCall(reference, reference, _in_float64(list(inputs)), grads)
     assert_close_to_eager("output", found.outputs, expected.outputs, exact.outputs)
     if not grads:
         return
     if _is_float64(expected):
         assert_close_to_eager("gradient", found.gradients, expected.gradients, exact.gradients)
-    stepped = [_after_step(each, lr) for each in (found, expected, exact)]
+    stepped = [_after_step(run, lr) for run in (found, expected, exact)]
     if _is_float64(expected):
         assert_close_to_eager("state after a step", *stepped)
     again = [_outputs(run.call, _arguments(run.inputs)) for run in (found, expected, exact)]
@@ -101,13 +95,27 @@ def assert_declines(
     """
     seen = len(counters.reports())
     assert_rewrites(model, inputs, {rule: 0}, grads=grads, options=options, **compile_arguments)
-    remarks = [each for report in counters.reports()[seen:] for each in report.remarks if each.rule == rule]
-    if code not in {each.code for each in remarks}:
+    remarks = [
+        remark for report in counters.reports()[seen:] for remark in report.remarks if remark.rule == rule
+    ]
+    if code not in {remark.code for remark in remarks}:
         listed = "\n".join(map(str, remarks)) or "(no site was looked at)"
         raise AssertionError(f"no site was declined with {code!r}; remarks:\n{listed}")
 
 
-class _Run:
+def _compiled(model: torch.nn.Module | Callable[..., Any], **compile_arguments: Any) -> Callable[..., Any]:
+    """The model as `torch.compile` with our backend runs it, traced anew whatever was compiled before."""
+    from fxpasses.backend.door import backend
+
+    traced: Callable[..., Any] = torch.compile(fresh_call(), backend=backend, **compile_arguments)
+
+    def compiled(*arguments: Any) -> Any:
+        return traced(model, arguments)
+
+    return compiled
+
+
+class _ModelCall:
     """One call of a model, with the gradients that it gave."""
 
     def __init__(self, call: Callable[..., Any], owner: object, inputs: Sequence[Any], grads: bool) -> None:
@@ -117,32 +125,32 @@ class _Run:
         with torch.random.fork_rng(devices=()), torch.set_grad_enabled(grads):
             torch.manual_seed(0)
             raw = call(*arguments)
-        self.outputs = [each.detach() for each in floating(raw)]
+        self.outputs = [output.detach() for output in floating(raw)]
         self.gradients: list[torch.Tensor] = []
         if grads:
-            leaves = [each for each in floating(raw) if each.requires_grad]
-            torch.autograd.backward([each.sum() for each in leaves])
-            self.gradients = [each.grad for each in self._leaves(arguments) if each.grad is not None]
+            leaves = [output for output in floating(raw) if output.requires_grad]
+            torch.autograd.backward([leaf.sum() for leaf in leaves])
+            self.gradients = [leaf.grad for leaf in self._leaves(arguments) if leaf.grad is not None]
 
     def _leaves(self, arguments: Sequence[Any]) -> list[torch.Tensor]:
         parameters = list(self.module.parameters()) if self.module is not None else []
-        return [*parameters, *(each for each in floating(arguments) if each.requires_grad)]
+        return [*parameters, *(tensor for tensor in floating(arguments) if tensor.requires_grad)]
 
 
-def _after_step(run: _Run, lr: float) -> list[torch.Tensor]:
+def _after_step(run: _ModelCall, lr: float) -> list[torch.Tensor]:
     """Parameters and buffers after one SGD step."""
     if run.module is None:
         return []
-    parameters = [each for each in run.module.parameters() if each.requires_grad]
+    parameters = [parameter for parameter in run.module.parameters() if parameter.requires_grad]
     if parameters:
         torch.optim.SGD(parameters, lr=lr).step()
-    return [each.detach() for each in run.module.state_dict().values() if each.is_floating_point()]
+    return [tensor.detach() for tensor in run.module.state_dict().values() if tensor.is_floating_point()]
 
 
 def _outputs(call: Callable[..., Any], arguments: Sequence[Any]) -> list[torch.Tensor]:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(1)
-        return [each.detach() for each in floating(call(*arguments))]
+        return [output.detach() for output in floating(call(*arguments))]
 
 
 def _arguments(inputs: Sequence[Any]) -> list[Any]:
@@ -162,13 +170,13 @@ def _in_float64(given: Any) -> Any:
     if not isinstance(given, list):
         return given
 
-    def widened(each: torch.Tensor) -> torch.Tensor:
-        if not each.is_floating_point():
-            return each
-        return each.detach().double().requires_grad_(each.requires_grad)
+    def widened(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
     return tree_map_only(torch.Tensor, widened, given)
 
 
-def _is_float64(run: _Run) -> bool:
-    return all(each.dtype == torch.float64 for each in run.outputs)
+def _is_float64(run: _ModelCall) -> bool:
+    return all(output.dtype == torch.float64 for output in run.outputs)

@@ -47,9 +47,9 @@ def registered(*rules: AnyRule | RulePass) -> Iterator[None]:
 
     done: list[str] = []
     try:
-        for each in rules:
-            REGISTRY.register(each)
-            done.append(each.name)
+        for rule in rules:
+            REGISTRY.register(rule)
+            done.append(rule.name)
         yield
     finally:
         for name in done:
@@ -75,5 +75,5 @@ def _difference(expected: dict[str, int], found: dict[str, int], seen: int) -> s
     compiled = counters.reports()[seen:]
     if not compiled:
         return "\n".join([*lines, "nothing was compiled in the block"])
-    remarks = [str(each) for report in compiled for each in report.remarks if each.rule in expected]
+    remarks = [str(remark) for report in compiled for remark in report.remarks if remark.rule in expected]
     return "\n".join([*lines, "remarks:", *(remarks or ["(no site was looked at)"])])

@@ -8,7 +8,8 @@ specimens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fxpasses.rewrite.registry import REGISTRY, AnyRule
@@ -43,32 +44,39 @@ def fuzz(
         AssertionError: a model is rewritten wrongly; hypothesis has made it as simple as it could.
         FxpassesError: a rule that needs `specimens`.
     """
-    import hypothesis
-
     known = isinstance(rule, str) or rule.name in REGISTRY.names()
     name = rule if isinstance(rule, str) else rule.name
     strategy = specimens if specimens is not None else strategies.of(rule)
     checked = 0
 
-    def run_level(level: str) -> None:
-        @hypothesis.seed(seed)
-        @hypothesis.settings(
-            max_examples=examples,
-            database=None,
-            deadline=None,
-            report_multiple_bugs=False,
-            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )
-        @hypothesis.given(strategy)
-        def check(specimen: Specimen) -> None:
-            nonlocal checked
-            checked += 1
-            check_specimen(name, specimen, level)
-
-        check()
+    def check(specimen: Specimen, level: str) -> None:
+        nonlocal checked
+        checked += 1
+        check_specimen(name, specimen, level)
 
     with registered(*() if known or isinstance(rule, str) else (rule,)):
         for level in levels:
-            run_level(level)
+            _for_all(strategy, functools.partial(check, level=level), examples, seed)
     return checked
+
+
+def _for_all(
+    specimens: SearchStrategy[Specimen], check: Callable[[Specimen], None], examples: int, seed: int
+) -> None:
+    """Runs a check on `examples` random specimens, and on ever simpler ones once one fails it."""
+    import hypothesis
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(specimens)
+    def check_any(specimen: Specimen) -> None:
+        check(specimen)
+
+    check_any()

@@ -31,7 +31,7 @@ class Matrix:
     @property
     def complete(self) -> bool:
         """Whether the rule was applied everywhere."""
-        return all(each == "applied" for row in self.cells.values() for each in row.values())
+        return all(cell == "applied" for row in self.cells.values() for cell in row.values())
 
     def __str__(self) -> str:
         levels = list(dict.fromkeys(level for row in self.cells.values() for level in row))

@@ -75,7 +75,7 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
     with torch.set_grad_enabled(grads):
         expected = _answers(eager, eager, specimen.inputs, grads)
     reference = copy.deepcopy(specimen.model).double()
-    exact = _answers(reference, reference, tuple(_widened(each) for each in specimen.inputs), grads)
+    exact = _answers(reference, reference, tuple(_widened(tensor) for tensor in specimen.inputs), grads)
     where = f"{specimen.label} at {level}"
     try:
         assert_close_to_eager(
@@ -93,19 +93,22 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
         captured = _rewritten_answers(specimen, level, {"passes": ()}, symbolic)[1]
         if not _same(answers, captured):
             raise  # else capturing the model changed the answer
-    remarks = "\n".join(map(str, found.report.remarks)) or "(no site was looked at)"
-    failed = [each for each in found.report.remarks if each.status == "failed"]
-    assert not failed, f"{where}: {remarks}"
-    if level in specimen.levels:
-        applied = found.report.applied.get(rule, 0)
-        count = specimen.count_at(level)
-        assert count is None or applied == count, (
-            f"{where}: {applied} applications, {count} expected\n{remarks}"
-        )
-        codes = {each.code for each in found.report.remarks}
-        code = specimen.code_at(level)
-        assert code is None or code in codes, f"{where}: no site declined with {code!r}\n{remarks}"
+    _assert_expected_remarks(found.report, rule, specimen, level)
     return found.report
+
+
+def _assert_expected_remarks(report: Report, rule: str, specimen: Specimen, level: str) -> None:
+    """That nothing failed, and that the rule was applied and declined as the specimen says."""
+    where = f"{specimen.label} at {level}"
+    remarks = "\n".join(map(str, report.remarks)) or "(no site was looked at)"
+    failed = [remark for remark in report.remarks if remark.status == "failed"]
+    assert not failed, f"{where}: {remarks}"
+    if level not in specimen.levels:
+        return
+    applied, count = report.applied.get(rule, 0), specimen.count_at(level)
+    assert count is None or applied == count, f"{where}: {applied} applications, {count} expected\n{remarks}"
+    codes, code = {remark.code for remark in report.remarks}, specimen.code_at(level)
+    assert code is None or code in codes, f"{where}: no site declined with {code!r}\n{remarks}"
 
 
 def _rewritten_answers(
@@ -133,15 +136,15 @@ def _nudged_answers(specimen: Specimen) -> list[torch.Tensor]:
     model = copy.deepcopy(specimen.model)
     with torch.random.fork_rng(devices=()), torch.no_grad():
         torch.manual_seed(0)
-        for each in (*model.parameters(), *model.buffers()):
-            each.copy_(nudge(each))
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.copy_(nudge(tensor))
         inputs = tuple(map(nudge, specimen.inputs))
     with torch.set_grad_enabled(specimen.grads):
         return _answers(model, model, inputs, specimen.grads)
 
 
 def _fresh(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [each.detach().clone().requires_grad_(each.requires_grad) for each in inputs]
+    return [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs]
 
 
 def _widened(given: torch.Tensor) -> torch.Tensor:
@@ -157,15 +160,15 @@ def _answers(
     arguments = _fresh(inputs)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        outputs = [each for each in tree_leaves(call(*arguments)) if isinstance(each, torch.Tensor)]
-        buffers = [each.detach().clone() for each in model.buffers() if each.is_floating_point()]
-        results = [*(each.detach() for each in outputs), *buffers]
-        if not grads or any(each.dtype != torch.float64 for each in outputs):
+        outputs = [output for output in tree_leaves(call(*arguments)) if isinstance(output, torch.Tensor)]
+        buffers = [buffer.detach().clone() for buffer in model.buffers() if buffer.is_floating_point()]
+        results = [*(output.detach() for output in outputs), *buffers]
+        if not grads or any(output.dtype != torch.float64 for output in outputs):
             return results
-        targets = [each for each in outputs if each.requires_grad]
+        targets = [output for output in outputs if output.requires_grad]
         # Not `randn_like`, which draws in the order of the memory: strides may differ from eager's.
-        weights = [torch.randn(each.shape, dtype=each.dtype) for each in targets]
-    leaves = [each for each in (*model.parameters(), *arguments) if each.requires_grad]
+        weights = [torch.randn(target.shape, dtype=target.dtype) for target in targets]
+    leaves = [tensor for tensor in (*model.parameters(), *arguments) if tensor.requires_grad]
     found = torch.autograd.grad(targets, leaves, weights, allow_unused=True) if targets and leaves else ()
     pairs = zip(leaves, found, strict=False)
-    return [*results, *(torch.zeros_like(leaf) if each is None else each for leaf, each in pairs)]
+    return [*results, *(torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in pairs)]

@@ -72,7 +72,7 @@ def _vector_width(inputs: Sequence[Any]) -> dict[str, int]:
     from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    on_cpu = any(isinstance(each, torch.Tensor) and each.device.type == "cpu" for each in inputs)
+    on_cpu = any(isinstance(value, torch.Tensor) and value.device.type == "cpu" for value in inputs)
     if not on_cpu or config.cpp.simdlen is not None:
         return {}
     try:
@@ -119,7 +119,7 @@ def has_cxx_compiler() -> bool:
     from torch._inductor import config
 
     candidates = config.cpp.cxx if isinstance(config.cpp.cxx, (list, tuple)) else (config.cpp.cxx,)
-    return any(each and shutil.which(each) for each in candidates)
+    return any(compiler and shutil.which(compiler) for compiler in candidates)
 
 
 def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
@@ -159,13 +159,19 @@ def with_joint_pass(
 
     class JointGraphPass(CustomGraphPass):
         def __call__(self, graph: torch.fx.Graph) -> None:
-            for each in held:
-                each(graph)
+            for graph_pass in held:
+                graph_pass(graph)
             run(graph)
 
         def uuid(self) -> object | None:
             # A pass without a key of its own keeps the caches away, here as in stock inductor.
-            keys = [key(), *(each.uuid() if isinstance(each, CustomGraphPass) else None for each in held)]
+            keys = [
+                key(),
+                *(
+                    graph_pass.uuid() if isinstance(graph_pass, CustomGraphPass) else None
+                    for graph_pass in held
+                ),
+            ]
             return None if None in keys else tuple(keys)
 
     return {**given, JOINT_SLOT: JointGraphPass()}

@@ -68,7 +68,7 @@ def is_deterministic(node: torch.fx.Node) -> bool:
         return False
     overloads = packet_overloads(packet)
     return (
-        all(torch.Tag.nondeterministic_seeded not in each.tags for each in overloads)
+        all(torch.Tag.nondeterministic_seeded not in overload.tags for overload in overloads)
         and "dropout" not in name
     )
 

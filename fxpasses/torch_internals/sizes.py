@@ -43,7 +43,7 @@ def same_expression(
     first: int | torch.SymInt | torch.SymFloat, second: int | torch.SymInt | torch.SymFloat
 ) -> bool:
     """Whether two symbolic numbers are the same expression, without adding a guard."""
-    expressions = [each if isinstance(each, int) else each.node.expr for each in (first, second)]
+    expressions = [size if isinstance(size, int) else size.node.expr for size in (first, second)]
     return bool(expressions[0] == expressions[1])
 
 

@@ -55,7 +55,9 @@ def run_default_decompositions(program: torch.export.ExportedProgram) -> torch.e
     named = {node.target for node in program.graph.nodes}
     return _decompose_exported_program(  # type: ignore[no-any-return]  # written without types
         program,
-        cia_to_decomp={op: each for op, (known, each) in implicit.items() if op in named or not known},
+        cia_to_decomp={
+            op: decomposition for op, (known, decomposition) in implicit.items() if op in named or not known
+        },
         python_decomp_table=others,
         joint_loss_index=None,
         decompose_custom_triton_ops=False,

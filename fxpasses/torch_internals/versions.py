@@ -18,7 +18,7 @@ def require_supported_torch() -> None:
     version = (int(found[1]), int(found[2])) if found else (0, 0)
     oldest, beyond = SUPPORTED_TORCH
     if not oldest <= version < beyond:
-        low, high = (".".join(map(str, each)) for each in SUPPORTED_TORCH)
+        low, high = (".".join(map(str, version)) for version in SUPPORTED_TORCH)
         raise UnsupportedTorchError(
             f"fxpasses supports torch >={low},<{high} and found {torch.__version__}. "
             f"Install one of those, such as `pip install 'torch>={low},<{high}'`."

@@ -84,7 +84,7 @@ def misused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_explain_is_inference_by_default(factories, capsys):
     report = explained(capsys, f"{factories}:conv_bn", "--input", "1,3,8,8")
-    assert [each.code for each in report.remarks] == ["live-weights"]
+    assert [remark.code for remark in report.remarks] == ["live-weights"]
     assert report.dry_run
 
 
@@ -95,7 +95,7 @@ def test_train_means_gradients_with_frozen_statistics(factories, capsys):
 
 def test_full_train_means_batch_statistics(factories, capsys):
     report = explained(capsys, f"{factories}:conv_bn", "--input", "1,3,8,8", "--full-train")
-    assert [each.code for each in report.remarks] == ["training-mode"]
+    assert [remark.code for remark in report.remarks] == ["training-mode"]
 
 
 def test_grad_mode_and_path_are_as_before(factories, capsys):
@@ -110,7 +110,7 @@ def test_options_reach_the_passes(factories, capsys):
     always = explained(capsys, spec, "--input", "1,3,8,8", "--options", "profit=always")
     assert always.applied == {RULE: 1}
     limited = explained(capsys, spec, "--input", "1,3,8,8", "--options", "profit=always", "limit=0")
-    assert [each.code for each in limited.remarks] == ["limit"]
+    assert [remark.code for remark in limited.remarks] == ["limit"]
     disabled = explained(capsys, spec, "--input", "1,3,8,8", "--train", "--options", f"disable={RULE}")
     assert disabled.remarks == ()
 

@@ -21,17 +21,17 @@ def without_inductor(model: nn.Module) -> demo.Step:
 
 def test_every_batch_norm_of_the_model_is_folded_and_the_result_is_right():
     model = demo.build_model()
-    norms = sum(isinstance(each, nn.BatchNorm2d) for each in model.modules())
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     checks = demo.check_against_eager(model, demo.build_images(), without_inductor)
-    assert [each.right for each in checks] == [True, True, True]
+    assert [check.right for check in checks] == [True, True, True]
     assert fxpasses.last_report().applied == {RULE: norms}
     assert norms == 11
 
 
 def test_the_model_is_in_eval_mode_and_trains_all_of_its_parameters():
     model = demo.build_model()
-    assert not any(each.training for each in model.modules())
-    assert all(each.requires_grad for each in model.parameters())
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_no_batch_norm_of_the_model_is_the_identity():
@@ -51,7 +51,7 @@ def test_a_wrong_output_is_found(scale):
     checks = demo.check_against_eager(
         small_model(), torch.randn(2, 3, 8, 8), lambda model: lambda x: model(x) * scale
     )
-    assert not any(each.right for each in checks)
+    assert not any(check.right for check in checks)
 
 
 def test_a_wrong_gradient_of_one_parameter_is_found():
@@ -60,7 +60,7 @@ def test_a_wrong_gradient_of_one_parameter_is_found():
         return model
 
     checks = demo.check_against_eager(small_model(), torch.randn(2, 3, 8, 8), with_a_wrong_gradient)
-    assert [each.right for each in checks] == [True, False, True]
+    assert [check.right for check in checks] == [True, False, True]
 
 
 def test_a_lost_gradient_is_found():
@@ -74,9 +74,9 @@ def test_a_lost_gradient_is_found():
 
 def test_eager_itself_is_right():
     checks = demo.check_against_eager(small_model(), torch.randn(2, 3, 8, 8), lambda model: model)
-    assert [each.error for each in checks[:2]] == [0.0, 0.0]
+    assert [check.error for check in checks[:2]] == [0.0, 0.0]
     assert checks[2].error == checks[2].eager_error
-    assert all(each.right for each in checks)
+    assert all(check.right for check in checks)
 
 
 def test_a_result_where_nothing_was_rewritten_is_not_right():

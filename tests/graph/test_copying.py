@@ -31,7 +31,7 @@ def test_nodes_names_and_metadata_come_along_and_parameters_are_shared() -> None
         assert twin.meta.keys() == node.meta.keys()
         assert twin.meta is not node.meta
     shared = dict(original.named_parameters())
-    assert all(each is shared[name] for name, each in copied.named_parameters())
+    assert all(parameter is shared[name] for name, parameter in copied.named_parameters())
 
 
 @pytest.mark.parametrize("where", ["outer", "nested"])
@@ -205,7 +205,7 @@ def test_explain_leaves_buffers_generators_and_compiled_code_alone() -> None:
     x = image(grad=False)
     state, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     report = fxpasses.explain(model, x)
-    assert [each.code for each in report.remarks] == ["training-mode"]
+    assert [remark.code for remark in report.remarks] == ["training-mode"]
     assert report.dry_run
     assert torch.equal(torch.get_rng_state(), generator)
     for name, value in model.state_dict().items():

@@ -125,7 +125,7 @@ def marks(graph_module: GraphModule) -> tuple[Node, Node]:
     """The nodes of the two marks."""
     targets = ({torch.sin, torch.ops.aten.sin.default}, {torch.cos, torch.ops.aten.cos.default})
     (first,), (last,) = (
-        [node for node in graph_module.graph.nodes if node.target in each] for each in targets
+        [node for node in graph_module.graph.nodes if node.target in spellings] for spellings in targets
     )
     return first, last
 

@@ -39,12 +39,12 @@ def test_shapes_dtypes_and_strides_are_eagers() -> None:
 def test_values_are_fake_and_nothing_real_is_run() -> None:
     graph_module, model = traced()
     model[1].train()  # type: ignore[index]
-    before = {name: each.clone() for name, each in model.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     ensure_metadata(graph_module, (image(grad=False),))
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name
     values = [value(node) for node in graph_module.graph.nodes if node.op != "output"]
-    assert all(isinstance(each, FakeTensor) for each in values)
+    assert all(isinstance(fake, FakeTensor) for fake in values)
 
 
 def test_random_operators_leave_the_generator_alone() -> None:
@@ -117,7 +117,7 @@ def test_symbolic_sizes_stay_symbolic() -> None:
     sizes = [
         tensor(node).shape[0] for node in result.graph_module.graph.nodes if "conv2d" in str(node.target)
     ]  # type: ignore[union-attr]
-    assert [isinstance(each, torch.SymInt) for each in sizes] == [True]
+    assert [isinstance(size, torch.SymInt) for size in sizes] == [True]
     assert result.exported_program is not None
     assert result.exported_program.range_constraints == program.range_constraints
     for n in (2, 5):
@@ -135,7 +135,7 @@ def _called_twice(function: object, *inputs: torch.Tensor, **options: object) ->
 
 def _described(given: object) -> object:
     if isinstance(given, (tuple, list)):
-        return [_described(each) for each in given]
+        return [_described(part) for part in given]
     if not isinstance(given, torch.Tensor):
         return given
     return given.shape, given.stride(), given.dtype, given.requires_grad
@@ -146,7 +146,7 @@ def test_a_repeated_call_with_several_results_gives_eagers_metadata(
     memory_format: torch.memory_format,
 ) -> None:
     gradient, x, weight = image(2, 4, 6, 6), image(2, 4, 6, 6), torch.randn(4, 4, 3, 3)
-    gradient, x = (each.detach().to(memory_format=memory_format) for each in (gradient, x))
+    gradient, x = (given.detach().to(memory_format=memory_format) for given in (gradient, x))
 
     def backward(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> object:
         sizes = (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, True, False)
@@ -180,15 +180,16 @@ LAST = torch.channels_last
 
 def _laid_out_anew(function: object, *operands: object, **options: object) -> object:
     """What the rule says of a call on tensors, or numbers, in a graph traced from contiguous ones."""
-    given = [each for each in operands if isinstance(each, torch.Tensor)]
+    given = [operand for operand in operands if isinstance(operand, torch.Tensor)]
     graph_module = make_fx(lambda *given: given, tracing_mode="fake")(*given)
     nodes = iter(graph_module.graph.find_nodes(op="placeholder"))
-    args = tuple(next(nodes) if isinstance(each, torch.Tensor) else each for each in operands)
+    args = tuple(next(nodes) if isinstance(operand, torch.Tensor) else operand for operand in operands)
     evaluator = FakeEvaluator(graph_module)
-    fake = [evaluator.fake(torch.empty(each.shape, dtype=each.dtype)) for each in given]
+    fake = [evaluator.fake(torch.empty(operand.shape, dtype=operand.dtype)) for operand in given]
     remaining = iter(fake)
     before = function(
-        *[next(remaining) if isinstance(each, torch.Tensor) else each for each in operands], **options
+        *[next(remaining) if isinstance(operand, torch.Tensor) else operand for operand in operands],
+        **options,
     )  # type: ignore[operator]
     found = evaluator.laid_out_anew(function, args, options, before)
     if found is not None:
@@ -268,5 +269,5 @@ def test_the_rule_of_element_wise_results_leaves_symbolic_strides_alone() -> Non
     clips = mode.from_tensor(torch.randn(2, 9, 4, 5), symbolic_context=StatelessSymbolicContext(frames))
     graph_module = make_fx(lambda x: x[:, 0] + x[:, 1], tracing_mode="fake")(clips)
     (result,) = graph_module.graph.find_nodes(op="call_function", target=aten.add.Tensor)
-    assert any(isinstance(each, torch.SymInt) for each in value(result.args[0]).stride())
+    assert any(isinstance(stride, torch.SymInt) for stride in value(result.args[0]).stride())
     assert FakeEvaluator(graph_module).laid_out_anew(aten.add.Tensor, result.args, {}, value(result)) is None

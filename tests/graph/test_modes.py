@@ -140,4 +140,4 @@ def test_graphs_of_regions_start_in_their_state() -> None:
     graph_module = program.graph_module
     outer = modes_of(graph_module.graph, Modes())
     starts = [initial_modes_of_nested(reference, outer) for _, _, reference in nested_graphs(graph_module)]
-    assert sorted((each.grad, len(each.autocast)) for each in starts) == [(False, 0), (True, 1)]
+    assert sorted((start.grad, len(start.autocast)) for start in starts) == [(False, 0), (True, 1)]

@@ -99,7 +99,7 @@ def test_a_batch_norm_in_training_says_so(capture: str) -> None:
     norms = [read_batch_norm(node) for node in graph.nodes if is_batch_norm(node)]
     if capture == "aten":
         # Decomposed into a functional operator that is no site.
-        assert all(isinstance(each, BatchNorm) and each.training for each in norms)
+        assert all(isinstance(norm, BatchNorm) and norm.training for norm in norms)
         return
     (norm,) = norms
     assert isinstance(norm, BatchNorm)

@@ -123,7 +123,7 @@ def test_metadata_is_computed_under_the_grad_mode_of_its_place(grad: bool) -> No
 
     with registered(Watch("watch")):
         torch.compile(call, backend="fxpasses", options={"inner": "eager"})(image(3))
-    assert [each.requires_grad for each in found] == [grad]
+    assert [recorded.requires_grad for recorded in found] == [grad]
 
 
 def test_metadata_is_computed_under_the_autocast_state_of_its_place() -> None:
@@ -141,7 +141,7 @@ def test_metadata_is_computed_under_the_autocast_state_of_its_place() -> None:
 
     with registered(Watch("watch")):
         torch.compile(call, backend="fxpasses", options={"inner": "eager"})(torch.randn(3, 3))
-    assert [each.dtype for each in found] == [torch.bfloat16]
+    assert [recorded.dtype for recorded in found] == [torch.bfloat16]
 
 
 def test_a_parameter_that_is_read_later_is_read_again() -> None:

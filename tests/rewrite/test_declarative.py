@@ -12,7 +12,7 @@ from torch import nn
 import fxpasses
 from fxpasses.errors import PatternError
 from fxpasses.rewrite import declarative
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.testing import registered
 from tests.helpers import CAPTURES, outputs_and_gradients, require_equal, require_wellformed
 
@@ -35,11 +35,11 @@ class Call(nn.Module):
 
     def forward(self, x):
         result = self.function(x.sin(), *self.held)
-        return [each.cos() for each in result] if isinstance(result, tuple) else result.cos()
+        return [value.cos() for value in result] if isinstance(result, tuple) else result.cos()
 
 
 def outcomes(report):
-    return [(each.status, each.code) for each in report.remarks if each.rule == "tested"]
+    return [(remark.status, remark.code) for remark in report.remarks if remark.rule == "tested"]
 
 
 def run(level, made, model, x):
@@ -76,7 +76,7 @@ def declined_everywhere(code, made, function, *shapes, levels=SOME_LEVELS):
         report = run(level, made, Call(function, *shapes), x)
         assert not report.applied, f"{level}: {report.remarks}"
         if code is not None:
-            assert code in {each.code for each in report.remarks}, f"{level}: {report.remarks}"
+            assert code in {remark.code for remark in report.remarks}, f"{level}: {report.remarks}"
 
 
 def test_the_tutorial_is_true():
@@ -282,7 +282,7 @@ def test_a_new_alias_is_declined_where_the_user_or_a_write_can_tell():
     ):
         with registered(NEGATION):
             report = fxpasses.explain(function, x, options={"passes": "tested"})
-        assert code in {each.code for each in report.remarks}, (code, report.remarks)
+        assert code in {remark.code for remark in report.remarks}, (code, report.remarks)
 
 
 def test_a_check_and_a_profit_may_decline_with_reasons_of_their_own():

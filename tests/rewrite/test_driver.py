@@ -49,7 +49,7 @@ def test_a_limit_applies_the_first_sites_only(limit: int) -> None:
         result = run({"limit": limit})
     count = min(limit, 3)
     assert result.report.applied.get("sine_to_cosine", 0) == count
-    assert [each.code for each in result.report.remarks] == ["applied"] * count + ["limit"] * (3 - count)
+    assert [remark.code for remark in result.report.remarks] == ["applied"] * count + ["limit"] * (3 - count)
     targets = [
         node.target for node in result.graph_module.graph.nodes if node.target in (torch.sin, torch.cos)
     ]
@@ -78,8 +78,8 @@ def test_graphs_inside_graphs_are_visited_and_named() -> None:
         found = torch.compile(call, backend="fxpasses", options={"inner": "eager"})(x)
     report = fxpasses.last_report()
     assert report.applied == {"sine_to_cosine": 4}
-    assert len({each.graph for each in report.remarks}) == 4
-    assert "" in {each.graph for each in report.remarks}
+    assert len({remark.graph for remark in report.remarks}) == 4
+    assert "" in {remark.graph for remark in report.remarks}
     torch.testing.assert_close(found, x.cos().cos() + x.cos())
 
 
@@ -177,7 +177,7 @@ def test_a_site_that_an_earlier_rewrite_took_away_is_not_looked_at() -> None:
     with registered(two):
         result = fxpasses.optimize(program, (image(3),))
     require_wellformed(result.graph_module)
-    assert not [each for each in result.report.remarks if each.status == "failed"]
+    assert not [remark for remark in result.report.remarks if remark.status == "failed"]
 
 
 def test_passes_and_rules_are_timed_by_name() -> None:
@@ -249,7 +249,7 @@ def test_a_replacement_may_not_read_what_it_replaces() -> None:
     program = torch.fx.symbolic_trace(lambda x: torch.sin(x) + 1)
     with registered(Wrap("wrap")):
         result = fxpasses.optimize(program, (image(3),))
-    assert [each.code for each in result.report.remarks] == ["rewrite-error"]
+    assert [remark.code for remark in result.report.remarks] == ["rewrite-error"]
     assert printed(result.graph_module) == printed(program)
 
 

@@ -14,7 +14,7 @@ import torch
 from fxpasses.options import Options
 from fxpasses.passes.folding.conv_bn import EfficientConvBnEval
 from fxpasses.pipeline import register_all
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.rewrite.identity import fingerprint
 from fxpasses.rewrite.registry import RulePass, pipeline_key
 from fxpasses.testing import registered
@@ -140,6 +140,6 @@ def test_logs_and_the_structured_trace_have_the_remarks(tmp_path):
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert "matched 2 of 2 nodes; applied" in done.stderr
-    traced = "".join(each.read_text() for each in tmp_path.iterdir())
+    traced = "".join(path.read_text() for path in tmp_path.iterdir())
     assert '"name": "fxpasses_report"' in traced
     assert '"rule": "efficient_conv_bn_eval"' in traced

@@ -67,7 +67,7 @@ def test_a_refusal_of_extra_check_is_a_remark():
         raise AssertionError("the check says no")
 
     report = run(matcher).report
-    assert [(each.status, each.code) for each in report.remarks] == [("declined", "extra-check")]
+    assert [(remark.status, remark.code) for remark in report.remarks] == [("declined", "extra-check")]
 
 
 def test_a_handler_that_does_nothing_is_not_counted():
@@ -79,7 +79,7 @@ def test_a_handler_that_does_nothing_is_not_counted():
         return None
 
     report = run(matcher).report
-    assert [(each.status, each.code) for each in report.remarks] == [("declined", "handler")]
+    assert [(remark.status, remark.code) for remark in report.remarks] == [("declined", "handler")]
     assert not report.applied
 
 

@@ -24,7 +24,7 @@ def registry(*rules: SineToCosine | RulePass) -> Registry:
 
 
 def order(given: Registry, **options: object) -> list[str]:
-    return [each.name for each in given.pipeline(Options.of(options))]
+    return [pass_.name for pass_ in given.pipeline(Options.of(options))]
 
 
 @pytest.mark.parametrize("permutation", list(itertools.permutations("abcd")), ids="".join)
@@ -34,7 +34,7 @@ def test_what_must_come_after_comes_after_whatever_the_order_of_registration(
     after = {"a": ("b", "d"), "b": ("c",), "c": (), "d": ("c",)}
     found = order(registry(*(SineToCosine(name, after[name]) for name in permutation)))
     for name, earlier in after.items():
-        assert all(found.index(each) < found.index(name) for each in earlier)
+        assert all(found.index(other) < found.index(name) for other in earlier)
 
 
 def test_without_requirements_the_order_is_that_of_registration() -> None:
@@ -92,7 +92,7 @@ def test_a_rule_of_a_group_is_selected_and_disabled_by_its_own_name() -> None:
     given = registry(RulePass("group", (SineToCosine("a"), SineToCosine("b"))))
 
     def rules(**options: object) -> list[str]:
-        return [rule.name for each in given.pipeline(Options.of(options)) for rule in each.rules]
+        return [rule.name for pass_ in given.pipeline(Options.of(options)) for rule in pass_.rules]
 
     assert rules() == rules(passes=("group",)) == ["a", "b"]
     assert rules(passes=("b",)) == ["b"]

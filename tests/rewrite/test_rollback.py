@@ -117,11 +117,11 @@ def optimised(rule: SineToCosine, program: GraphModule) -> fxpasses.Optimized:
         return fxpasses.optimize(program, (image(3),))
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda rule: rule.__name__)
 def test_a_rule_that_goes_wrong_leaves_the_graph_as_it_was(broken: type[SineToCosine]) -> None:
     program = torch.fx.symbolic_trace(call)
     result = optimised(broken("broken"), program)
-    assert [(each.rule, each.status, each.code) for each in result.report.remarks] == [
+    assert [(remark.rule, remark.status, remark.code) for remark in result.report.remarks] == [
         ("broken", "failed", BROKEN[broken])
     ]
     assert result.report.applied == {}
@@ -131,7 +131,7 @@ def test_a_rule_that_goes_wrong_leaves_the_graph_as_it_was(broken: type[SineToCo
     assert torch.equal(result.graph_module(x), call(x))
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda rule: rule.__name__)
 def test_a_rule_that_goes_wrong_does_not_keep_others_from_working(broken: type[SineToCosine]) -> None:
     program = torch.fx.symbolic_trace(call)
     with registered(broken("broken"), SineToCosine("whole", after=("broken",))):
@@ -144,14 +144,14 @@ def test_a_rule_that_goes_wrong_does_not_keep_others_from_working(broken: type[S
 
 def test_the_rule_that_is_not_broken_is_applied() -> None:
     result = optimised(SineToCosine("whole"), torch.fx.symbolic_trace(call))
-    assert [each.status for each in result.report.remarks] == ["applied"]
+    assert [remark.status for remark in result.report.remarks] == ["applied"]
 
 
 def test_a_compilation_survives_a_broken_rule() -> None:
     with registered(RaisesHalfway("broken")):
         found = torch.compile(call, backend="fxpasses", options={"inner": "eager"})(torch.ones(3))
     assert torch.equal(found, call(torch.ones(3)))
-    assert [each.status for each in fxpasses.last_report().remarks] == ["failed"]
+    assert [remark.status for remark in fxpasses.last_report().remarks] == ["failed"]
     assert "ZeroDivisionError: halfway" in fxpasses.last_report().remarks[0].message
 
 

@@ -28,7 +28,7 @@ def run(rule, options, *inputs, function=softmax):
 
 
 def codes(report):
-    return [(each.status, each.code) for each in report.remarks]
+    return [(remark.status, remark.code) for remark in report.remarks]
 
 
 @pytest.mark.parametrize("verify", ["off", "structure", "numerics"])
@@ -223,7 +223,7 @@ def test_the_file_of_a_rewrite_under_autocast_runs_under_autocast(tmp_path, grad
 
     def in_bfloat16(rule, node, build):
         # What autocast makes of torch.mm, and nothing without it: float32 would come out as bfloat16.
-        x, y = (build.call("to", (each, torch.bfloat16)) for each in node.args)
+        x, y = (build.call("to", (operand, torch.bfloat16)) for operand in node.args)
         return build.call(torch.matmul, (x, y))
 
     with torch.set_grad_enabled(grad):
@@ -271,6 +271,6 @@ def test_what_cannot_be_run_is_no_success():
 
 def test_made_up_tensors_have_the_strides_that_were_asked_for():
     specs = [TensorSpec((3, 4), (0, 1), torch.float32), TensorSpec((2, 3), (1, 2), torch.int64)]
-    assert [each.stride() for each in numerics._values(specs, 0)] == [(0, 1), (1, 2)]
+    assert [value.stride() for value in numerics._values(specs, 0)] == [(0, 1), (1, 2)]
     empty = numerics._values([TensorSpec((0, 4), (4, 1), torch.float32)], 0)
     assert empty[0].shape == (0, 4)

@@ -31,7 +31,7 @@ def tutorial_rules():
     """The rules of the declarative rules' documentation, as it defines them."""
     (tutorial,) = doctest.DocTestFinder(recurse=False).find(declarative, "tutorial")
     doctest.DocTestRunner().run(tutorial, out=lambda _: None, clear_globs=False)
-    return {each: tutorial.globs[each] for each in ("DoubleNegation", "RmsNorm", "AddMM")}
+    return {name: tutorial.globs[name] for name in ("DoubleNegation", "RmsNorm", "AddMM")}
 
 
 TUTORIAL = tutorial_rules()
@@ -53,7 +53,7 @@ def test_the_tutorial_s_rules_survive_random_models(name):
 @pytest.mark.parametrize("rule", strategies.FAMILIES)
 def test_a_rule_survives_two_thousand_models(rule, level):
     seen = Counter()
-    specimens = strategies.of(rule).map(lambda each: seen.update([each.label]) or each)
+    specimens = strategies.of(rule).map(lambda specimen: seen.update([specimen.label]) or specimen)
     assert fuzz(rule, specimens, examples=2000, levels=[level], seed=1) >= 2000
     assert seen.keys() == strategies.KINDS[rule].keys()
 
@@ -69,7 +69,7 @@ def test_the_tutorial_s_rules_survive_two_thousand_models(name, level):
 def test_every_rule_has_models_that_it_must_rewrite_and_near_misses_with_a_code(rule):
     kinds = strategies.KINDS[rule]
     assert kinds["plain"].count == 1
-    codes = {each.code for each in kinds.values() if isinstance(each.code, str)}
+    codes = {kind.code for kind in kinds.values() if isinstance(kind.code, str)}
     assert len(codes) >= 2 or rule == "parallel_conv_concat"
     assert "multiple-users" in codes
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fxpasses.errors import FxpassesError
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.testing import (
     Specimen,
     assert_declines,
@@ -46,7 +46,7 @@ def test_declarative_rules_are_fuzzed_by_one_line(made):
 
 def test_every_near_miss_of_a_declarative_rule_is_drawn():
     seen = set()
-    specimens = strategies.around(RMS).map(lambda each: seen.add(each.label) or each)
+    specimens = strategies.around(RMS).map(lambda specimen: seen.add(specimen.label) or specimen)
     fuzz(RMS, specimens, examples=80, levels=["symbolic_trace"])
     assert seen == {"plain", "symbolic", "float32", "mixed-dtypes", "extra-user", "written"}
 
@@ -113,8 +113,8 @@ def test_the_aten_level_is_what_run_decompositions_makes(dynamic):
     exported = capture("export", model, (image(dtype=torch.float32),), dynamic=dynamic)
     found, expected = run_default_decompositions(exported), exported.run_decompositions()
     written, wanted = (
-        [(node.op, node.target, str(node.meta.get("val"))) for node in each.graph.nodes]
-        for each in (found, expected)
+        [(node.op, node.target, str(node.meta.get("val"))) for node in program.graph.nodes]
+        for program in (found, expected)
     )
     assert written == wanted
     assert (found.graph_signature, found.range_constraints) == (
@@ -126,9 +126,9 @@ def test_the_aten_level_is_what_run_decompositions_makes(dynamic):
 
 def test_a_capture_leaves_the_model_s_state_as_it_was():
     model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
-    before = {name: each.clone() for name, each in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rewritten = rewrite_at("torch", model, (image(),))
-    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     rewritten.call(image())
     assert model[1].num_batches_tracked == 1
 

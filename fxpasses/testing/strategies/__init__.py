@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fxpasses.errors import FxpassesError
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.rewrite.registry import AnyRule
 from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.affine import AFFINE_ACROSS_VIEWS, CONV_AFFINE
@@ -21,7 +21,7 @@ from fxpasses.testing.strategies.bn_before_conv import bn_before_conv as bn_befo
 from fxpasses.testing.strategies.conv_bn import CONV_BN
 from fxpasses.testing.strategies.conv_bn import conv_bn as conv_bn
 from fxpasses.testing.strategies.declarative import around as around
-from fxpasses.testing.strategies.layers import Outcome
+from fxpasses.testing.strategies.layers import Expectation
 from fxpasses.testing.strategies.parallel import PARALLEL_CONV_CONCAT, PARALLEL_CONV_MERGE
 from fxpasses.testing.strategies.parallel import parallel_conv_concat as parallel_conv_concat
 from fxpasses.testing.strategies.parallel import parallel_conv_merge as parallel_conv_merge
@@ -39,7 +39,7 @@ FAMILIES: Mapping[str, Callable[[], SearchStrategy[Specimen]]] = {
 }
 """Strategies by the name of the rule that they are for."""
 
-KINDS: Mapping[str, Mapping[str, Outcome]] = {
+KINDS: Mapping[str, Mapping[str, Expectation]] = {
     "efficient_conv_bn_eval": CONV_BN,
     "conv_affine": CONV_AFFINE,
     "affine_across_views": AFFINE_ACROSS_VIEWS,

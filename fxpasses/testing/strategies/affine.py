@@ -16,7 +16,7 @@ from fxpasses.testing.strategies.chains import Chain, Draft, Step, held, operand
 from fxpasses.testing.strategies.layers import (
     FIRES,
     RIGHT_AS_THEY_ARE,
-    Outcome,
+    Expectation,
     convolution,
     except_at,
     image_for,
@@ -72,29 +72,29 @@ def _widened(draw: st.DrawFn, draft: Draft) -> Draft:
 
 # conv_affine -----------------------------------------------------------------------------------------------
 
-_OVERWRITTEN = Outcome(except_at("aten", 0, 1), except_at("aten", "mutation"), grads=False)
+_OVERWRITTEN = Expectation(except_at("aten", 0, 1), except_at("aten", "mutation"), grads=False)
 
-CONV_AFFINE: dict[str, Outcome] = {
+CONV_AFFINE: dict[str, Expectation] = {
     **RIGHT_AS_THEY_ARE,
     "forked": FIRES,
-    "written": Outcome(None, grads=False),
+    "written": Expectation(None, grads=False),
     # Without a batch, core ATen has a squeeze behind the convolution.
-    "unbatched": Outcome(except_at("aten", 1, 0)),
+    "unbatched": Expectation(except_at("aten", 1, 0)),
     # The tracer that keeps modules sees one that pads otherwise; the others see padding, and a convolution.
-    "padding-mode": Outcome(except_at("symbolic_trace", 1, 0), {"symbolic_trace": "padding-mode"}),
-    "extra-user": Outcome(code="multiple-users"),
-    "own-mean": Outcome(code="multiple-users"),
-    "spatial-broadcast": Outcome(code="operand-shape"),
-    "full-shape": Outcome(),
-    "widened": Outcome(code="dtype"),
-    "zero-divisor": Outcome(code="zero-divisor"),
-    "rounded": Outcome(),
-    "training-mode": Outcome(grads=False),
+    "padding-mode": Expectation(except_at("symbolic_trace", 1, 0), {"symbolic_trace": "padding-mode"}),
+    "extra-user": Expectation(code="multiple-users"),
+    "own-mean": Expectation(code="multiple-users"),
+    "spatial-broadcast": Expectation(code="operand-shape"),
+    "full-shape": Expectation(),
+    "widened": Expectation(code="dtype"),
+    "zero-divisor": Expectation(code="zero-divisor"),
+    "rounded": Expectation(),
+    "training-mode": Expectation(grads=False),
     # Core ATen has a view behind the linear layer.
-    "channel-axis": Outcome(code=except_at("aten", "channel-axis")),
+    "channel-axis": Expectation(code=except_at("aten", "channel-axis")),
     "overwritten": _OVERWRITTEN,
     # What `torch.fx.symbolic_trace` records has no sizes, so they are those of the inputs.
-    "symbolic-channels": Outcome(
+    "symbolic-channels": Expectation(
         except_at("symbolic_trace", 0, 1), except_at("symbolic_trace", "symbolic-channels"), dynamic=True
     ),
 }
@@ -128,7 +128,9 @@ def conv_affine(draw: st.DrawFn) -> Specimen:
     with seeded(draw):
         if kind == "symbolic-channels":
             shapes = ((3, draw(st.integers(2, 4)), 5, 7), (draw(st.integers(5, 7)), 0, 3, 3))
-            x, weight = (torch.randn(each[0], each[1] or shapes[0][1], *each[2:]).double() for each in shapes)
+            x, weight = (
+                torch.randn(shape[0], shape[1] or shapes[0][1], *shape[2:]).double() for shape in shapes
+            )
             return CONV_AFFINE[kind].of(kind, _Free(), x.requires_grad_(), weight.requires_grad_())
         producer, x = _producer(draw, kind)
         draft = Draft(
@@ -166,42 +168,48 @@ def _sequence(draw: st.DrawFn) -> tuple[Any, Tensor]:
 
 
 def _specimen(
-    draw: st.DrawFn, kind: str, outcome: Outcome, producer: nn.Module, draft: Draft, x: Tensor, fork: int = 0
+    draw: st.DrawFn,
+    kind: str,
+    expectation: Expectation,
+    producer: nn.Module,
+    draft: Draft,
+    x: Tensor,
+    fork: int = 0,
 ) -> Specimen:
     read = second_reader(draw, min(draft.y.dim(), x.dim())) if kind == "extra-user" else torch.sin
     model = randomised(Chain(producer, draft.steps, kind, fork, read))
     if kind == "training-mode":
-        for each in model.modules():
-            each.train(isinstance(each, BatchNormBase))
+        for module in model.modules():
+            module.train(isinstance(module, BatchNormBase))
     x = in_kind(kind, model, x)
     if kind == "widened":
         x = in_kind("float32", model.get_submodule("producer"), x.detach())
-    return outcome.of(kind, model, x)
+    return expectation.of(kind, model, x)
 
 
 # affine_across_views ---------------------------------------------------------------------------------------
 
-AFFINE_ACROSS_VIEWS: dict[str, Outcome] = {
+AFFINE_ACROSS_VIEWS: dict[str, Expectation] = {
     **RIGHT_AS_THEY_ARE,
     "nearest": FIRES,
     # Where its sizes are nodes that read it, what is reshaped has several users.
-    "shape-read": Outcome(None),
-    "extra-user": Outcome(code="multiple-users"),
-    "spatial-broadcast": Outcome(code="operand-shape"),
-    "zero-divisor": Outcome(code="zero-divisor"),
-    "widened": Outcome(code="dtype"),
-    "channel-axis": Outcome(code="channel-axis"),
+    "shape-read": Expectation(None),
+    "extra-user": Expectation(code="multiple-users"),
+    "spatial-broadcast": Expectation(code="operand-shape"),
+    "zero-divisor": Expectation(code="zero-divisor"),
+    "widened": Expectation(code="dtype"),
+    "channel-axis": Expectation(code="channel-axis"),
     "overwritten": _OVERWRITTEN,
-    "merged-channels": Outcome(),
-    "training-mode": Outcome(grads=False),
-    "dropout-on": Outcome(),
-    "bilinear": Outcome(),
-    "padded": Outcome(),
-    "moved-twice": Outcome(),
+    "merged-channels": Expectation(),
+    "training-mode": Expectation(grads=False),
+    "dropout-on": Expectation(),
+    "bilinear": Expectation(),
+    "padded": Expectation(),
+    "moved-twice": Expectation(),
 }
 """The kinds of models, and what affine_across_views must do with them at each level."""
 
-_OF_INDICES = Outcome(except_at("aten", 1, 0))
+_OF_INDICES = Expectation(except_at("aten", 1, 0))
 """What is expected of upsampled images of other than two dimensions, which core ATen indexes."""
 
 _BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
@@ -222,7 +230,7 @@ _BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
 def affine_across_views(draw: st.DrawFn) -> Specimen:
     """Convolutions and linear layers, then views, then arithmetic per channel, and near misses."""
     kind = draw(kinds_of(AFFINE_ACROSS_VIEWS))
-    outcome = AFFINE_ACROSS_VIEWS[kind]
+    expectation = AFFINE_ACROSS_VIEWS[kind]
     with seeded(draw):
         sequence = kind == "channel-axis" or (kind in RIGHT_AS_THEY_ARE and draw(st.integers(0, 2)) == 0)
         if sequence:
@@ -239,18 +247,18 @@ def affine_across_views(draw: st.DrawFn) -> Specimen:
             # Core ATen has a view behind a linear layer of a sequence.
             at_aten = count + before if sequence else count
             return _specimen(
-                draw, kind, replace(outcome, count=except_at("aten", count, at_aten)), producer, draft, x
+                draw, kind, replace(expectation, count=except_at("aten", count, at_aten)), producer, draft, x
             )
         draft = draft.through(_BETWEEN[kind], draft.axis) if kind in _BETWEEN else draft.moved(draw)
         if kind == "nearest" and draft.y.dim() != 4:
-            outcome = _OF_INDICES
+            expectation = _OF_INDICES
         if kind == "merged-channels" and draft.y.shape[1] == producer.out_channels:
-            outcome = Outcome(None)
+            expectation = Expectation(None)
         if kind in _BENT:
             draft = _BENT[kind](draw, draft)
         for _ in range(draw(st.integers(1, 2))):
             draft = draft.affine(draw)
-        return _specimen(draw, kind, outcome, producer, draft, x)
+        return _specimen(draw, kind, expectation, producer, draft, x)
 
 
 def _through_moves(draw: st.DrawFn, draft: Draft) -> Draft:

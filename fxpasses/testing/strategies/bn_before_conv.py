@@ -13,7 +13,7 @@ from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.layers import (
     FIRES,
     RIGHT_AS_THEY_ARE,
-    Outcome,
+    Expectation,
     convolution,
     except_at,
     image_for,
@@ -27,22 +27,22 @@ from fxpasses.testing.strategies.readers import Reader, second_reader
 
 Tensor = torch.Tensor
 
-BN_BEFORE_CONV: dict[str, Outcome] = {
+BN_BEFORE_CONV: dict[str, Expectation] = {
     **RIGHT_AS_THEY_ARE,
     "frozen": FIRES,
     "shared-input": FIRES,
-    "padded": Outcome(code="border"),
-    "transposed": Outcome(code="border"),
-    "extra-user": Outcome(code="multiple-users"),
-    "two-layers": Outcome(code="multiple-users"),
-    "training-mode": Outcome(grads=False),
-    "no-statistics": Outcome(),
-    "activation": Outcome(),
+    "padded": Expectation(code="border"),
+    "transposed": Expectation(code="border"),
+    "extra-user": Expectation(code="multiple-users"),
+    "two-layers": Expectation(code="multiple-users"),
+    "training-mode": Expectation(grads=False),
+    "no-statistics": Expectation(),
+    "activation": Expectation(),
     # Core ATen has a view before the linear layer.
-    "channel-axis": Outcome(code=except_at("aten", "channel-axis")),
-    "written": Outcome(except_at("aten", 0, 1), except_at("aten", "mutation"), grads=False),
+    "channel-axis": Expectation(code=except_at("aten", "channel-axis")),
+    "written": Expectation(except_at("aten", 0, 1), except_at("aten", "mutation"), grads=False),
     # What `torch.fx.symbolic_trace` records has no sizes, so they are those of the inputs.
-    "symbolic-channels": Outcome(
+    "symbolic-channels": Expectation(
         except_at("symbolic_trace", 0, 1), except_at("symbolic_trace", "symbolic-channels"), dynamic=True
     ),
 }

@@ -144,12 +144,12 @@ _IDLE: tuple[Callable[[Tensor], Tensor], ...] = (
 
 def _move(draw: st.DrawFn, y: Tensor, axis: int) -> tuple[Callable[[Tensor], Tensor], int]:
     """A move that y can take, and the axis of the channels behind it."""
-    choices = [(each, _axis_behind(each, y, axis)) for each in _MOVES]
+    choices = [(move, _axis_behind(move, y, axis)) for move in _MOVES]
     if axis == 1 and y.dim() < 5:
         shape = (*y.shape[:2], -1)
-        choices += [(each, 1) for each in (*_KEEPING_CHANNELS, lambda y: y.reshape(shape))]
+        choices += [(move, 1) for move in (*_KEEPING_CHANNELS, lambda y: y.reshape(shape))]
     if axis == 1 and y.dim() > 3:
-        choices += [(each, _axis_behind(each, y, axis)) for each in _moves_of_images(y.dim())]
+        choices += [(move, _axis_behind(move, y, axis)) for move in _moves_of_images(y.dim())]
     (move, behind), idle = draw(st.sampled_from(choices)), draw(st.sampled_from(_IDLE))
     return (lambda y: idle(move(y))), behind
 
@@ -167,7 +167,7 @@ def _moves_of_images(rank: int) -> tuple[Callable[[Tensor], Tensor], ...]:
 
 def _axis_behind(move: Callable[[Tensor], Tensor], y: Tensor, axis: int) -> int:
     """Where a move takes an axis, which is told by its number of entries."""
-    sizes = [2 + each for each in range(y.dim())]
+    sizes = [2 + index for index in range(y.dim())]
     return list(move(torch.zeros(sizes)).shape).index(sizes[axis])
 
 

@@ -14,7 +14,7 @@ from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.layers import (
     FIRES,
     NAMES_SURVIVE,
-    Outcome,
+    Expectation,
     convolution,
     except_at,
     image_for,
@@ -26,25 +26,25 @@ from fxpasses.testing.strategies.layers import (
 )
 from fxpasses.testing.strategies.readers import Reader, second_reader
 
-CONV_BN: dict[str, Outcome] = {
+CONV_BN: dict[str, Expectation] = {
     "plain": FIRES,
-    "symbolic": Outcome(1, dynamic=True),
+    "symbolic": Expectation(1, dynamic=True),
     "bfloat16": FIRES,
     # A rewrite in the convolution's place gets it right; only the values are compared.
-    "written": Outcome(None, grads=False),
-    "extra-user": Outcome(code="multiple-users"),
-    "written-result": Outcome(
+    "written": Expectation(None, grads=False),
+    "extra-user": Expectation(code="multiple-users"),
+    "written-result": Expectation(
         code={**dict.fromkeys(LEVELS, "no-producer"), **dict.fromkeys(NAMES_SURVIVE, "multiple-users")}
     ),
-    "overwritten": Outcome(except_at("aten", 0), except_at("aten", "mutation"), grads=False),
+    "overwritten": Expectation(except_at("aten", 0), except_at("aten", "mutation"), grads=False),
     # Core ATen has other operators for batch statistics; no site is looked at there.
-    "training-mode": Outcome(code=except_at("aten", "training-mode"), grads=False),
-    "no-statistics": Outcome(code=except_at("aten", "training-mode")),
-    "other-axis": Outcome(code=except_at("aten", "channel-axis", "no-producer")),
-    "spatial-broadcast": Outcome(code="no-producer"),
-    "cast": Outcome(code="no-producer"),
+    "training-mode": Expectation(code=except_at("aten", "training-mode"), grads=False),
+    "no-statistics": Expectation(code=except_at("aten", "training-mode")),
+    "other-axis": Expectation(code=except_at("aten", "channel-axis", "no-producer")),
+    "spatial-broadcast": Expectation(code="no-producer"),
+    "cast": Expectation(code="no-producer"),
     # What `torch.fx.symbolic_trace` records has no sizes, so they are those of the inputs.
-    "symbolic-channels": Outcome(
+    "symbolic-channels": Expectation(
         except_at("symbolic_trace", 0), except_at("symbolic_trace", "symbolic-channels"), dynamic=True
     ),
 }
@@ -153,6 +153,6 @@ def _free_inputs(draw: st.DrawFn) -> Sequence[torch.Tensor]:
     shapes = ((3, inputs, 5, 7), (inputs, outputs // 2, 3, 3), (outputs,), (outputs,), (outputs,), (outputs,))
     made = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     made[3] = made[3].abs() + 0.5
-    for each in (*made[:2], *made[4:]):
-        each.requires_grad_()
+    for tensor in (*made[:2], *made[4:]):
+        tensor.requires_grad_()
     return made

@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxpasses.graph.levels import Level
-from fxpasses.rewrite.declarative import DeclarativeRule
+from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.rewrite.recording import fake_of, record
 from fxpasses.testing.captures import LEVELS
 from fxpasses.testing.specimens import Specimen
@@ -72,7 +72,7 @@ def _with_mixed_dtypes(draw: st.DrawFn, graph: torch.fx.Graph, inputs: Sequence[
     The results are cast because a float64 result of float32 operands has float32's rounding errors.
     """
     placeholders = graph.find_nodes(op="placeholder")
-    floating = [node for node, each in zip(placeholders, inputs, strict=True) if each.is_floating_point()]
+    floating = [node for node, tensor in zip(placeholders, inputs, strict=True) if tensor.is_floating_point()]
     if len(floating) < 2:
         return False
     operand = draw(st.sampled_from(floating))
@@ -81,7 +81,7 @@ def _with_mixed_dtypes(draw: st.DrawFn, graph: torch.fx.Graph, inputs: Sequence[
     operand.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
     output = graph.find_nodes(op="output")[0]
     with graph.inserting_before(output):
-        results = [graph.call_method("to", (each, torch.float32)) for each in _returned(output)]
+        results = [graph.call_method("to", (result, torch.float32)) for result in _returned(output)]
     output.args = (tuple(results),)
     try:
         torch.fx.Interpreter(GraphModule(nn.Module(), graph)).run(*inputs)
@@ -103,7 +103,7 @@ def _surround(graph: torch.fx.Graph, before: list[int], after: list[int]) -> Non
         node.replace_all_uses_with(through, delete_user_cb=lambda user, readers=readers: user in readers)
     output = graph.find_nodes(op="output")[0]
     with graph.inserting_before(output):
-        output.args = (tuple(_chain(graph, each, after) for each in _returned(output)),)
+        output.args = (tuple(_chain(graph, result, after) for result in _returned(output)),)
 
 
 def _returned(output: Node) -> Sequence[Any]:
@@ -135,7 +135,7 @@ def _write_after(graph: torch.fx.Graph, node: Node) -> Mapping[str, str]:
     Returns:
         The reason code of each level; empty where nothing is written.
     """
-    operand = next((each for each in node.all_input_nodes if each.op == "placeholder"), None)
+    operand = next((source for source in node.all_input_nodes if source.op == "placeholder"), None)
     if operand is None:
         return {}
     with graph.inserting_before(min(user for user in operand.users)):
@@ -145,7 +145,7 @@ def _write_after(graph: torch.fx.Graph, node: Node) -> Mapping[str, str]:
     with graph.inserting_after(node):
         written = graph.call_method("add_", (copied, 0.5))
     codes = dict.fromkeys(WRITES_SURVIVE, "mutation")
-    if any(written < each for each in readers):
+    if any(written < reader for reader in readers):
         # Who traces operators gives the tensor another name after the write.
         codes.update(dict.fromkeys(("pre_dispatch", "export"), "other-operand"))
     return codes
@@ -153,9 +153,9 @@ def _write_after(graph: torch.fx.Graph, node: Node) -> Mapping[str, str]:
 
 def _random_inputs(example: dict[str, Any], seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    tensors = [each for each in example.values() if isinstance(each, torch.Tensor)]
-    made = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in tensors]
+    tensors = [tensor for tensor in example.values() if isinstance(tensor, torch.Tensor)]
+    made = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for tensor in tensors]
     return tuple(
-        each.to(dtype).requires_grad_() if given.is_floating_point() else given
-        for each, given in zip(made, tensors, strict=True)
+        drawn.to(dtype).requires_grad_() if given.is_floating_point() else given
+        for drawn, given in zip(made, tensors, strict=True)
     )

@@ -33,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Expectation:
     """What a rule must do with one kind of model; see `Specimen` for the attributes."""
 
     count: int | Mapping[str, int] | None = 0
@@ -46,10 +46,10 @@ class Outcome:
         return Specimen(kind, model, inputs, self.count, self.code, grads=self.grads, dynamic=self.dynamic)
 
 
-FIRES = Outcome(1)
-RIGHT_AS_THEY_ARE: dict[str, Outcome] = {
+FIRES = Expectation(1)
+RIGHT_AS_THEY_ARE: dict[str, Expectation] = {
     "plain": FIRES,
-    "symbolic": Outcome(1, dynamic=True),
+    "symbolic": Expectation(1, dynamic=True),
     **dict.fromkeys(DTYPES, FIRES),
 }
 """The kinds that no rule may leave alone."""
@@ -60,9 +60,9 @@ def except_at(level: str, value: Any, there: Any = None) -> dict[str, Any]:
     return {**dict.fromkeys(LEVELS, value), level: there}
 
 
-def kinds_of(outcomes: Mapping[str, Outcome]) -> st.SearchStrategy[str]:
+def kinds_of(expectations: Mapping[str, Expectation]) -> st.SearchStrategy[str]:
     """One of the kinds; every third model is nothing but plain."""
-    return st.sampled_from([*outcomes, *["plain"] * (len(outcomes) // 2)])
+    return st.sampled_from([*expectations, *["plain"] * (len(expectations) // 2)])
 
 
 @contextlib.contextmanager
@@ -122,9 +122,9 @@ def randomised(model: nn.Module) -> nn.Module:
     """The model in float64 and eval mode, with statistics and affine parameters that are no identity."""
     model = model.double().eval()
     with torch.no_grad():
-        for name, each in [*model.named_parameters(), *model.named_buffers()]:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith("running_var"):
-                each.uniform_(0.5, 2.0)
-            elif each.is_floating_point():
-                each.normal_()
+                tensor.uniform_(0.5, 2.0)
+            elif tensor.is_floating_point():
+                tensor.normal_()
     return model

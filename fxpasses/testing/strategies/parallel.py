@@ -25,7 +25,7 @@ from fxpasses.testing.strategies.layers import (
     FIRES,
     NAMES_SURVIVE,
     RIGHT_AS_THEY_ARE,
-    Outcome,
+    Expectation,
     except_at,
     in_kind,
     kinds_of,
@@ -63,39 +63,41 @@ class _Window:
         return spaced and self.stride == other.stride and others <= mine
 
 
-_WINDOWS = [_Window(*each) for each in itertools.product((1, 2, 3), (1, 2), (0, 1, 2), (1, 2))]
+_WINDOWS = [_Window(*numbers) for numbers in itertools.product((1, 2, 3), (1, 2), (0, 1, 2), (1, 2))]
 _SIZE = 5
 """Entries of the input along every spatial dimension."""
 
-_HOSTS = [each for each in _WINDOWS if each.results(_SIZE) > 0]
+_HOSTS = [window for window in _WINDOWS if window.results(_SIZE) > 0]
 
 
 def _inside(host: _Window, *, at_every_size: bool = False) -> list[_Window]:
     """The windows inside the host that have as many results, here or for whatever size of the input."""
-    found = [each for each in _WINDOWS if each.results(_SIZE) == host.results(_SIZE) and host.holds(each)]
+    found = [
+        window for window in _WINDOWS if window.results(_SIZE) == host.results(_SIZE) and host.holds(window)
+    ]
     sizes = range(_SIZE, _SIZE + 4)
     return [
-        each
-        for each in found
-        if not at_every_size or all(each.results(size) == host.results(size) for size in sizes)
+        window
+        for window in found
+        if not at_every_size or all(window.results(size) == host.results(size) for size in sizes)
     ]
 
 
 def _misplaced(host: _Window) -> list[_Window]:
     """The windows with as many results of which neither holds the other."""
-    alike = [each for each in _WINDOWS if each.results(_SIZE) == host.results(_SIZE)]
-    return [each for each in alike if not host.holds(each) and not each.holds(host)]
+    alike = [window for window in _WINDOWS if window.results(_SIZE) == host.results(_SIZE)]
+    return [window for window in alike if not host.holds(window) and not window.holds(host)]
 
 
 def _others(window: _Window) -> list[_Window]:
     """The other windows with as many results."""
-    return [each for each in _HOSTS if each != window and each.results(_SIZE) == window.results(_SIZE)]
+    return [other for other in _HOSTS if other != window and other.results(_SIZE) == window.results(_SIZE)]
 
 
-_WITH_ANOTHER = [each for each in _HOSTS if _others(each)]
-_WITH_A_NEAR_MISS = [each for each in _HOSTS if _misplaced(each)]
+_WITH_ANOTHER = [window for window in _HOSTS if _others(window)]
+_WITH_A_NEAR_MISS = [window for window in _HOSTS if _misplaced(window)]
 _KEEPING_PLACES = [
-    each for each in _HOSTS if each.holds(_Window(1, 1, 0, 1)) and each.results(_SIZE) == _SIZE
+    window for window in _HOSTS if window.holds(_Window(1, 1, 0, 1)) and window.results(_SIZE) == _SIZE
 ]
 
 
@@ -103,9 +105,9 @@ def _convolution(
     draw: st.DrawFn, windows: Sequence[_Window], inputs: int, outputs: int, groups: int = 1
 ) -> nn.Module:
     numbers = {
-        name: tuple(getattr(each, name) for each in windows) for name in ("stride", "padding", "dilation")
+        name: tuple(getattr(window, name) for window in windows) for name in ("stride", "padding", "dilation")
     }
-    kernel = tuple(each.kernel for each in windows)
+    kernel = tuple(window.kernel for window in windows)
     layer = CONVOLUTIONS[False][len(windows) - 1]
     made: nn.Module = layer(inputs, outputs, kernel, groups=groups, bias=draw(st.booleans()), **numbers)
     return made
@@ -116,29 +118,29 @@ def _convolution(
 _SEEN_AS_A_WRITE = dict.fromkeys(NAMES_SURVIVE, "mutation")
 """Who traces operators gives the input another name after a write, so no two branches read the same."""
 
-PARALLEL_CONV_MERGE: dict[str, Outcome] = {
+PARALLEL_CONV_MERGE: dict[str, Expectation] = {
     **RIGHT_AS_THEY_ARE,
     "norm": FIRES,
     "identity": FIRES,
-    "three": Outcome(2),
+    "three": Expectation(2),
     "in-place": FIRES,
     # Without a batch, core ATen has a squeeze behind each convolution.
-    "unbatched": Outcome(except_at("aten", 1, 0)),
-    "extra-user": Outcome(code="multiple-users"),
-    "misplaced": Outcome(code="geometry"),
-    "other-groups": Outcome(code="geometry"),
-    "broadcast": Outcome(code="geometry"),
-    "broadcast-identity": Outcome(code="geometry"),
-    "other-input": Outcome(),
-    "training-mode": Outcome(grads=False),
-    "transposed": Outcome(),
-    "activation": Outcome(),
-    "scaled": Outcome(),
-    "difference": Outcome(),
-    "twice": Outcome(),
-    "written": Outcome(code=_SEEN_AS_A_WRITE, grads=False),
+    "unbatched": Expectation(except_at("aten", 1, 0)),
+    "extra-user": Expectation(code="multiple-users"),
+    "misplaced": Expectation(code="geometry"),
+    "other-groups": Expectation(code="geometry"),
+    "broadcast": Expectation(code="geometry"),
+    "broadcast-identity": Expectation(code="geometry"),
+    "other-input": Expectation(),
+    "training-mode": Expectation(grads=False),
+    "transposed": Expectation(),
+    "activation": Expectation(),
+    "scaled": Expectation(),
+    "difference": Expectation(),
+    "twice": Expectation(),
+    "written": Expectation(code=_SEEN_AS_A_WRITE, grads=False),
     # Below, a write is a new tensor.
-    "into-input": Outcome(except_at("aten", 0, 1), except_at("aten", "mutation"), grads=False),
+    "into-input": Expectation(except_at("aten", 0, 1), except_at("aten", "mutation"), grads=False),
 }
 """The kinds of models, and what parallel_conv_merge must do with them at each level."""
 
@@ -187,8 +189,8 @@ class _Branches(nn.Module):
     def joined(self, results: list[Tensor]) -> Tensor:
         """The branches' results as one."""
         joined = results[0]
-        for each in results[1:]:
-            joined = self.join(joined, each)
+        for result in results[1:]:
+            joined = self.join(joined, result)
         return joined
 
 
@@ -212,8 +214,8 @@ def parallel_conv_merge(draw: st.DrawFn) -> Specimen:
         join = draw(st.sampled_from(_OTHER_SUMS.get(kind, _SUMS)))
         read = second_reader(draw, rank + 2) if kind == "extra-user" else torch.sin
         model = randomised(_Branches(branches, join, kind, read))
-        for each in model.modules():
-            each.train(kind == "training-mode" and isinstance(each, BatchNormBase))
+        for module in model.modules():
+            module.train(kind == "training-mode" and isinstance(module, BatchNormBase))
         x = torch.randn(draw(st.integers(2, 3)), channels, *[_SIZE] * rank, dtype=torch.float64)
         x = in_kind(kind, model, x[0] if kind == "unbatched" else x)
     return PARALLEL_CONV_MERGE[kind].of(kind, model, x)
@@ -243,7 +245,9 @@ def _branches(draw: st.DrawFn, kind: str, rank: int, channels: int) -> list[nn.M
     elif kind == "transposed":
         others.append(CONVOLUTIONS[True][rank - 1](channels, outputs, 1, groups=groups))
     if kind == "three" or not others:
-        inner = [draw(st.sampled_from(_inside(each, at_every_size=kind == "symbolic"))) for each in windows]
+        inner = [
+            draw(st.sampled_from(_inside(window, at_every_size=kind == "symbolic"))) for window in windows
+        ]
         if kind == "misplaced":
             inner[0] = draw(st.sampled_from(_misplaced(windows[0])))
         others.insert(0, _second(draw, kind, inner, channels, outputs, groups))
@@ -260,19 +264,19 @@ def _second(
 
 # parallel_conv_concat --------------------------------------------------------------------------------------
 
-PARALLEL_CONV_CONCAT: dict[str, Outcome] = {
+PARALLEL_CONV_CONCAT: dict[str, Expectation] = {
     **RIGHT_AS_THEY_ARE,
     "same-twice": FIRES,
     # Without a batch, core ATen has a squeeze behind each convolution.
-    "unbatched": Outcome(except_at("aten", 1, 0)),
-    "extra-user": Outcome(code="multiple-users"),
-    "other-window": Outcome(code="geometry"),
-    "grouped": Outcome(code="geometry"),
-    "other-input": Outcome(),
-    "other-axis": Outcome(),
-    "with-input": Outcome(),
-    "activation": Outcome(),
-    "written": Outcome(code=_SEEN_AS_A_WRITE, grads=False),
+    "unbatched": Expectation(except_at("aten", 1, 0)),
+    "extra-user": Expectation(code="multiple-users"),
+    "other-window": Expectation(code="geometry"),
+    "grouped": Expectation(code="geometry"),
+    "other-input": Expectation(),
+    "other-axis": Expectation(),
+    "with-input": Expectation(),
+    "activation": Expectation(),
+    "written": Expectation(code=_SEEN_AS_A_WRITE, grads=False),
 }
 """The kinds of models, and what parallel_conv_concat must do with them at each level."""
 
@@ -313,8 +317,8 @@ def parallel_conv_concat(draw: st.DrawFn) -> Specimen:
             groups[draw(st.integers(0, len(groups) - 1))] = 2
         outputs = 2 if kind == "other-axis" else 0
         branches = [
-            _convolution(draw, windows, channels, outputs or 2 * draw(st.integers(1, 2)), each)
-            for each in groups
+            _convolution(draw, windows, channels, outputs or 2 * draw(st.integers(1, 2)), group_count)
+            for group_count in groups
         ]
         if kind == "other-window":
             windows[0] = draw(st.sampled_from(_others(windows[0])))
