@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import torch
 from torch.fx import Node
 
-from fxpasses.devices import profile as device_profile
+from fxpasses.devices.keys import convolution_key, operator_key
 from fxpasses.devices.profile import COLD, DeviceProfile, Estimate, Roofline
 from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.metadata import value
@@ -109,7 +109,7 @@ class ConvolutionSizes:
         stride, padding, dilation, transposed, output_padding, groups = self.arguments
         input_size, weight_size = ([size_hint(each) for each in sizes] for sizes in (self.input, self.weight))
         lists = [[size_hint(each) for each in given] for given in (stride, padding, dilation, output_padding)]
-        return device_profile.convolution_key(
+        return convolution_key(
             input_size,
             weight_size,
             lists[0],
@@ -154,7 +154,7 @@ class CostModel:
         Args:
             sizes: the convolution.
             dtype: of its input.
-            directions: `device_profile.CONVOLUTION_FORWARD` or the two of its gradients.
+            directions: `profile.CONVOLUTION_FORWARD` or the two of its gradients.
             as_product: whether a matrix product may take its place, where that was measured to be faster.
         """
         allowed = _WITH_PRODUCT if as_product else _CONVOLUTION
@@ -236,7 +236,7 @@ class CostModel:
         name = name if name.count(".") == 2 else f"{name}.default"
         args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _shaped)
         try:
-            key = device_profile.operator_key(node.target, args, kwargs)
+            key = operator_key(node.target, args, kwargs)
         except ValueError:
             return None
         return self._measured(name, key, dtype, floor)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 import fxpasses
+from fxpasses.devices.keys import bytes_key, convolution_key
 from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     LAYOUT_COPY,
@@ -18,8 +19,6 @@ from fxpasses.devices.profile import (
     Layout,
     Measurement,
     Roofline,
-    bytes_key,
-    convolution_key,
 )
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.layouts import C, L
@@ -156,7 +155,7 @@ NETWORK = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU()).ev
 
 
 def optimized(monkeypatch: pytest.MonkeyPatch, found: DeviceProfile) -> fxpasses.Optimized:
-    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: found)
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: found)
     x = torch.randn(SIZES.input)
     with torch.no_grad():
         program = CAPTURES["pre_dispatch"](NETWORK, (x,))
@@ -205,7 +204,7 @@ def pointwise_profile(product: float) -> DeviceProfile:
 
 def multiplied(monkeypatch: pytest.MonkeyPatch, product: float, grad: bool = False) -> list[str]:
     """The matrix products in the graph; outputs and strides are eager's, and the plan says what was taken."""
-    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: pointwise_profile(product))
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: pointwise_profile(product))
     x = torch.randn(2, 8, 6, 6)
     with torch.set_grad_enabled(grad):
         result = fxpasses.optimize(CAPTURES["pre_dispatch"](POINTWISE, (x,)), (x,))
@@ -289,9 +288,7 @@ def test_a_convolution_that_is_no_product_is_never_written_as_one(monkeypatch, m
             name = "mm" if fast and "mm" in (implementations or ()) else "aten.convolution"
             return Estimate(1e-3 if name == "mm" else 2e-3 if fast else 3e-3, name)
 
-    monkeypatch.setattr(
-        "fxpasses.devices.profile.find", lambda device: Claims("here", "2", rooflines=(PEAKS,))
-    )
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: Claims("here", "2", rooflines=(PEAKS,)))
     given = torch.randn(x)
     with torch.no_grad():
         result = fxpasses.optimize(CAPTURES["pre_dispatch"](module, (given,)), (given,))

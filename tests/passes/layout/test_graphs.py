@@ -313,7 +313,7 @@ def test_a_graph_without_convolutions_has_no_plan_and_no_remark():
 
 
 def test_a_device_that_nobody_measured_is_planned_and_left_as_it_is(monkeypatch, tmp_path):
-    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: None)
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: None)
     model = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(3))).eval()
     result = optimized(model, torch.randn(2, 64, 32, 32), "auto")
     assert result.report.layout.source == "roofline"
@@ -325,7 +325,7 @@ def test_a_device_that_nobody_measured_is_planned_and_left_as_it_is(monkeypatch,
 def test_a_graph_of_which_too_little_was_measured_is_planned_and_left_as_it_is(monkeypatch):
     peaks = Roofline("float32", 6e10, 5e10, 1e10, 5e-6)
     monkeypatch.setattr(
-        "fxpasses.devices.profile.find", lambda device: DeviceProfile("here", "2", rooflines=(peaks,))
+        "fxpasses.devices.store.find", lambda device: DeviceProfile("here", "2", rooflines=(peaks,))
     )
     model = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(3))).eval()
     result = optimized(model, torch.randn(2, 64, 32, 32), "auto")

@@ -15,18 +15,17 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxpasses
+from fxpasses.devices.keys import convolution_key
 from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     CONVOLUTION_INPUT_GRAD,
     CONVOLUTION_WEIGHT_GRAD,
     LAYOUTS,
     DeviceProfile,
-    DeviceProfileWarning,
     Measurement,
     Roofline,
-    convolution_key,
-    device_name,
 )
+from fxpasses.devices.store import DeviceProfileWarning, device_name
 from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.metadata import ensure_metadata
 from fxpasses.options import Options
@@ -251,7 +250,7 @@ CONV = nn.Conv2d(4, 4, 3)
 
 
 def with_profile(monkeypatch: pytest.MonkeyPatch, found: DeviceProfile | None) -> None:
-    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: found)
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: found)
 
 
 def measured(*operators: str) -> DeviceProfile:

@@ -146,7 +146,7 @@ PATCHWORK = Patchwork("here", "2", rooflines=(Roofline("float32", 1e12, 1e12, 1e
 
 @pytest.fixture
 def patchwork(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: PATCHWORK)
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: PATCHWORK)
 
 
 def build(spec: str, mode: str) -> nn.Module:

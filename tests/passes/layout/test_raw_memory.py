@@ -21,7 +21,8 @@ import torch
 from helpers import randomised, strides_that_matter
 from torch import nn
 
-from fxpasses.devices.profile import DeviceProfile, Estimate, Roofline, device_name
+from fxpasses.devices.profile import DeviceProfile, Estimate, Roofline
+from fxpasses.devices.store import device_name
 from fxpasses.testing import assert_close_to_eager
 from fxpasses.testing.strategies.readers import READERS
 from fxpasses.torch_internals.pytree import tree_leaves
@@ -195,7 +196,7 @@ def invented_profile(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> Iterator[No
     peaks = tuple(Roofline(str(each)[6:], 1e11, 1e11, 1e10, 1e-6) for each in DTYPES)
     profile = InventedProfile(device_name("cpu"), torch.__version__, rooflines=peaks)
     with monkeypatch.context() as patched:
-        patched.setattr("fxpasses.devices.profile.find", lambda device: profile if mode.invents else None)
+        patched.setattr("fxpasses.devices.store.find", lambda device: profile if mode.invents else None)
         yield
 
 
