@@ -20,8 +20,9 @@ from fxpasses.graph.names import base_name, canonical
 from fxpasses.graph.schema import bind
 from fxpasses.passes.layout.costs import PRODUCT, CostModel, Seconds, seconds_at
 from fxpasses.passes.layout.labels import Kind, kind_of
-from fxpasses.passes.layout.network import Network, Tensor, read_network
+from fxpasses.passes.layout.network import Network, Tensor
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
+from fxpasses.passes.layout.reading import read_network
 from fxpasses.passes.layout.solve import solve
 from fxpasses.passes.layout.wishes import opinions
 from fxpasses.report.layout_plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan

@@ -33,9 +33,9 @@ from fxpasses.graph.modes import Modes
 from fxpasses.graph.names import canonical
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal, device_of
-from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel
+from fxpasses.passes.layout.convolutions import ConvolutionReading, read_convolution, weight_trains
+from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.labels import Kind, kind_of
-from fxpasses.passes.layout.network import read_convolution, weight_trains
 from fxpasses.passes.layout.passes import (
     NAME,
     enough,
@@ -241,10 +241,8 @@ def _all_graphs(graph_module: GraphModule) -> list[GraphModule]:
     return [graph_module, *(child for _, child, _ in nested_graphs(graph_module))]
 
 
-def _convolutions(
-    graph_module: GraphModule,
-) -> Iterator[tuple[Node, tuple[ConvolutionSizes, torch.dtype, tuple[str, ...], tuple[Node, ...]]]]:
-    """Every convolution of one graph that can be read, and what `read_convolution` says of it."""
+def _convolutions(graph_module: GraphModule) -> Iterator[tuple[Node, ConvolutionReading]]:
+    """Every convolution of one graph that can be read."""
     for node in graph_module.graph.nodes:
         read = read_convolution(node) if kind_of(node) is Kind.PREFERRING else None
         if read is not None:

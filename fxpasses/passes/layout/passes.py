@@ -21,7 +21,8 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.locations import location_of
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
-from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
+from fxpasses.passes.layout.edits import NotMaterialisedError
+from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import UnplannableError
 from fxpasses.passes.layout.stock import stock_plan
 from fxpasses.report.data import Remark

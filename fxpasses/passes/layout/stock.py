@@ -18,8 +18,9 @@ from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import Assignment
+from fxpasses.passes.layout.convolutions import read_convolution
 from fxpasses.passes.layout.costs import ConvolutionSizes
-from fxpasses.passes.layout.network import Network, Tensor, read_convolution
+from fxpasses.passes.layout.network import Network, Tensor
 from fxpasses.passes.layout.problem import FIXED_L
 from fxpasses.report.layout_plan import StockPlan
 from fxpasses.torch_internals.inductor import decide_stock_layout
@@ -58,7 +59,7 @@ def _as_inductor_sees_them(nodes: Sequence[Node]) -> list[Node]:
     for node in nodes:
         is_other = base_name(node).startswith("conv") and not _is_inductors(node)
         read = read_convolution(node) if is_other else None
-        found.append(node if read is None else _convolution(read[0], read[3][0]))
+        found.append(node if read is None else _convolution(read.sizes, read.activations[0]))
     return found
 
 

@@ -20,7 +20,8 @@ from fxpasses.graph.layouts import C, L
 from fxpasses.graph.metadata import ensure_metadata
 from fxpasses.graph.modes import Modes
 from fxpasses.passes.layout.assign import Assignment, assign
-from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
+from fxpasses.passes.layout.edits import NotMaterialisedError
+from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import Role
 from fxpasses.torch_internals.pytree import tree_leaves
 from tests.helpers import CAPTURES, GRAPHS, fresh, outputs_and_gradients, printed, require_equal

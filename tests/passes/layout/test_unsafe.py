@@ -17,8 +17,8 @@ from fxpasses.graph.modes import Modes
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel
-from fxpasses.passes.layout.network import read_network
 from fxpasses.passes.layout.problem import FIXED_C
+from fxpasses.passes.layout.reading import read_network
 from fxpasses.passes.layout.unsafe import forgets_padding, may_overrun, overruns
 from fxpasses.passes.weights.convert import conversions
 from tests.passes.layout.test_graphs import context_of
