@@ -7,7 +7,7 @@ network       the graph as a problem, in expressions of its sizes: roles, variab
 reading       from a graph to its network
 problem       the problem in numbers: two labels, shared copies
 solve         its exact optimum
-wishes        which operators want what, at each copy
+preferences   which operators want what, at each copy
 assign        from a graph to a plan
 stock         what inductor would have done by itself
 edits         changes of a graph that can be taken back
