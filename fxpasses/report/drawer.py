@@ -1,4 +1,10 @@
-"""Drawing graphs (`fxpasses.report.drawing`): a few microseconds a node, no guard, and never an error."""
+"""Drawing graphs: from nodes to the plain data of `drawing`, with what happened at each of them.
+
+    draw_graphs   before the passes, after them, and where layouts are planned or carried out
+    draw_result   both drawings, with the rules' sites, what was replaced and what was written
+
+It takes a few microseconds a node, adds no guard and is never an error: what cannot be drawn still compiles.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +62,11 @@ def draw_result(
         after = draw_graphs(contexts, "after", largest=inf)  # before was small enough
     statuses = [_statuses(each.graph, remarks) for each in before]
     if len(after) != len(before):
-        return tuple(each.marked(known) for each, known in zip(before, statuses, strict=True))
+        return tuple(each.with_statuses(known) for each, known in zip(before, statuses, strict=True))
     old, new = [], []
     for was, now, known in zip(before, after, statuses, strict=True):
-        old.append(was.marked(dict.fromkeys(was.names - now.names, "replaced") | known))
-        new.append(now.marked(dict.fromkeys(now.names - was.names, "written") | known))
+        old.append(was.with_statuses(dict.fromkeys(was.names - now.names, "replaced") | known))
+        new.append(now.with_statuses(dict.fromkeys(now.names - was.names, "written") | known))
     if plan is not None and plan.decision == "applied":
         new[0] = new[0].with_copies_of(plan, before[0])
     return (*old, *new)

@@ -74,7 +74,7 @@ class GraphDrawing:
     """One graph at one stage.
 
     Attributes:
-        stage: when it was taken, a key of `STAGES`.
+        stage: when it was made, a key of `STAGES`.
         level: the capture level.
         nodes: in program order.
         copies: the cut edges.
@@ -136,7 +136,7 @@ class GraphDrawing:
         """The names of its nodes."""
         return frozenset(each.name for each in self.nodes)
 
-    def marked(self, statuses: Mapping[str, str]) -> GraphDrawing:
+    def with_statuses(self, statuses: Mapping[str, str]) -> GraphDrawing:
         """The drawing with the status of some nodes, by name."""
         nodes = tuple(
             each._replace(status=statuses[each.name]) if each.name in statuses else each
@@ -144,7 +144,7 @@ class GraphDrawing:
         )
         return replace(self, nodes=nodes)
 
-    def planned(self, plan: LayoutPlan) -> GraphDrawing:
+    def with_plan(self, plan: LayoutPlan) -> GraphDrawing:
         """The drawing with the labels and the cut edges of a plan over the same graph."""
         positions = {each.name: position for position, each in enumerate(self.nodes)}
         nodes = tuple([each._replace(label=plan.labels.get(each.name, "")) for each in self.nodes])

@@ -109,11 +109,11 @@ class JointLayout:
             after = draw_graphs([context], "joint-after", inf) if drawn else ()
         self._outcomes.append(outcome)
         self._graphs += before
-        for each in after:
-            written = dict.fromkeys(each.names - before[0].names, "written")
+        for drawing in after:
+            written = dict.fromkeys(drawing.names - before[0].names, "written")
             plan = outcome.layout
-            marked = each.marked(written)
-            self._graphs.append(marked.with_copies_of(plan, before[0]) if plan else marked)
+            drawing = drawing.with_statuses(written)
+            self._graphs.append(drawing.with_copies_of(plan, before[0]) if plan else drawing)
 
     @functools.cached_property
     def _key(self) -> str:
@@ -265,7 +265,7 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
     plan = outcome.layout
     wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
     drawn = draw_graphs([context], "planned", inf) if wanted else ()
-    graphs = (*report.graphs, *(each.planned(plan) for each in drawn if plan is not None))
+    graphs = (*report.graphs, *(each.with_plan(plan) for each in drawn if plan is not None))
     return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=plan, graphs=graphs)
 
 
