@@ -81,17 +81,17 @@ def bytes_key(num_bytes: int) -> str:
 
 
 def _times(sizes: Sequence[int]) -> str:
-    return "x".join(str(int(each)) for each in sizes)
+    return "x".join(str(int(size)) for size in sizes)
 
 
 def _shapes(value: object) -> list[Sequence[int]]:
     """The shapes of a tensor or of a list of tensors."""
     values = value if isinstance(value, list | tuple) else [value]
-    return [each.shape for each in values if hasattr(each, "shape")]
+    return [item.shape for item in values if hasattr(item, "shape")]
 
 
 def _canonical_dims(dims: int | Sequence[int], rank: int) -> int | list[int]:
-    return dims % rank if isinstance(dims, int) else sorted(each % rank for each in dims)
+    return dims % rank if isinstance(dims, int) else sorted(dim % rank for dim in dims)
 
 
 def _spelled(value: object) -> str:
@@ -99,5 +99,5 @@ def _spelled(value: object) -> str:
     if shape is not None:
         return _times(shape) or "scalar"
     if isinstance(value, list | tuple):
-        return f"[{','.join(_spelled(each) for each in value)}]"
+        return f"[{','.join(_spelled(item) for item in value)}]"
     return str(value)

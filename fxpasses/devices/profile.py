@@ -144,10 +144,10 @@ class DeviceProfile:
             implementations: those that may be chosen from; None for all.
         """
         rows = self._index.get((operator, key, layout, dtype), ())
-        allowed = [each for each in rows if implementations is None or each.implementation in implementations]
+        allowed = [row for row in rows if implementations is None or row.implementation in implementations]
         if not allowed:
             return None
-        best = min(allowed, key=lambda each: each.seconds)
+        best = min(allowed, key=lambda row: row.seconds)
         return Estimate(best.seconds, best.implementation)
 
     def copy_seconds(self, num_bytes: int, layout: Layout, dtype: str = "float32") -> float | None:
@@ -174,7 +174,7 @@ class DeviceProfile:
 
     def roofline(self, dtype: str = "float32") -> Roofline | None:
         """The peaks measured in `dtype`, or None."""
-        return next((each for each in self.rooflines if each.dtype == dtype), None)
+        return next((roofline for roofline in self.rooflines if roofline.dtype == dtype), None)
 
     def merged(self, newer: DeviceProfile) -> DeviceProfile:
         """This profile with the rows and peaks of `newer` added, which win where both have one.
@@ -190,8 +190,8 @@ class DeviceProfile:
                     f"profiles of different {name} cannot be merged: {mine!r} against {theirs!r}. "
                     "Write the new one to a file of its own."
                 )
-        rows = {_identity(each): each for each in (*self.measurements, *newer.measurements)}
-        peaks = {each.dtype: each for each in (*self.rooflines, *newer.rooflines)}
+        rows = {_identity(row): row for row in (*self.measurements, *newer.measurements)}
+        peaks = {roofline.dtype: roofline for roofline in (*self.rooflines, *newer.rooflines)}
         return replace(newer, rooflines=tuple(peaks.values()), measurements=tuple(rows.values()))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -219,14 +219,14 @@ class DeviceProfile:
             torch_version=_text(data["torch_version"]),
             libraries={_text(name): _text(version) for name, version in data["libraries"].items()},
             settings={_text(name): _text(value) for name, value in data["settings"].items()},
-            rooflines=tuple(_roofline(each) for each in data["rooflines"]),
-            measurements=tuple(_measurement(each) for each in data["measurements"]),
+            rooflines=tuple(_roofline(row) for row in data["rooflines"]),
+            measurements=tuple(_measurement(row) for row in data["measurements"]),
         )
 
     def _text(self) -> str:
         """The profile as JSON, one measurement a line: there are thousands, and a diff should be short."""
         head = json.dumps({"schema": SCHEMA_VERSION} | asdict(replace(self, measurements=())), indent=1)
-        rows = ",\n".join(json.dumps(asdict(each)) for each in self.measurements)
+        rows = ",\n".join(json.dumps(asdict(row)) for row in self.measurements)
         return head.removesuffix("[]\n}") + f"[\n{rows}\n]}}\n"
 
     @cached_property
@@ -243,18 +243,18 @@ class DeviceProfile:
     @cached_property
     def _index(self) -> Mapping[tuple[str, str, Layout, str], Sequence[Measurement]]:
         index: dict[tuple[str, str, Layout, str], list[Measurement]] = {}
-        for each in self.measurements:
-            index.setdefault((each.operator, each.key, each.layout, each.dtype), []).append(each)
+        for row in self.measurements:
+            index.setdefault((row.operator, row.key, row.layout, row.dtype), []).append(row)
         return index
 
     @cached_property
     def _copies(self) -> Mapping[tuple[Layout, str], Sequence[tuple[int, float]]]:
         points: dict[tuple[Layout, str], dict[int, float]] = {}
-        for each in self.measurements:
-            if each.operator == LAYOUT_COPY:
-                sizes = points.setdefault((each.layout, each.dtype), {})
-                size = int(each.key.removeprefix("bytes="))
-                sizes[size] = min(each.seconds, sizes.get(size, math.inf))
+        for row in self.measurements:
+            if row.operator == LAYOUT_COPY:
+                sizes = points.setdefault((row.layout, row.dtype), {})
+                size = int(row.key.removeprefix("bytes="))
+                sizes[size] = min(row.seconds, sizes.get(size, math.inf))
         return {key: sorted(sizes.items()) for key, sizes in points.items()}
 
 

@@ -99,7 +99,7 @@ def test_merging_keeps_the_old_rows_and_prefers_the_new_ones() -> None:
     old = a_profile(row(3e-4), row(2e-4, "channels_last"))
     new = a_profile(row(9e-4), row(1e-4, dtype="bfloat16"))
     merged = old.merged(new)
-    assert {(each.layout, each.dtype): each.seconds for each in merged.measurements} == {
+    assert {(row.layout, row.dtype): row.seconds for row in merged.measurements} == {
         ("contiguous", "float32"): 9e-4,
         ("channels_last", "float32"): 2e-4,
         ("contiguous", "bfloat16"): 1e-4,

@@ -29,7 +29,7 @@ def test_a_profile_survives_saving_and_loading(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert store.load(path) == profile
-    assert [each.name for each in path.parent.iterdir()] == ["profile.json"]
+    assert [file.name for file in path.parent.iterdir()] == ["profile.json"]
 
 
 def test_find_prefers_the_users_own_profile(cache: Path) -> None:

@@ -25,15 +25,15 @@ class Block(nn.Module):
 
 
 def by_name(drawing: GraphDrawing) -> dict[str, DrawnNode]:
-    return {each.name: each for each in drawing.nodes}
+    return {node.name: node for node in drawing.nodes}
 
 
 def test_a_report_has_the_graph_before_and_after() -> None:
     report = fxpasses.explain(Block().eval(), torch.randn(2, 3, 8, 8), options={"layout": "off"})
     before, after = report.graphs
     assert (before.stage, after.stage) == ("before", "after")
-    (norm,) = (each for each in before.nodes if each.operator == "batch_norm")
-    (conv,) = (each for each in before.nodes if each.operator == "conv2d")
+    (norm,) = (node for node in before.nodes if node.operator == "batch_norm")
+    (conv,) = (node for node in before.nodes if node.operator == "conv2d")
     assert (norm.status, conv.status, norm.module) == ("applied", "replaced", "norm")
     assert before.nodes[norm.inputs[0]] == conv
     assert conv.value == "float32[2, 4, 6, 6]"
@@ -41,20 +41,20 @@ def test_a_report_has_the_graph_before_and_after() -> None:
     assert conv.label == "contiguous"
     # The replacement has its name; what computes its operands is new.
     assert by_name(after)[norm.name].operator == "conv2d"
-    assert {"written", "applied", ""} == {each.status for each in after.nodes}
+    assert {"written", "applied", ""} == {node.status for node in after.nodes}
     assert (report.nodes_before, report.nodes_after) == (len(before.nodes), len(after.nodes))
 
 
 def test_a_graph_that_nothing_changes_has_one_drawing() -> None:
     report = fxpasses.explain(Block().train(), torch.randn(2, 3, 8, 8), options={"layout": "off"})
     (drawing,) = report.graphs
-    assert {each.status for each in drawing.nodes} == {"declined", ""}
+    assert {node.status for node in drawing.nodes} == {"declined", ""}
 
 
 def test_layouts_are_read_off_strides() -> None:
     image = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
     report = fxpasses.explain(Block().eval(), image, options={"layout": "off"})
-    (found,) = (each for each in report.graphs[0].nodes if each.value == "float32[2, 3, 8, 8]")
+    (found,) = (node for node in report.graphs[0].nodes if node.value == "float32[2, 3, 8, 8]")
     assert (found.kind, found.label) == ("placeholder", "channels_last")
 
 
@@ -65,11 +65,11 @@ def test_copies_that_carry_a_plan_out_are_cut_edges() -> None:
     assert report.layout is not None
     after = report.graphs[-1]
     assert len(after.copies) == report.layout.copies > 0
-    for each in after.copies:
-        (reader,) = each.readers
+    for copy in after.copies:
+        (reader,) = copy.readers
         assert after.nodes[reader].status == "copy"
-        assert after.nodes[reader].inputs == (each.tensor,)
-        labels = {after.nodes[each.tensor].label, after.nodes[reader].label}
+        assert after.nodes[reader].inputs == (copy.tensor,)
+        labels = {after.nodes[copy.tensor].label, after.nodes[reader].label}
         assert labels == {"contiguous", "channels_last"}
 
 
@@ -80,7 +80,7 @@ def test_symbolic_sizes_are_drawn_and_add_no_guard() -> None:
         compiled(torch.randn(2, 3, size, size + 1))
         seen.append(fxpasses.last_report())
     assert seen[0] is seen[2], "compiled again for another size"
-    (conv,) = (each for each in seen[0].graphs[0].nodes if each.operator == "conv2d")
+    (conv,) = (node for node in seen[0].graphs[0].nodes if node.operator == "conv2d")
     assert "s" in conv.value
     assert conv.label == "contiguous"
 
@@ -89,7 +89,7 @@ def test_drawings_survive_json_and_merging() -> None:
     report = fxpasses.explain(Block().eval(), torch.randn(2, 3, 8, 8), options={"layout": "off"})
     assert Report.from_json(report.to_json()) == report
     merged = Report.merge([report, small(), report])
-    assert [each.compilation for each in merged.graphs] == [0] * 2 + [1] * 2 + [2] * 2
+    assert [drawing.compilation for drawing in merged.graphs] == [0] * 2 + [1] * 2 + [2] * 2
     assert Report.from_json(merged.to_json()) == merged
 
 

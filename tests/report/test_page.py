@@ -66,8 +66,8 @@ def browser() -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for each in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,1000"):
-        options.add_argument(f"--{each}")
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,1000"):
+        options.add_argument(f"--{argument}")
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield started
     started.quit()
@@ -276,8 +276,8 @@ def test_parts_of_a_merged_report_are_chosen_apart(opened: Any) -> None:
 
 @needs_browser
 def test_hostile_names_are_text(opened: Any) -> None:
-    hostile = [each._replace(name=HOSTILE, module=HOSTILE, value=HOSTILE) for each in small().graphs[0].nodes]
-    remarks = tuple(replace(each, node=HOSTILE, message=HOSTILE) for each in small().remarks)
+    hostile = [node._replace(name=HOSTILE, module=HOSTILE, value=HOSTILE) for node in small().graphs[0].nodes]
+    remarks = tuple(replace(remark, node=HOSTILE, message=HOSTILE) for remark in small().remarks)
     picture = GraphDrawing("before", HOSTILE, tuple(hostile), graph=HOSTILE)
     page = opened(Report(remarks, graphs=(picture,)))
     page.click("#open")
@@ -319,4 +319,4 @@ def test_every_text_stands_out_from_its_ground(opened: Any, scheme: str) -> None
     found = page.run(CONTRASTS)
     assert len(found) > 30
     # WCAG 2, level AA, for text of normal size.
-    assert [each for each in found if each[0] < 4.5] == []
+    assert [ratio for ratio in found if ratio[0] < 4.5] == []

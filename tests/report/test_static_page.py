@@ -103,7 +103,9 @@ def test_the_page_loads_nothing() -> None:
     assert "http:" not in text
     assert "https:" not in text
     assert "@import" not in text
-    policy = next(each["content"] for each in page.attributes("meta") if "http-equiv" in each)
+    policy = next(
+        attributes["content"] for attributes in page.attributes("meta") if "http-equiv" in attributes
+    )
     assert policy is not None
     assert policy.startswith("default-src 'none'")
 
@@ -112,12 +114,12 @@ def test_the_page_reads_in_light_and_dark_and_works_from_the_keyboard() -> None:
     text = render_html(report_of(remark_of(1), remark_of(2, "declined", "c", "check")))
     page = Elements(text)
     assert "prefers-color-scheme: dark" in text
-    controls = [each.get("name") for tag in ("select", "input") for each in page.attributes(tag)]
+    controls = [attributes.get("name") for tag in ("select", "input") for attributes in page.attributes(tag)]
     assert controls == ["status", "rule", "text"]
     assert len(page.attributes("label")) == len(controls)
     assert len(page.attributes("button")) == 2
     assert page.attributes("html") == [{"lang": "en"}]
-    assert all(each.get("scope") == "col" for each in page.attributes("th"))
+    assert all(attributes.get("scope") == "col" for attributes in page.attributes("th"))
 
 
 def test_the_page_shows_the_whole_source_line() -> None:
@@ -126,7 +128,11 @@ def test_the_page_shows_the_whole_source_line() -> None:
 
 def test_rows_carry_what_the_filters_ask_for() -> None:
     report = report_of(remark_of(1), remark_of(2, "declined", "c", "check"))
-    rows = [each for each in Elements(render_html(report)).attributes("tr") if "data-status" in each]
+    rows = [
+        attributes
+        for attributes in Elements(render_html(report)).attributes("tr")
+        if "data-status" in attributes
+    ]
     assert rows == [
         {"data-status": "applied", "data-rule": "some_rule"},
         {"data-status": "declined", "data-rule": "some_rule"},

@@ -32,8 +32,8 @@ def report_of(*remarks: Remark) -> Report:
 
 
 def test_a_report_of_many_sites_fits_on_a_screen() -> None:
-    declined = [remark_of(each, "declined", f"code-{each % 4}", "check") for each in range(100)]
-    text = str(report_of(*[remark_of(each) for each in range(200)], *declined))
+    declined = [remark_of(number, "declined", f"code-{number % 4}", "check") for number in range(100)]
+    text = str(report_of(*[remark_of(number) for number in range(200)], *declined))
     lines = text.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= WIDTH
@@ -52,7 +52,7 @@ def test_reasons_are_grouped_with_count_and_the_nearest_miss_comes_first() -> No
         remark_of(3, "declined", "no-producer", "structure"),
         remark_of(4, "declined", "mutation", "hazards"),
     )
-    found = [(each.example.code, each.count, each.example.node) for each in reasons(report)]
+    found = [(reason.example.code, reason.count, reason.example.node) for reason in reasons(report)]
     assert found == [("live-weights", 1, "node_2"), ("mutation", 1, "node_4"), ("no-producer", 2, "node_1")]
     text = str(report)
     assert text.index("[live-weights]") < text.index("[mutation]") < text.index("[no-producer]")
@@ -101,7 +101,7 @@ def test_a_remark_about_the_whole_graph_has_a_place() -> None:
 def test_text_is_plain_whatever_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", "40"), ("TERM", "xterm-256color")):
         monkeypatch.setenv(name, value)
-    text = str(report_of(*[remark_of(each, "declined", "a-code", "check") for each in range(3)]))
+    text = str(report_of(*[remark_of(number, "declined", "a-code", "check") for number in range(3)]))
     assert "\x1b" not in text
     assert "layer.0 (package/model.py:0): message 0" in text
 

@@ -116,15 +116,15 @@ def _symbols(context: GraphContext) -> dict[Any, tuple[int, float, float]]:
     for node in context.graph.find_nodes(op="placeholder"):
         found = tensor(node)
         sizes = found.shape if found is not None else (value(node),)
-        for each in sizes:
-            if isinstance(each, torch.SymInt):
-                return symbol_values(each)
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                return symbol_values(size)
     return {}
 
 
 def _follow_representatives(network: Network, labels: list[Label]) -> None:
-    for each in range(len(labels)):
-        labels[each] = labels[network.find(each)]
+    for variable in range(len(labels)):
+        labels[variable] = labels[network.find(variable)]
 
 
 def _describe(

@@ -49,13 +49,13 @@ def read_convolution(node: Node) -> ConvolutionReading | None:
     if given is None or weight is None or result is None or given.dim() not in (4, 5):
         return None
     spatial = given.dim() - 2
-    lists = [_expanded(each, spatial) for each in (view.stride, view.padding, view.dilation)]
+    lists = [_expanded(argument, spatial) for argument in (view.stride, view.padding, view.dilation)]
     output_padding = _expanded(view.output_padding, spatial)
     if view.padding == "same":
         lists[1] = [d * (k - 1) // 2 for d, k in zip(lists[2] or [], weight.shape[2:], strict=True)]
     if view.padding == "valid":
         lists[1] = [0] * spatial
-    if any(each is None for each in lists):
+    if any(values is None for values in lists):
         return None
     arguments = (*lists, bool(view.transposed), output_padding or [0] * spatial, view.groups)
     sizes = ConvolutionSizes(given.shape, weight.shape, result.shape, arguments)

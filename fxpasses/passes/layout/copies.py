@@ -62,7 +62,7 @@ def _clone(edits: Edits, source: Node, wanted: torch.memory_format, before: Node
 def strided_copy(edits: Edits, source: Node, before: torch.Tensor, reader: Node) -> Node:
     """A copy with any strides, such as those of a slice."""
     sizes, strides = tuple(before.shape), tuple(before.stride())
-    if not all(isinstance(each, int) for each in (*sizes, *strides)):
+    if not all(isinstance(number, int) for number in (*sizes, *strides)):
         raise NotMaterialisedError(f"the symbolic strides {strides} of {source} cannot be restored")
     options = {"dtype": before.dtype, "device": before.device}
     empty = edits.insert(aten.empty_strided.default, (list(sizes), list(strides)), options, reader, source)
@@ -81,7 +81,7 @@ def view_as_traced(edits: Edits, source: Node, before: torch.Tensor, reader: Nod
     A compiler may lay a tensor out in another order than metadata says and the operators allow, under
     which a view of given strides would be wrong; where no dimensions are left to be ordered it cannot.
     """
-    is_static = all(isinstance(each, int) for each in (*before.shape, *before.stride()))
+    is_static = all(isinstance(number, int) for number in (*before.shape, *before.stride()))
     if not is_static or (edits.context.executor == "fused" and order_of(before) != "both"):
         edits.remember(source)
         set_value(source, before, like=source)
@@ -102,7 +102,7 @@ def through_rows(edits: Edits, source: Node, label: Label, before: Node) -> Node
     row = edits.insert(aten.view.default, (source, [-1]), {}, before)
     made = tensor(source)
     assert made is not None
-    if all(isinstance(each, int) for each in made.shape):
+    if all(isinstance(size, int) for size in made.shape):
         whole = edits.insert(aten.view.default, (row, list(made.shape)), {}, before)
     else:
         whole = edits.insert(aten.view_as.default, (row, source), {}, before)

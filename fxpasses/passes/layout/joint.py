@@ -85,8 +85,8 @@ class JointLayout:
     def completed(self, report: Report) -> Report:
         """The report with what this pass did, or with what it did when the artifact was made."""
         if self._outcomes:
-            remarks = tuple(each for outcome in self._outcomes for each in outcome.remarks)
-            plan = next((each.layout for each in self._outcomes if each.layout is not None), None)
+            remarks = tuple(remark for outcome in self._outcomes for remark in outcome.remarks)
+            plan = next((outcome.layout for outcome in self._outcomes if outcome.layout is not None), None)
             graphs = tuple(self._graphs)
             self._keep(remarks, plan, graphs)
         else:
@@ -130,17 +130,17 @@ class JointLayout:
         self, remarks: Sequence[Remark], plan: LayoutPlan | None, graphs: Sequence[GraphDrawing]
     ) -> None:
         data = {
-            "remarks": [asdict(each) for each in remarks],
+            "remarks": [asdict(remark) for remark in remarks],
             "plan": plan.to_dict() if plan else None,
-            "graphs": [each.to_dict() for each in graphs],
+            "graphs": [drawing.to_dict() for drawing in graphs],
         }
         sidecar.save(self._name, data, self._patches)
 
     def _kept(self) -> tuple[tuple[Remark, ...], LayoutPlan | None, tuple[GraphDrawing, ...]]:
         try:
             data = sidecar.load(self._name)
-            remarks = tuple(Remark(**each) for each in data["remarks"])
-            graphs = tuple(GraphDrawing.from_dict(each) for each in data["graphs"])
+            remarks = tuple(Remark(**fields) for fields in data["remarks"])
+            graphs = tuple(GraphDrawing.from_dict(fields) for fields in data["graphs"])
             return remarks, LayoutPlan.from_dict(data["plan"]) if data["plan"] else None, graphs
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             message = "the graph came from inductor's cache, and the record of its layout plan is gone"
@@ -160,7 +160,7 @@ def joint_layout(
     """
     if options.layout == "off" or options.inner != "inductor" or not _selected(options):
         return None
-    devices = [each.device for each in inputs if isinstance(each, torch.Tensor)]
+    devices = [given.device for given in inputs if isinstance(given, torch.Tensor)]
     profile = profile_for(devices[0], options) if devices else None
     goal: Goal = options.layout
     if options.layout == "auto":
@@ -206,11 +206,11 @@ def results_share_memory(graph_module: GraphModule) -> bool:
     fail, or are of other elements.
     """
     (output,) = graph_module.graph.find_nodes(op="output")
-    found = [each for each in map(tensor, output.all_input_nodes) if each is not None]
-    given = [tensor(each) for each in graph_module.graph.find_nodes(op="placeholder")]
-    inputs = {storage_key(each) for each in given if each is not None}
-    keys = [storage_key(each) for each in found if each.requires_grad]
-    made = [each for each in keys if each not in inputs]
+    found = [result for result in map(tensor, output.all_input_nodes) if result is not None]
+    given = [tensor(node) for node in graph_module.graph.find_nodes(op="placeholder")]
+    inputs = {storage_key(argument) for argument in given if argument is not None}
+    keys = [storage_key(result) for result in found if result.requires_grad]
+    made = [key for key in keys if key not in inputs]
     return len(set(made)) < len(made) and any(True for _ in _convolutions(graph_module))
 
 
@@ -265,7 +265,7 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
     plan = outcome.layout
     wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
     drawn = draw_graphs([context], "planned", inf) if wanted else ()
-    graphs = (*report.graphs, *(each.with_plan(plan) for each in drawn if plan is not None))
+    graphs = (*report.graphs, *(drawing.with_plan(plan) for drawing in drawn if plan is not None))
     return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=plan, graphs=graphs)
 
 
@@ -292,9 +292,9 @@ def _selected(options: Options) -> bool:
 def graph_key_of(graph_module: GraphModule, inputs: Sequence[Any]) -> str:
     """What two compilations of the same graph have in common, in whichever process."""
     signature = [
-        (tuple(map(str, each.shape)), tuple(map(str, each.stride())), str(each.dtype), each.requires_grad)
-        if isinstance(each, torch.Tensor)
-        else str(type(each))
-        for each in inputs
+        (tuple(map(str, given.shape)), tuple(map(str, given.stride())), str(given.dtype), given.requires_grad)
+        if isinstance(given, torch.Tensor)
+        else str(type(given))
+        for given in inputs
     ]
     return sidecar.digest(graph_module.code, str(signature), str(torch.is_grad_enabled()), torch.__version__)

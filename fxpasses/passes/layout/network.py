@@ -120,14 +120,14 @@ class Network:
     def problem(self, sizes: Mapping[Any, int]) -> Problem:
         """The problem at given values of the size symbols."""
         problem = Problem([0.0] * len(self._own), [0.0] * len(self._own))
-        for each, (contiguous, channels_last) in enumerate(self._own):
-            problem.contiguous[self.find(each)] += seconds_at(contiguous, sizes)
-            problem.channels_last[self.find(each)] += seconds_at(channels_last, sizes)
+        for variable, (contiguous, channels_last) in enumerate(self._own):
+            problem.contiguous[self.find(variable)] += seconds_at(contiguous, sizes)
+            problem.channels_last[self.find(variable)] += seconds_at(channels_last, sizes)
         for held in self.tensors.values():
             producer = self.find(held.producer)
             users = tuple(sorted({self.find(variable) for _, variable in held.users} - {producer}))
             if users:
-                costs = (seconds_at(each, sizes) for each in (held.to_contiguous, held.to_channels_last))
+                costs = (seconds_at(cost, sizes) for cost in (held.to_contiguous, held.to_channels_last))
                 problem.values.append(Value(producer, users, *costs))
         return problem
 

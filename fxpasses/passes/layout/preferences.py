@@ -77,9 +77,9 @@ def _reason(network: Network, node: Node, label: Label, seconds: Callable[[Secon
 def _neighbours(network: Network, labels: Sequence[Label], node: Node, label: Label) -> list[Node]:
     """What shares the label with an operator, next to it."""
     read = [
-        each
-        for each in node.all_input_nodes
-        if each in network.tensors and labels[network.find(network.tensors[each].producer)] == label
+        operand
+        for operand in node.all_input_nodes
+        if operand in network.tensors and labels[network.find(network.tensors[operand].producer)] == label
     ]
     held = network.tensors.get(node)
     users = held.users if held is not None else []

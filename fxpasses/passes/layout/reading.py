@@ -86,7 +86,7 @@ class _Reader:
         if found is None or not self._plain_frames(operands):
             return False
         sizes, dtype, directions, activations = found
-        if not any(each in self.network.tensors for each in activations):
+        if not any(activation in self.network.tensors for activation in activations):
             return False
         # Under autograd the gradients would be other operators than those that were measured.
         as_product = not self._autograd_follows and may_be_product(node, sizes)
@@ -116,7 +116,7 @@ class _Reader:
 
     def _costed(self, node: Node) -> bool:
         operands = self._labelled_operands(node)
-        found = next((each for each in map(tensor, operands) if each is not None), None)
+        found = next((given for given in map(tensor, operands) if given is not None), None)
         if found is None or not self._plain_frames(operands):
             return False
         if self.network.generates and base_name(node) in INDEXING:
@@ -198,33 +198,33 @@ class _Reader:
         frame: Frame | None = None,
     ) -> bool:
         """Enters a labelled operator, or a free one where neither operands nor results have a label."""
-        frames = {self.network.frames[each] for each in operands}
-        results = [each for each in tree_leaves(value(node)) if isinstance(each, torch.Tensor)]
+        frames = {self.network.frames[operand] for operand in operands}
+        results = [leaf for leaf in tree_leaves(value(node)) if isinstance(leaf, torch.Tensor)]
         if len(frames) > 1:
             return False
         made = frame or next(iter(frames), None)
-        if any(order_of(each, fitting(made, each)) == "other" for each in results):
+        if any(order_of(result, fitting(made, result)) == "other" for result in results):
             return False
-        if not operands and all(order_of(each, fitting(made, each)) == "both" for each in results):
+        if not operands and all(order_of(result, fitting(made, result)) == "both" for result in results):
             self.network.roles[node] = Role.FREE
             return True
         variable = self.network.variable(own)
         self.network.roles[node] = Role.LABELLED
         self.network.variables[node] = variable
         kind = kind_of(node)
-        for each in operands:
-            self._use(each, node, variable)
-            if kind not in (Kind.PREFERRING, Kind.COSTED, Kind.REDUCING) and self._is_written(each):
-                self.network.unify(variable, self.network.tensors[each].producer)
+        for operand in operands:
+            self._use(operand, node, variable)
+            if kind not in (Kind.PREFERRING, Kind.COSTED, Kind.REDUCING) and self._is_written(operand):
+                self.network.unify(variable, self.network.tensors[operand].producer)
         self._make(node, variable, made)
         return True
 
     def _exact(self, node: Node) -> None:
         self.network.roles[node] = Role.EXACT
-        for each in self._labelled_operands(node):
-            held = self.network.tensors[each]
-            self._use(each, node, _fixed(held.original))
-            if self._is_written(each):
+        for operand in self._labelled_operands(node):
+            held = self.network.tensors[operand]
+            self._use(operand, node, _fixed(held.original))
+            if self._is_written(operand):
                 self.network.unify(held.producer, _fixed(held.original))
         found = tensor(node)
         order = order_of(found) if found is not None else "both"
@@ -260,11 +260,12 @@ class _Reader:
         self.network.tensors[operand].users.append((user, variable))
 
     def _labelled_operands(self, node: Node) -> list[Node]:
-        return [each for each in node.all_input_nodes if each in self.network.tensors]
+        return [operand for operand in node.all_input_nodes if operand in self.network.tensors]
 
     def _plain_frames(self, operands: Iterable[Node]) -> bool:
         return all(
-            self.network.frames[each] == tuple(range(len(self.network.frames[each]))) for each in operands
+            self.network.frames[operand] == tuple(range(len(self.network.frames[operand])))
+            for operand in operands
         )
 
     def _is_written(self, node: Node) -> bool:
@@ -291,9 +292,9 @@ def _reduced(node: Node, rank: int) -> set[int]:
     given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     if isinstance(given, int):
         given = [given]
-    if not isinstance(given, (list, tuple)) or not all(isinstance(each, int) for each in given):
+    if not isinstance(given, (list, tuple)) or not all(isinstance(dim, int) for dim in given):
         return set() if given is not None else set(range(rank))
-    return {each % rank for each in given} or set(range(rank))
+    return {dim % rank for dim in given} or set(range(rank))
 
 
 def _may_write(node: Node) -> bool:

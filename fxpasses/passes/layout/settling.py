@@ -44,14 +44,14 @@ class Settling:
             found = tensor(node)
             if base_name(node) != "cat" or found is None or order_of(found) != "channels_last":
                 continue
-            operands = [each for each in node.all_input_nodes if tensor(each) is not None]
-            if any(_is_settled(each, node) for each in operands):
+            operands = [operand for operand in node.all_input_nodes if tensor(operand) is not None]
+            if any(_is_settled(operand, node) for operand in operands):
                 continue
-            for each in operands:
-                held = tensor(each)
-                is_shared = each.op == "call_function" and len(each.users) > 1
+            for operand in operands:
+                held = tensor(operand)
+                is_shared = operand.op == "call_function" and len(operand.users) > 1
                 if is_shared and held is not None and order_of(held) == "channels_last":
-                    self.settle(each)
+                    self.settle(operand)
                     break
 
     def settle(self, node: Node) -> None:
@@ -70,15 +70,15 @@ class Settling:
         """Whether code that computes a result where it is read may read a channels-last tensor for it."""
         pending, seen = [node], set[Node]()
         while pending:
-            each = pending.pop()
-            if each in seen or each in self._contiguous:
+            source = pending.pop()
+            if source in seen or source in self._contiguous:
                 continue
-            seen.add(each)
-            found = tensor(each)
+            seen.add(source)
+            found = tensor(source)
             if found is not None and order_of(found) == "channels_last":
                 return True
-            if each.op == "call_function" and kind_of(each) is not Kind.PREFERRING:
-                pending += each.all_input_nodes
+            if source.op == "call_function" and kind_of(source) is not Kind.PREFERRING:
+                pending += source.all_input_nodes
         self._contiguous |= seen
         return False
 

@@ -38,8 +38,8 @@ def stock_plan(context: GraphContext, assignment: Assignment) -> StockPlan:
         for node, variable in network.variables.items():
             if _rank(node) == 4:
                 labels[network.find(variable)] = L
-    labels = [labels[network.find(each)] for each in range(len(labels))]
-    copied = [each for each in network.tensors.values() if _is_copied(each, network, labels, backward)]
+    labels = [labels[network.find(variable)] for variable in range(len(labels))]
+    copied = [held for held in network.tensors.values() if _is_copied(held, network, labels, backward)]
     return StockPlan(decision, len(copied))
 
 
@@ -66,7 +66,9 @@ def _as_inductor_sees_them(nodes: Sequence[Node]) -> list[Node]:
 def _is_inductors(node: Node) -> bool:
     """Whether a convolution is written as inductor reads it: all operands with metadata, all by position."""
     is_aten = node.target is torch.ops.aten.convolution.default and len(node.args) == 9
-    return is_aten and all(isinstance(each, Node) and tensor(each) is not None for each in node.args[:2])
+    return is_aten and all(
+        isinstance(operand, Node) and tensor(operand) is not None for operand in node.args[:2]
+    )
 
 
 def _convolution(sizes: ConvolutionSizes, activation: Node) -> Node:
@@ -81,8 +83,8 @@ def _convolution(sizes: ConvolutionSizes, activation: Node) -> Node:
 
 def _rank(node: Node) -> int:
     """The number of dimensions of the 4-D or 5-D tensor that an operator makes or reads; else 0."""
-    tensors = [tensor(each) for each in (node, *node.all_input_nodes)]
-    return next((each.dim() for each in tensors if each is not None and each.dim() in (4, 5)), 0)
+    tensors = [tensor(neighbour) for neighbour in (node, *node.all_input_nodes)]
+    return next((found.dim() for found in tensors if found is not None and found.dim() in (4, 5)), 0)
 
 
 def _is_copied(held: Tensor, network: Network, labels: Sequence[Label], backward: set[Node]) -> bool:
