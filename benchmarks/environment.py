@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # its stubs are no test requirement
 import torch
 
-from fxpasses.devices.profile import processor_name
+from fxpasses.devices.store import processor_name
 from fxpasses.errors import FxpassesError
 
 _LIBRARIES = (

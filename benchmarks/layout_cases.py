@@ -25,12 +25,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fxpasses.devices.keys import convolution_key
 from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     CONVOLUTION_INPUT_GRAD,
     CONVOLUTION_WEIGHT_GRAD,
     Layout,
-    convolution_key,
 )
 from fxpasses.errors import FxpassesError
 from fxpasses.passes.layout.costs import ConvolutionSizes

@@ -20,7 +20,8 @@ from benchmarks.layout_cases import Kernel, to_layout
 from benchmarks.layout_measure import Candidates, Setting, Variant, measure
 from benchmarks.operator_inputs.notation import Call, TensorSpec, Value
 from benchmarks.torch_internals import tree_leaves
-from fxpasses.devices.profile import CHANNEL_AFFINE, LAYOUTS, Layout, operator_key, shape_key
+from fxpasses.devices.keys import operator_key, shape_key
+from fxpasses.devices.profile import CHANNEL_AFFINE, LAYOUTS, Layout
 
 aten = torch.ops.aten
 Target = Callable[..., "Tensor | tuple[Tensor, ...]"]

@@ -39,6 +39,7 @@ from benchmarks.operator_inputs.suites import Entry, Mode, record
 from benchmarks.statistics import summarize
 from benchmarks.turns import measure_in_turns
 from fxpasses.backend.memory import arrange_memory
+from fxpasses.devices.keys import bytes_key
 from fxpasses.devices.profile import (
     COLD,
     HOT,
@@ -48,9 +49,8 @@ from fxpasses.devices.profile import (
     DeviceProfile,
     Layout,
     Roofline,
-    bytes_key,
-    device_name,
 )
+from fxpasses.devices.store import device_name
 from fxpasses.errors import FxpassesError
 
 aten = torch.ops.aten

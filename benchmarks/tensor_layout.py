@@ -53,7 +53,8 @@ from benchmarks.layout_report import (
 from benchmarks.layout_sweep import SweepResult, Workload, collect, sweep, tasks, to_profile
 from benchmarks.operator_inputs.suites import MODES, Mode
 from benchmarks.turns import Effort
-from fxpasses.devices.profile import COLD, HOT, LAYOUTS, device_name, file_name, load
+from fxpasses.devices.profile import COLD, HOT, LAYOUTS
+from fxpasses.devices.store import device_name, file_name, load
 from fxpasses.errors import FxpassesError, unknown_name
 
 Name = TypeVar("Name", bound=str)

@@ -1,1 +1,1 @@
-"""What things cost on a device: profiles, as measured there."""
+"""What things cost on a device: profiles as measured there, the keys of their rows, and where they lie."""

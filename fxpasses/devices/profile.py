@@ -1,7 +1,7 @@
-"""Device profiles: what operators and layout copies cost on one device, as measured there.
+"""A device profile: what operators and layout copies cost on one device, as measured there.
 
 A profile is a table. A row (`Measurement`) says how long one *implementation* of one *operator* took on one
-*key* (shapes and arguments, spelled canonically) when its tensors had one *layout*. A cost model asks
+*key* (shapes and arguments, spelled canonically: `keys`) when its tensors had one *layout*. A cost model asks
 
     profile.seconds(operator, key, layout)   = min over the implementations measured, and which one it was
     profile.copy_seconds(bytes, layout)      interpolated between the sizes that were measured
@@ -9,40 +9,26 @@ A profile is a table. A row (`Measurement`) says how long one *implementation* o
 
 The first is an exact match or None, never a guess; the last is the fallback where nothing was measured
 (S. Williams, A. Waterman, D. Patterson, "Roofline", CACM 52(4), 2009). Times are medians, in seconds.
-
-A profile belongs to one device. `find` looks for it in the user's cache folder, then among those shipped
-with the package (`SHIPPED`). A file that cannot be trusted (corrupt, of another device, of another schema
-version) is named in a warning and ignored, so that a caller falls back instead of failing a compilation.
-`python -m benchmarks.tensor_layout --sweep MODELS --profile FILE` writes one.
+Profiles are files of JSON; `store` says where they are looked for and which of them are trusted.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
 import math
 import os
-import platform
 import re
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
-
-import torch
-from torch.fx.operator_schemas import normalize_function
+from typing import Any, Literal, NamedTuple, get_args
 
 Layout = Literal["contiguous", "channels_last"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 SCHEMA_VERSION = 1
-
-SHIPPED = "profiles"
-"""The folder of the package that holds the profiles it is shipped with."""
 
 # Names of operators that no single ATen overload stands for.
 CONVOLUTION_FORWARD = "convolution.forward"
@@ -55,10 +41,6 @@ LAYOUT_COPY = "layout_copy"  # the measurement's layout is the one that is copie
 OPERANDS = "operands"
 COLD = "cold"  # in no cache when they are read
 HOT = "hot"  # one call repeated on the same operands
-
-
-class DeviceProfileWarning(UserWarning):
-    """A device profile was found and not used; the message names the file and the reason."""
 
 
 class Estimate(NamedTuple):
@@ -74,7 +56,7 @@ class Measurement:
 
     Attributes:
         operator: one of this module's names, or an ATen overload such as ``aten.mean.dim``.
-        key: shapes and arguments, from `convolution_key`, `operator_key` or `bytes_key`.
+        key: shapes and arguments, from `keys.convolution_key`, `keys.operator_key` or `keys.bytes_key`.
         layout: of every 4-D or 5-D tensor involved; for `LAYOUT_COPY` the layout of the result.
         implementation: what ran, such as ``aten.convolution`` or ``mm``.
         dtype: as in ``float32``.
@@ -128,7 +110,7 @@ class DeviceProfile:
     """Everything that was measured on one device.
 
     Attributes:
-        device: the name that `device_name` gives there.
+        device: the name that `store.device_name` gives there.
         torch_version: of the torch that ran the measurements.
         libraries: versions of the kernel libraries, such as ``{"onednn": "3.12.0"}``.
         settings: what else decides the times, such as ``{"float32_precision": "ieee", "operands": "cold"}``.
@@ -156,16 +138,16 @@ class DeviceProfile:
 
         Args:
             operator: one of this module's names, or an ATen overload such as ``aten.mean.dim``.
-            key: from `convolution_key` or `operator_key`.
+            key: from `keys.convolution_key` or `keys.operator_key`.
             layout: the layout of its tensors.
             dtype: as in ``float32``.
             implementations: those that may be chosen from; None for all.
         """
         rows = self._index.get((operator, key, layout, dtype), ())
-        allowed = [each for each in rows if implementations is None or each.implementation in implementations]
+        allowed = [row for row in rows if implementations is None or row.implementation in implementations]
         if not allowed:
             return None
-        best = min(allowed, key=lambda each: each.seconds)
+        best = min(allowed, key=lambda row: row.seconds)
         return Estimate(best.seconds, best.implementation)
 
     def copy_seconds(self, num_bytes: int, layout: Layout, dtype: str = "float32") -> float | None:
@@ -192,7 +174,7 @@ class DeviceProfile:
 
     def roofline(self, dtype: str = "float32") -> Roofline | None:
         """The peaks measured in `dtype`, or None."""
-        return next((each for each in self.rooflines if each.dtype == dtype), None)
+        return next((roofline for roofline in self.rooflines if roofline.dtype == dtype), None)
 
     def merged(self, newer: DeviceProfile) -> DeviceProfile:
         """This profile with the rows and peaks of `newer` added, which win where both have one.
@@ -208,8 +190,8 @@ class DeviceProfile:
                     f"profiles of different {name} cannot be merged: {mine!r} against {theirs!r}. "
                     "Write the new one to a file of its own."
                 )
-        rows = {_identity(each): each for each in (*self.measurements, *newer.measurements)}
-        peaks = {each.dtype: each for each in (*self.rooflines, *newer.rooflines)}
+        rows = {_identity(row): row for row in (*self.measurements, *newer.measurements)}
+        peaks = {roofline.dtype: roofline for roofline in (*self.rooflines, *newer.rooflines)}
         return replace(newer, rooflines=tuple(peaks.values()), measurements=tuple(rows.values()))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -225,10 +207,26 @@ class DeviceProfile:
         partial.write_text(self._text(), "utf-8")
         partial.replace(target)
 
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> DeviceProfile:
+        """The profile in the JSON that `save` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: the data is no profile's.
+        """
+        return DeviceProfile(
+            device=_text(data["device"]),
+            torch_version=_text(data["torch_version"]),
+            libraries={_text(name): _text(version) for name, version in data["libraries"].items()},
+            settings={_text(name): _text(value) for name, value in data["settings"].items()},
+            rooflines=tuple(_roofline(row) for row in data["rooflines"]),
+            measurements=tuple(_measurement(row) for row in data["measurements"]),
+        )
+
     def _text(self) -> str:
         """The profile as JSON, one measurement a line: there are thousands, and a diff should be short."""
         head = json.dumps({"schema": SCHEMA_VERSION} | asdict(replace(self, measurements=())), indent=1)
-        rows = ",\n".join(json.dumps(asdict(each)) for each in self.measurements)
+        rows = ",\n".join(json.dumps(asdict(row)) for row in self.measurements)
         return head.removesuffix("[]\n}") + f"[\n{rows}\n]}}\n"
 
     @cached_property
@@ -245,190 +243,19 @@ class DeviceProfile:
     @cached_property
     def _index(self) -> Mapping[tuple[str, str, Layout, str], Sequence[Measurement]]:
         index: dict[tuple[str, str, Layout, str], list[Measurement]] = {}
-        for each in self.measurements:
-            index.setdefault((each.operator, each.key, each.layout, each.dtype), []).append(each)
+        for row in self.measurements:
+            index.setdefault((row.operator, row.key, row.layout, row.dtype), []).append(row)
         return index
 
     @cached_property
     def _copies(self) -> Mapping[tuple[Layout, str], Sequence[tuple[int, float]]]:
         points: dict[tuple[Layout, str], dict[int, float]] = {}
-        for each in self.measurements:
-            if each.operator == LAYOUT_COPY:
-                sizes = points.setdefault((each.layout, each.dtype), {})
-                size = int(each.key.removeprefix("bytes="))
-                sizes[size] = min(each.seconds, sizes.get(size, math.inf))
+        for row in self.measurements:
+            if row.operator == LAYOUT_COPY:
+                sizes = points.setdefault((row.layout, row.dtype), {})
+                size = int(row.key.removeprefix("bytes="))
+                sizes[size] = min(row.seconds, sizes.get(size, math.inf))
         return {key: sorted(sizes.items()) for key, sizes in points.items()}
-
-
-def convolution_key(
-    input_size: Sequence[int],
-    weight_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool = False,
-    output_padding: Sequence[int] = (0,),
-    groups: int = 1,
-) -> str:
-    """The key of a convolution and of its gradients, from the arguments of `aten.convolution`.
-
-    A list of one value stands for all spatial dimensions, as in ATen; `output_padding` counts only where
-    the convolution is transposed. A bias is no part of the key: it hardly costs.
-    """
-    spatial = len(input_size) - 2
-    lists = {"stride": stride, "padding": padding, "dilation": dilation}
-    if transposed:
-        lists["output_padding"] = output_padding
-    fields = {
-        name: _times(values if len(values) > 1 else [*values] * spatial) for name, values in lists.items()
-    }
-    parts = (
-        {"input": _times(input_size), "weight": _times(weight_size)} | fields | {"groups": str(int(groups))}
-    )
-    return " ".join(["transposed"] * bool(transposed) + [f"{name}={value}" for name, value in parts.items()])
-
-
-def operator_key(target: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> str:
-    """The key of a call of an ATen overload: tensors as shapes, defaults filled in, dimensions from 0 up.
-
-    Args:
-        target: the overload.
-        args: positional arguments; a tensor may be anything with a `shape` (for an FX node, pass its
-            ``meta["val"]``). Symbolic sizes must have been replaced by their hints.
-        kwargs: keyword arguments.
-
-    Raises:
-        ValueError: the arguments do not fit the overload's schema.
-    """
-    normalized = normalize_function(
-        cast(Any, target), cast(Any, tuple(args)), dict(kwargs), normalize_to_only_use_kwargs=True
-    )
-    if normalized is None:
-        raise ValueError(f"{target} does not take {len(args)} positional arguments and {sorted(kwargs)}")
-    rank = max((len(shape) for value in normalized.kwargs.values() for shape in _shapes(value)), default=0)
-    fields = dict(normalized.kwargs)
-    if rank and isinstance(fields.get("dim"), int | list | tuple):
-        fields["dim"] = _canonical_dims(fields["dim"], rank)
-    return " ".join(f"{name}={_spelled(value)}" for name, value in fields.items())
-
-
-def shape_key(shape: Sequence[int]) -> str:
-    """The key of an operator that a tensor's shape describes, such as `CHANNEL_AFFINE`."""
-    return f"input={_times(shape)}"
-
-
-def bytes_key(num_bytes: int) -> str:
-    """The key of a `LAYOUT_COPY` of a tensor that takes `num_bytes` bytes."""
-    return f"bytes={int(num_bytes)}"
-
-
-def device_name(device: str | torch.device = "cpu") -> str:
-    """The name that profiles of this device carry; for a CPU with the number of threads torch may use."""
-    checked = torch.device(device)
-    if checked.type == "cpu":
-        return f"{processor_name()}, {torch.get_num_threads()} threads"
-    if checked.type == "cuda":
-        return torch.cuda.get_device_name(checked)
-    return checked.type
-
-
-def processor_name() -> str:
-    """The processor's brand, family and model: virtual machines often hide the model behind a bare brand."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, re.MULTILINE))
-    name = fields.get("model name", "").strip() or platform.processor() or platform.machine()
-    if "cpu family" in fields and "model" in fields:
-        return f"{name}, family {fields['cpu family']} model {fields['model']}"
-    return name
-
-
-def cache_folder() -> Path:
-    """Where a user's own profiles live: $FXPASSES_PROFILE_DIR, else ~/.cache/fxpasses/profiles."""
-    chosen = os.environ.get("FXPASSES_PROFILE_DIR")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "fxpasses" / "profiles"
-
-
-def file_name(device: str) -> str:
-    """The name of the file that a profile of `device` is looked for under."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json"
-
-
-def find(device: str) -> DeviceProfile | None:
-    """The profile of a device: the user's own if there is a usable one, else the one shipped, else None.
-
-    Args:
-        device: from `device_name`.
-    """
-    for folder in (cache_folder(), Path(str(resources.files("fxpasses.devices"))) / SHIPPED):
-        path = folder / file_name(device)
-        if path.is_file() and (profile := load(path, device=device)) is not None:
-            return profile
-    return None
-
-
-def load(path: str | os.PathLike[str], *, device: str | None = None) -> DeviceProfile | None:
-    """Reads a profile; where it cannot be used, warns with the file and the reason and returns None.
-
-    A file is parsed once and again after it has changed, since every compiled graph asks for it.
-
-    Args:
-        path: a file that `DeviceProfile.save` wrote.
-        device: the device it must belong to; None for any.
-    """
-    try:
-        return _checked(Path(path), device)
-    except _UnusableProfileError as reason:
-        advice = "measure it anew with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
-        message = f"device profile {os.fspath(path)} is not used: {reason}; {advice}, or delete it."
-        warnings.warn(message, DeviceProfileWarning, stacklevel=2)
-        return None
-
-
-class _UnusableProfileError(Exception):
-    """Why a file is no profile for this device and this version."""
-
-
-def _checked(path: Path, device: str | None) -> DeviceProfile:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise _UnusableProfileError(f"it cannot be read ({error})") from error
-    profile = _read(path, status.st_mtime_ns, status.st_size)
-    if device is not None and profile.device != device:
-        raise _UnusableProfileError(f"it was measured on {profile.device!r}, and this device is {device!r}")
-    return profile
-
-
-@functools.lru_cache(maxsize=16)
-def _read(path: Path, _modified: int, _size: int) -> DeviceProfile:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _UnusableProfileError(f"it cannot be read as JSON ({error})") from error
-    version = data.get("schema") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise _UnusableProfileError(
-            f"its schema version is {version!r}, and this fxpasses reads {SCHEMA_VERSION}"
-        )
-    try:
-        return _profile(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise _UnusableProfileError(f"its content is not a profile's ({what})") from error
-
-
-def _profile(data: Mapping[str, Any]) -> DeviceProfile:
-    return DeviceProfile(
-        device=_text(data["device"]),
-        torch_version=_text(data["torch_version"]),
-        libraries={_text(name): _text(version) for name, version in data["libraries"].items()},
-        settings={_text(name): _text(value) for name, value in data["settings"].items()},
-        rooflines=tuple(_roofline(each) for each in data["rooflines"]),
-        measurements=tuple(_measurement(each) for each in data["measurements"]),
-    )
 
 
 def _roofline(data: Mapping[str, Any]) -> Roofline:
@@ -470,26 +297,3 @@ def _positive(name: str, value: object, *, or_zero: bool = False) -> float:
 
 def _identity(row: Measurement) -> tuple[str, ...]:
     return row.operator, row.key, row.layout, row.implementation, row.dtype
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return "x".join(str(int(each)) for each in sizes)
-
-
-def _shapes(value: object) -> list[Sequence[int]]:
-    """The shapes of a tensor or of a list of tensors."""
-    values = value if isinstance(value, list | tuple) else [value]
-    return [each.shape for each in values if hasattr(each, "shape")]
-
-
-def _canonical_dims(dims: int | Sequence[int], rank: int) -> int | list[int]:
-    return dims % rank if isinstance(dims, int) else sorted(each % rank for each in dims)
-
-
-def _spelled(value: object) -> str:
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return _times(shape) or "scalar"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(_spelled(each) for each in value)}]"
-    return str(value)

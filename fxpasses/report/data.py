@@ -95,20 +95,20 @@ class ReportData:
     @property
     def applied(self) -> Mapping[str, int]:
         """Rule name to the number of its applications; a rule that never fired is absent."""
-        return MappingProxyType(Counter(each.rule for each in self.remarks if each.status == "applied"))
+        return MappingProxyType(Counter(remark.rule for remark in self.remarks if remark.status == "applied"))
 
     @property
     def declined(self) -> tuple[Remark, ...]:
         """The remarks of sites where a rule did not fire, nearest miss first."""
-        missed = [each for each in self.remarks if each.status != "applied"]
-        return tuple(sorted(missed, key=lambda each: (-_STAGES.get(each.stage, 0), -each.matched)))
+        missed = [remark for remark in self.remarks if remark.status != "applied"]
+        return tuple(sorted(missed, key=lambda remark: (-_STAGES.get(remark.stage, 0), -remark.matched)))
 
     def to_json(self) -> str:
         """The report as JSON, with the version of its form under ``"schema"``."""
         data = {
             "schema": SCHEMA,
             "applied": dict(self.applied),
-            "remarks": [asdict(each) for each in self.remarks],
+            "remarks": [asdict(remark) for remark in self.remarks],
             "seconds": dict(self.seconds),
             "nodes_before": self.nodes_before,
             "nodes_after": self.nodes_after,
@@ -118,7 +118,7 @@ class ReportData:
             "kept_tensors": self.kept_tensors,
             "kept_bytes": self.kept_bytes,
             "packed_tensors": self.packed_tensors,
-            "graphs": [each.to_dict() for each in self.graphs],
+            "graphs": [drawing.to_dict() for drawing in self.graphs],
         }
         return json.dumps(data, indent=2)
 

@@ -1,4 +1,10 @@
-"""Drawing graphs (`fxpasses.report.drawing`): a few microseconds a node, no guard, and never an error."""
+"""Drawing graphs: from nodes to the plain data of `drawing`, with what happened at each of them.
+
+    draw_graphs   before the passes, after them, and where layouts are planned or carried out
+    draw_result   both drawings, with the rules' sites, what was replaced and what was written
+
+It takes a few microseconds a node, adds no guard and is never an error: what cannot be drawn still compiles.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +32,10 @@ def draw_graphs(
     contexts: Sequence[GraphContext], stage: Stage, largest: float | None = None
 ) -> tuple[GraphDrawing, ...]:
     """A drawing of each graph; none where they have more than `largest` (`LARGEST`) nodes."""
-    if sum(len(each.graph.nodes) for each in contexts) > (LARGEST if largest is None else largest):
+    if sum(len(context.graph.nodes) for context in contexts) > (LARGEST if largest is None else largest):
         return ()
     try:
-        return tuple(_drawing(each, stage) for each in contexts)
+        return tuple(_drawing(context, stage) for context in contexts)
     except Exception:  # a graph that cannot be drawn can still be compiled
         log.warning("the graph could not be drawn", exc_info=True)
         return ()
@@ -52,15 +58,15 @@ def draw_result(
     if not before:
         return ()
     after: tuple[GraphDrawing, ...] = ()
-    if any(each.status == "applied" for each in remarks):
+    if any(remark.status == "applied" for remark in remarks):
         after = draw_graphs(contexts, "after", largest=inf)  # before was small enough
-    statuses = [_statuses(each.graph, remarks) for each in before]
+    statuses = [_statuses(drawing.graph, remarks) for drawing in before]
     if len(after) != len(before):
-        return tuple(each.marked(known) for each, known in zip(before, statuses, strict=True))
+        return tuple(drawing.with_statuses(known) for drawing, known in zip(before, statuses, strict=True))
     old, new = [], []
     for was, now, known in zip(before, after, statuses, strict=True):
-        old.append(was.marked(dict.fromkeys(was.names - now.names, "replaced") | known))
-        new.append(now.marked(dict.fromkeys(now.names - was.names, "written") | known))
+        old.append(was.with_statuses(dict.fromkeys(was.names - now.names, "replaced") | known))
+        new.append(now.with_statuses(dict.fromkeys(now.names - was.names, "written") | known))
     if plan is not None and plan.decision == "applied":
         new[0] = new[0].with_copies_of(plan, before[0])
     return (*old, *new)
@@ -69,9 +75,9 @@ def draw_result(
 def _statuses(graph: str, remarks: Sequence[Remark]) -> dict[str, str]:
     """What happened at each node of a graph; of two things at one node, what changed more."""
     found: dict[str, str] = {}
-    for each in remarks:
-        if each.node and each.graph == graph and found.get(each.node) != "applied":
-            found[each.node] = each.status
+    for remark in remarks:
+        if remark.node and remark.graph == graph and found.get(remark.node) != "applied":
+            found[remark.node] = remark.status
     return found
 
 
@@ -92,7 +98,7 @@ def _drawn(node: Node, positions: dict[Node, int]) -> DrawnNode:
         node.name,
         node.op,
         _function_name(node) if node.op == "call_function" else base_name(node),
-        tuple([positions[each] for each in node.all_input_nodes]),
+        tuple([positions[operand] for operand in node.all_input_nodes]),
         described,
         _module(node),
         location_of(node),
@@ -134,7 +140,7 @@ def _described(held: object) -> tuple[str, str]:
         except TypeError:  # symbolic sizes have no hash
             return _strided.__wrapped__(*key)
     if isinstance(held, (tuple, list)):
-        return f"({', '.join([_described(each)[0] for each in held])})", ""
+        return f"({', '.join([_described(item)[0] for item in held])})", ""
     if isinstance(held, (bool, int, float, torch.SymInt, torch.SymFloat, torch.SymBool)):
         return str(held), ""
     return "", ""

@@ -74,7 +74,7 @@ class GraphDrawing:
     """One graph at one stage.
 
     Attributes:
-        stage: when it was taken, a key of `STAGES`.
+        stage: when it was made, a key of `STAGES`.
         level: the capture level.
         nodes: in program order.
         copies: the cut edges.
@@ -94,10 +94,12 @@ class GraphDrawing:
         table: dict[str, int] = {}
 
         def row(node: DrawnNode) -> list[Any]:
-            texts = (each if isinstance(each, tuple) else table.setdefault(each, len(table)) for each in node)
-            return [list(each) if isinstance(each, tuple) else each for each in texts]
+            texts = (
+                field if isinstance(field, tuple) else table.setdefault(field, len(table)) for field in node
+            )
+            return [list(field) if isinstance(field, tuple) else field for field in texts]
 
-        nodes = [row(each) for each in self.nodes]
+        nodes = [row(node) for node in self.nodes]
         return {
             "stage": self.stage,
             "level": self.level,
@@ -106,7 +108,7 @@ class GraphDrawing:
             "columns": DrawnNode._fields,
             "texts": list(table),
             "nodes": nodes,
-            "copies": [[each.tensor, list(each.readers), each.seconds] for each in self.copies],
+            "copies": [[copy.tensor, list(copy.readers), copy.seconds] for copy in self.copies],
         }
 
     @staticmethod
@@ -119,7 +121,7 @@ class GraphDrawing:
         texts: Sequence[str] = data["texts"]
 
         def node(row: Sequence[Any]) -> DrawnNode:
-            fields = (tuple(each) if isinstance(each, (list, tuple)) else texts[each] for each in row)
+            fields = (tuple(field) if isinstance(field, (list, tuple)) else texts[field] for field in row)
             return DrawnNode(**dict(zip(data["columns"], fields, strict=True)))
 
         return GraphDrawing(
@@ -134,20 +136,20 @@ class GraphDrawing:
     @property
     def names(self) -> frozenset[str]:
         """The names of its nodes."""
-        return frozenset(each.name for each in self.nodes)
+        return frozenset(node.name for node in self.nodes)
 
-    def marked(self, statuses: Mapping[str, str]) -> GraphDrawing:
+    def with_statuses(self, statuses: Mapping[str, str]) -> GraphDrawing:
         """The drawing with the status of some nodes, by name."""
         nodes = tuple(
-            each._replace(status=statuses[each.name]) if each.name in statuses else each
-            for each in self.nodes
+            node._replace(status=statuses[node.name]) if node.name in statuses else node
+            for node in self.nodes
         )
         return replace(self, nodes=nodes)
 
-    def planned(self, plan: LayoutPlan) -> GraphDrawing:
+    def with_plan(self, plan: LayoutPlan) -> GraphDrawing:
         """The drawing with the labels and the cut edges of a plan over the same graph."""
-        positions = {each.name: position for position, each in enumerate(self.nodes)}
-        nodes = tuple([each._replace(label=plan.labels.get(each.name, "")) for each in self.nodes])
+        positions = {node.name: position for position, node in enumerate(self.nodes)}
+        nodes = tuple([node._replace(label=plan.labels.get(node.name, "")) for node in self.nodes])
         copies = tuple(
             Copy(
                 positions[edge.node],
@@ -167,17 +169,17 @@ class GraphDrawing:
             traced: the drawing of before.
         """
         seconds = {edge.node: edge.seconds for edge in plan.cut_edges}
-        operators = {each.name: each.operator for each in traced.nodes}
+        operators = {node.name: node.operator for node in traced.nodes}
         nodes, copies = list(self.nodes), []
-        for position, each in enumerate(self.nodes):
-            if each.operator not in _COPYING or operators.get(each.name) == each.operator or not each.inputs:
+        for position, node in enumerate(self.nodes):
+            if node.operator not in _COPYING or operators.get(node.name) == node.operator or not node.inputs:
                 continue
-            source = self.nodes[each.inputs[-1]]
-            nodes[position] = each._replace(status="copy")
-            if each.name in operators:  # the copy of an output has its name, and the output another one
-                nodes[each.inputs[-1]] = source._replace(status="")
-            cost = seconds.get(source.name, seconds.get(each.name, 0.0))
-            copies.append(Copy(each.inputs[-1], (position,), cost))
+            source = self.nodes[node.inputs[-1]]
+            nodes[position] = node._replace(status="copy")
+            if node.name in operators:  # the copy of an output has its name, and the output another one
+                nodes[node.inputs[-1]] = source._replace(status="")
+            cost = seconds.get(source.name, seconds.get(node.name, 0.0))
+            copies.append(Copy(node.inputs[-1], (position,), cost))
         return replace(self, nodes=tuple(nodes), copies=tuple(copies))
 
 

@@ -57,7 +57,7 @@ class CutEdge:
     @property
     def readers(self) -> tuple[str, ...]:
         """The names of the nodes that read the copy."""
-        return tuple(each.partition(" ")[0] for each in self.wanted_by)
+        return tuple(reader.partition(" ")[0] for reader in self.wanted_by)
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.size))
@@ -170,7 +170,7 @@ class LayoutPlan:
     @property
     def measured(self) -> int:
         """Of how many convolutions the costs were measured."""
-        return sum(each.measured for each in self.convolutions)
+        return sum(convolution.measured for convolution in self.convolutions)
 
     @property
     def copies_avoided(self) -> int | None:
@@ -189,13 +189,13 @@ class LayoutPlan:
             KeyError, TypeError: the data is no plan.
         """
         edges: list[dict[str, Any]] = [
-            {key: tuple(each) if isinstance(each, list) else each for key, each in edge.items()}
+            {key: tuple(value) if isinstance(value, list) else value for key, value in edge.items()}
             for edge in data["cut_edges"]
         ]
         nested = {
-            "convolutions": tuple(ConvolutionPlan(**each) for each in data["convolutions"]),
-            "cut_edges": tuple(CutEdge(**each) for each in edges),
-            "sizes": tuple(Flip(**each) for each in data["sizes"]),
+            "convolutions": tuple(ConvolutionPlan(**fields) for fields in data["convolutions"]),
+            "cut_edges": tuple(CutEdge(**edge) for edge in edges),
+            "sizes": tuple(Flip(**fields) for fields in data["sizes"]),
             "forced_by_unknown": tuple(data["forced_by_unknown"]),
             "stock": StockPlan(**data["stock"]) if data["stock"] is not None else None,
         }
@@ -203,22 +203,22 @@ class LayoutPlan:
 
     def __str__(self) -> str:
         predicted = (self.seconds, self.contiguous_seconds, self.channels_last_seconds)
-        ours, contiguous, channels_last = (f"{each * 1e3:.3f} ms" for each in predicted)
+        ours, contiguous, channels_last = (f"{seconds * 1e3:.3f} ms" for seconds in predicted)
         lines = [
             f"layout plan ({self.source}): {ours}",
             f"decision: {DECISIONS[self.decision]}",
             f"all contiguous: {contiguous}; all channels_last: {channels_last}",
             f"{self.converted} of {len(self.labels)} tensors converted, {len(self.cut_edges)} copied:",
-            *(f"  {each}" for each in self.cut_edges),
+            *(f"  {edge}" for edge in self.cut_edges),
         ]
         if self.stock is not None:
             lines.append(against_stock(self))
         if self.forced_by_unknown:
             lines.append(f"operators of unknown semantics forced copies: {', '.join(self.forced_by_unknown)}")
-        for each in self.sizes:
-            if not each.optimal:
+        for flip in self.sizes:
+            if not flip.optimal:
                 lines.append(
-                    f"not optimal at {dict(each.sizes)}: {each.seconds:.3g} s against {each.least:.3g} s"
+                    f"not optimal at {dict(flip.sizes)}: {flip.seconds:.3g} s against {flip.least:.3g} s"
                 )
         return "\n".join(lines)
 

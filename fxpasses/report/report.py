@@ -47,7 +47,7 @@ class Report(ReportData):
             kept_bytes=sum(part.kept_bytes for part in parts),
             packed_tensors=sum(part.packed_tensors for part in parts),
             graphs=_numbered(parts),
-            applications=tuple(each for part in parts for each in part.applications),
+            applications=tuple(application for part in parts for application in part.applications),
         )
 
     @staticmethod
@@ -62,8 +62,8 @@ class Report(ReportData):
             if data.pop("schema") != SCHEMA:
                 raise ValueError(f"this fxpasses reads version {SCHEMA}")
             data.pop("applied")
-            remarks = tuple(Remark(**each) for each in data.pop("remarks"))
-            graphs = tuple(GraphDrawing.from_dict(each) for each in data.pop("graphs"))
+            remarks = tuple(Remark(**fields) for fields in data.pop("remarks"))
+            graphs = tuple(GraphDrawing.from_dict(fields) for fields in data.pop("graphs"))
             return Report(remarks=remarks, graphs=graphs, layout=_plan(data.pop("layout")), **data)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
@@ -89,8 +89,8 @@ def _numbered(parts: Iterable[Report]) -> tuple[GraphDrawing, ...]:
     graphs: list[GraphDrawing] = []
     first = 0
     for part in parts:
-        graphs += [replace(each, compilation=first + each.compilation) for each in part.graphs]
-        first += 1 + max((each.compilation for each in part.graphs), default=-1)
+        graphs += [replace(drawing, compilation=first + drawing.compilation) for drawing in part.graphs]
+        first += 1 + max((drawing.compilation for drawing in part.graphs), default=-1)
     return tuple(graphs)
 
 

@@ -58,7 +58,8 @@ def save_repro(report: ReportData, directory: Path) -> list[Path]:
             "Compile with options={'keep_repro': True} or {'verify': 'numerics'} and save again."
         )
     return [
-        save_application(each, directory, number) for number, each in enumerate(report.applications, start=1)
+        save_application(application, directory, number)
+        for number, application in enumerate(report.applications, start=1)
     ]
 
 

@@ -62,9 +62,9 @@ def digest(*parts: str) -> str:
 def graph_key(graph_module: GraphModule, inputs: Sequence[Any]) -> str:
     """What two compilations of the same graph have in common, in whichever process."""
     signature = [
-        (tuple(map(str, each.shape)), tuple(map(str, each.stride())), str(each.dtype), each.requires_grad)
-        if isinstance(each, torch.Tensor)
-        else str(type(each))
-        for each in inputs
+        (tuple(map(str, given.shape)), tuple(map(str, given.stride())), str(given.dtype), given.requires_grad)
+        if isinstance(given, torch.Tensor)
+        else str(type(given))
+        for given in inputs
     ]
     return digest(graph_module.code, str(signature), str(torch.is_grad_enabled()), torch.__version__)

@@ -117,7 +117,7 @@ def copies(plan: LayoutPlan) -> str:
 
 def dearest(plan: LayoutPlan) -> list[CutEdge]:
     """The cut edges, the dearest first."""
-    return sorted(plan.cut_edges, key=lambda each: -each.seconds)
+    return sorted(plan.cut_edges, key=lambda edge: -edge.seconds)
 
 
 def milliseconds(seconds: float) -> str:
@@ -126,8 +126,8 @@ def milliseconds(seconds: float) -> str:
 
 
 def _layout_lines(plan: LayoutPlan) -> list[str]:
-    edges = [replace(each, location=_short(each.location)) for each in dearest(plan)[:DEAREST]]
-    lines = [layout_line(plan), *(f"  cut: {each}" for each in edges)]
+    edges = [replace(edge, location=_short(edge.location)) for edge in dearest(plan)[:DEAREST]]
+    lines = [layout_line(plan), *(f"  cut: {edge}" for edge in edges)]
     more = len(plan.cut_edges) - DEAREST
     return [*lines, f"  and {more} more"] if more > 0 else lines
 

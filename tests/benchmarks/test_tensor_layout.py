@@ -35,15 +35,8 @@ from benchmarks.layout_sweep import SweepError, Workload, _measure_copy, collect
 from benchmarks.operator_inputs.notation import Call, TensorSpec, parse_call
 from benchmarks.torch_internals import TorchDispatchMode
 from benchmarks.turns import Effort, measure_in_turns
-from fxpasses.devices.profile import (
-    CHANNEL_AFFINE,
-    LAYOUTS,
-    Layout,
-    Roofline,
-    device_name,
-    file_name,
-    load,
-)
+from fxpasses.devices.profile import CHANNEL_AFFINE, LAYOUTS, Layout, Roofline
+from fxpasses.devices.store import device_name, file_name, load
 
 CPU = torch.device("cpu")
 QUICK = Effort(rounds=2, sample_seconds=1e-5, case_seconds=0.01)

@@ -157,7 +157,7 @@ def _known(match: BnConvMatch) -> Decline | None:
     problem = known_values((*match.operands, match.result, match.norm.nodes[-1]), match.result)
     if problem is not None:
         return problem
-    given, normalised = (dtype_of(each) for each in (match.norm.input, match.norm.nodes[-1]))
+    given, normalised = (dtype_of(operand) for operand in (match.norm.input, match.norm.nodes[-1]))
     if given != normalised:
         message = "{} changes the dtype from {} to {}"
         details = (match.norm.nodes[-1].name, given, normalised)

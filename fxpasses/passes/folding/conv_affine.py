@@ -94,8 +94,8 @@ class ChainMatch(Match):
             if tensor(given) is None or isinstance(step, Move)
         ]
         inside = set(self.nodes)
-        numbers = [each for each in numbers if each not in inside]
-        read_earlier = [each for step in earlier for each in operands_of(step)]
+        numbers = [number for number in numbers if number not in inside]
+        read_earlier = [operand for step in earlier for operand in operands_of(step)]
         return place_of_fold(
             self.context, self.producer, last.nodes[0], self.operands, numbers, read_earlier=read_earlier
         )
@@ -119,7 +119,7 @@ class ChainMatch(Match):
     @property
     def operands(self) -> tuple[Operand, ...]:
         """The tensors that the steps read beside what the chain computes."""
-        return tuple(each for step in self.steps for each in operands_of(step))
+        return tuple(operand for step in self.steps for operand in operands_of(step))
 
     @property
     def pattern_size(self) -> int:
@@ -133,7 +133,11 @@ def operands_of(step: Step) -> list[Operand]:
         return [step.operand] if isinstance(step.operand, (Node, ModuleTensor)) else []
     if isinstance(step, Move):
         return []
-    return [each for each in (step.gamma, step.beta, step.running_mean, step.running_var) if each is not None]
+    return [
+        operand
+        for operand in (step.gamma, step.beta, step.running_mean, step.running_var)
+        if operand is not None
+    ]
 
 
 class ConvAffine(Rule[ChainMatch]):
@@ -151,8 +155,8 @@ class ConvAffine(Rule[ChainMatch]):
 
     def suits(self, steps: tuple[Step, ...]) -> bool:
         """Whether the chain is this rule's: steps next to one another, and more than batch norms."""
-        return not any(isinstance(each, Move) for each in steps) and any(
-            isinstance(each, Affine) for each in steps
+        return not any(isinstance(step, Move) for step in steps) and any(
+            isinstance(step, Affine) for step in steps
         )
 
     def match(self, node: Node, context: GraphContext) -> ChainMatch | Decline | None:
@@ -183,7 +187,7 @@ class ConvAffine(Rule[ChainMatch]):
         problem = _first_unsuitable(producer, steps)
         if problem is not None:
             return problem if isinstance(problem, Decline) else None
-        nodes = (*producer.nodes, *(each for step in steps for each in step.nodes))
+        nodes = (*producer.nodes, *(node for step in steps for node in step.nodes))
         return ChainMatch(context, nodes, producer, steps)
 
     def legality(self, match: ChainMatch) -> Decline | None:
@@ -231,7 +235,7 @@ class AffineAcrossViews(ConvAffine):
 
     def suits(self, steps: tuple[Step, ...]) -> bool:
         """Whether something stands between the producer and the last step that only moves channels."""
-        return any(isinstance(each, Move) for each in steps)
+        return any(isinstance(step, Move) for step in steps)
 
 
 # Matching --------------------------------------------------------------------------------------------------
@@ -265,7 +269,7 @@ def _descend(node: Node, budget: int) -> tuple[Producer | Decline, tuple[Step, .
 def _steps_at(node: Node) -> list[Step]:
     if is_affine(node):
         steps = affine_steps(node)
-        return [] if isinstance(steps, Decline) else [each for each in steps if _keeps_shape(each)]
+        return [] if isinstance(steps, Decline) else [step for step in steps if _keeps_shape(step)]
     norm = norm_at(node)
     if norm is not None:
         return [norm]
@@ -365,7 +369,7 @@ def _same_modes(match: ChainMatch) -> Decline | None:
 
 
 def _constant_statistics(match: ChainMatch) -> Decline | None:
-    norms = [each for each in match.steps if isinstance(each, BatchNorm)]
+    norms = [step for step in match.steps if isinstance(step, BatchNorm)]
     return constant_statistics(match.context, norms, match.result)
 
 

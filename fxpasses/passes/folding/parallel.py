@@ -77,12 +77,12 @@ class ParallelMatch(Match):
     @property
     def operands(self) -> tuple[Operand, ...]:
         """All that the branches read."""
-        return tuple(each for branch in (self.host, *self.others) for each in operands_of(branch))
+        return tuple(operand for branch in (self.host, *self.others) for operand in operands_of(branch))
 
     @property
     def pattern_size(self) -> int:
         """The branches and what joins them."""
-        return 2 + sum(not isinstance(each, Node) for each in self.others)
+        return 2 + sum(not isinstance(other, Node) for other in self.others)
 
 
 def operands_of(branch: Branch) -> list[Operand]:
@@ -94,7 +94,7 @@ def operands_of(branch: Branch) -> list[Operand]:
         held = (branch.input, branch.weight, branch.bias)
     else:
         held = (branch.input, branch.gamma, branch.beta, branch.running_mean, branch.running_var)
-    return [each for each in held if each is not None]
+    return [operand for operand in held if operand is not None]
 
 
 class ParallelConvMerge(Rule[ParallelMatch]):
@@ -113,8 +113,8 @@ class ParallelConvMerge(Rule[ParallelMatch]):
     def match(self, node: Node, context: GraphContext) -> ParallelMatch | Decline | None:
         """A convolution plus another branch of the same input."""
         pair = _summands(node)
-        branches = [] if pair is None else [_branch(each) for each in pair]
-        convolutions = [each for each in branches if isinstance(each, Convolution)]
+        branches = [] if pair is None else [_branch(operand) for operand in pair]
+        convolutions = [branch for branch in branches if isinstance(branch, Convolution)]
         if pair is None or not convolutions:
             return None
         host, other = branches if isinstance(branches[0], Convolution) else branches[::-1]
@@ -145,7 +145,7 @@ class ParallelConvMerge(Rule[ParallelMatch]):
             context,
             match.result,
             host_trains=context.requires_grad(host.weight),
-            others_train=any(context.requires_grad(each) for each in operands_of(other)[1:]),
+            others_train=any(context.requires_grad(operand) for operand in operands_of(other)[1:]),
             result_bytes=bytes_of(match.result) * (1 if isinstance(other, Node) else 2),
             weight_bytes=bytes_of(host.weight) + bytes_of(weight),
         )
@@ -188,14 +188,14 @@ class ParallelConvConcat(Rule[ParallelMatch]):
     def match(self, node: Node, context: GraphContext) -> ParallelMatch | Decline | None:
         """A concatenation of convolutions of one input, and of nothing else."""
         given, axis = _concatenated(node)
-        parts = [_branch(each) for each in given if isinstance(each, Node)]
-        found = [each for each in parts if isinstance(each, Convolution)]
-        if len(found) < 2 or len(found) != len(given) or len({each.input for each in found}) != 1:
+        parts = [_branch(operand) for operand in given if isinstance(operand, Node)]
+        found = [part for part in parts if isinstance(part, Convolution)]
+        if len(found) < 2 or len(found) != len(given) or len({branch.input for branch in found}) != 1:
             return None
         result = tensor(node)
         if result is None or not isinstance(axis, int) or axis % result.ndim != found[0].channel_axis:
             return None
-        inside = sorted({each for branch in found for each in branch.nodes})
+        inside = sorted({node for branch in found for node in branch.nodes})
         return ParallelMatch(context, (*inside, node), found[0], tuple(found[1:]))
 
     def legality(self, match: ParallelMatch) -> Decline | None:
@@ -215,11 +215,11 @@ class ParallelConvConcat(Rule[ParallelMatch]):
     def rewrite(self, match: ParallelMatch, build: Builder) -> Node:
         """Writes the weights and biases one after the other, and the convolution with them."""
         host = match.host
-        parts = [host, *(each for each in match.others if isinstance(each, Convolution))]
-        weight = build.cat([build.operand(each.weight) for each in parts], 0)
+        parts = [host, *(other for other in match.others if isinstance(other, Convolution))]
+        weight = build.cat([build.operand(part.weight) for part in parts], 0)
         bias = None
-        if any(each.bias is not None for each in parts):
-            bias = build.cat([_bias_of(each, build) for each in parts], 0)
+        if any(part.bias is not None for part in parts):
+            bias = build.cat([_bias_of(part, build) for part in parts], 0)
         build.recompute_in_backward()
         return fused_producer(host, build, build.operand(host.input), weight, bias)
 
@@ -235,7 +235,7 @@ def _summands(node: Node) -> tuple[Node, Node] | None:
     """The two nodes that an addition adds, each once."""
     if node.target in _IN_PLACE:
         pair = node.args
-        if len(pair) != 2 or node.kwargs or not all(isinstance(each, Node) for each in pair):
+        if len(pair) != 2 or node.kwargs or not all(isinstance(operand, Node) for operand in pair):
             return None
         return pair  # type: ignore[return-value]  # two nodes, just checked
     steps = affine_steps(node)
@@ -282,8 +282,8 @@ def _known(match: ParallelMatch) -> Decline | None:
     if problem is not None:
         return problem
     branches = (match.host, *match.others)
-    results = [each if isinstance(each, Node) else each.nodes[-1] for each in branches]
-    if len({dtype_of(each) for each in (*results, match.result)}) > 1:
+    results = [branch if isinstance(branch, Node) else branch.nodes[-1] for branch in branches]
+    if len({dtype_of(node) for node in (*results, match.result)}) > 1:
         return Decline("dtype", "the branches of {} have several dtypes", match.result, (match.result.name,))
     return None
 
@@ -301,7 +301,7 @@ def _same_shapes(match: ParallelMatch) -> Decline | None:
 
 
 def _constant_statistics(match: ParallelMatch) -> Decline | None:
-    norms = [each for each in match.others if isinstance(each, BatchNorm)]
+    norms = [other for other in match.others if isinstance(other, BatchNorm)]
     for branch in norms:
         found = constant_statistics(match.context, (branch,), match.result)
         if found is not None:
@@ -347,13 +347,13 @@ def _offsets(host: Convolution, other: Branch) -> tuple[int, ...] | None:
 
 
 def _same_geometry(match: ParallelMatch) -> Decline | None:
-    parts = [match.host, *(each for each in match.others if isinstance(each, Convolution))]
+    parts = [match.host, *(other for other in match.others if isinstance(other, Convolution))]
     first = Geometry.of(match.host)
-    for each in parts:
-        weight = tensor_of(each.weight)
+    for part in parts:
+        weight = tensor_of(part.weight)
         channels = None if weight is None else weight.shape[0]
-        alike = first is not None and first == Geometry.of(each)
-        if not alike or each.groups != 1 or not isinstance(channels, int):
+        alike = first is not None and first == Geometry.of(part)
+        if not alike or part.groups != 1 or not isinstance(channels, int):
             message = "the convolutions that {} joins are not of one kind"
             return Decline("geometry", message, match.result, (match.result.name,))
     return None

@@ -130,9 +130,9 @@ def place_of_fold(
         return last
     # Earlier means at the producer's last node: a bias that is added in a node of its own is read there.
     late = [
-        each
-        for each in (*operands, *numbers)
-        if isinstance(each, Node) and each.op != "get_attr" and not each < source
+        operand
+        for operand in (*operands, *numbers)
+        if isinstance(operand, Node) and operand.op != "get_attr" and not operand < source
     ]
     early = context.written_between((producer.input, producer.weight), first, source)
     rewritten = context.written_between(operands, source, last)

@@ -20,10 +20,11 @@ from fxpasses.graph.names import base_name, canonical
 from fxpasses.graph.schema import bind
 from fxpasses.passes.layout.costs import PRODUCT, CostModel, Seconds, seconds_at
 from fxpasses.passes.layout.labels import Kind, kind_of
-from fxpasses.passes.layout.network import Network, Tensor, read_network
+from fxpasses.passes.layout.network import Network, Tensor
+from fxpasses.passes.layout.preferences import preferences
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
+from fxpasses.passes.layout.reading import read_network
 from fxpasses.passes.layout.solve import solve
-from fxpasses.passes.layout.wishes import opinions
 from fxpasses.report.layout_plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan
 from fxpasses.torch_internals.pytree import tree_leaves
 from fxpasses.torch_internals.sizes import size_hint, symbol_values
@@ -115,15 +116,15 @@ def _symbols(context: GraphContext) -> dict[Any, tuple[int, float, float]]:
     for node in context.graph.find_nodes(op="placeholder"):
         found = tensor(node)
         sizes = found.shape if found is not None else (value(node),)
-        for each in sizes:
-            if isinstance(each, torch.SymInt):
-                return symbol_values(each)
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                return symbol_values(size)
     return {}
 
 
 def _follow_representatives(network: Network, labels: list[Label]) -> None:
-    for each in range(len(labels)):
-        labels[each] = labels[network.find(each)]
+    for variable in range(len(labels)):
+        labels[variable] = labels[network.find(variable)]
 
 
 def _describe(
@@ -215,8 +216,8 @@ def _edge(
         seconds=seconds_at(held.to_channels_last if made == C else held.to_contiguous, hints),
         wanted_by=tuple(map(_reader_name, wanting)),
         kept_by=tuple(map(_reader_name, keeping)),
-        made_for=opinions(network, labels, [held.node, *keeping], made, None, seconds),
-        wanted_for=opinions(network, labels, wanting, other, held.node, seconds),
+        made_for=preferences(network, labels, [held.node, *keeping], made, None, seconds),
+        wanted_for=preferences(network, labels, wanting, other, held.node, seconds),
         location=location_of(held.node),
         node=held.node.name,
     )

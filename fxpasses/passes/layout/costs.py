@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import torch
 from torch.fx import Node
 
-from fxpasses.devices import profile as device_profile
+from fxpasses.devices.keys import convolution_key, operator_key
 from fxpasses.devices.profile import COLD, DeviceProfile, Estimate, Roofline
 from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.metadata import value
@@ -107,9 +107,11 @@ class ConvolutionSizes:
     def key(self) -> str:
         """The key under which a device profile stores it."""
         stride, padding, dilation, transposed, output_padding, groups = self.arguments
-        input_size, weight_size = ([size_hint(each) for each in sizes] for sizes in (self.input, self.weight))
-        lists = [[size_hint(each) for each in given] for given in (stride, padding, dilation, output_padding)]
-        return device_profile.convolution_key(
+        input_size, weight_size = ([size_hint(size) for size in sizes] for sizes in (self.input, self.weight))
+        lists = [
+            [size_hint(number) for number in given] for given in (stride, padding, dilation, output_padding)
+        ]
+        return convolution_key(
             input_size,
             weight_size,
             lists[0],
@@ -154,11 +156,11 @@ class CostModel:
         Args:
             sizes: the convolution.
             dtype: of its input.
-            directions: `device_profile.CONVOLUTION_FORWARD` or the two of its gradients.
+            directions: `profile.CONVOLUTION_FORWARD` or the two of its gradients.
             as_product: whether a matrix product may take its place, where that was measured to be faster.
         """
         allowed = _WITH_PRODUCT if as_product else _CONVOLUTION
-        parts = [self._direction(sizes, dtype, each, allowed) for each in directions]
+        parts = [self._direction(sizes, dtype, direction, allowed) for direction in directions]
         return {
             label: Choice(
                 sum(part[label].seconds for part in parts),
@@ -170,7 +172,7 @@ class CostModel:
     def knows(self, sizes: ConvolutionSizes, dtype: torch.dtype, directions: Sequence[str]) -> bool:
         """Whether the profile has measurements of a convolution in all `directions`, under both labels."""
         key = sizes.key()
-        return all(len(self._rows(each, key, dtype, _CONVOLUTION)) == 2 for each in directions)
+        return all(len(self._rows(direction, key, dtype, _CONVOLUTION)) == 2 for direction in directions)
 
     def _direction(
         self, sizes: ConvolutionSizes, dtype: torch.dtype, direction: str, allowed: tuple[str, ...]
@@ -214,14 +216,14 @@ class CostModel:
     def operator(self, node: Node, dtype: torch.dtype) -> dict[Label, Choice]:
         """The cost under each label of an operator that moves data, such as pooling or a reduction."""
         tensors = [
-            each for given in (*node.all_input_nodes, node) for each in tree_leaves(value(given))
-            if isinstance(each, torch.Tensor)
+            leaf for given in (*node.all_input_nodes, node) for leaf in tree_leaves(value(given))
+            if isinstance(leaf, torch.Tensor)
         ]  # fmt: skip
-        signature = [(tuple(map(_exact, each.shape)), each.dtype) for each in tensors]
+        signature = [(tuple(map(_exact, tensor.shape)), tensor.dtype) for tensor in tensors]
         key = (str(node.target), tuple(signature), str(node.args), str(node.kwargs))
         if key not in self._known:
             peaks = self._peaks(dtype)
-            moved = sum(_bytes(each) for each in tensors)
+            moved = sum(_bytes(tensor) for tensor in tensors)
             seconds = peaks.call_seconds + moved / peaks.bandwidth
             floor = {label: Choice(seconds, _ROOFLINE) for label in (C, L)}
             self._known[key] = self._measured_operator(node, dtype, floor) or floor
@@ -236,7 +238,7 @@ class CostModel:
         name = name if name.count(".") == 2 else f"{name}.default"
         args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _shaped)
         try:
-            key = device_profile.operator_key(node.target, args, kwargs)
+            key = operator_key(node.target, args, kwargs)
         except ValueError:
             return None
         return self._measured(name, key, dtype, floor)
@@ -256,7 +258,7 @@ class CostModel:
         profile = self.profile
         if profile is None or self.generates:
             return floor
-        measured = self._known_of(given.dtype, lambda each: profile.copy_seconds(hint, to, each))
+        measured = self._known_of(given.dtype, lambda dtype_name: profile.copy_seconds(hint, to, dtype_name))
         return floor if measured is None else self._rescaled(measured, floor)
 
     def _measured(
@@ -313,7 +315,9 @@ class CostModel:
         def fastest(implementations: tuple[str, ...] | None) -> Estimate | None:
             return self._known_of(
                 dtype,
-                lambda each: profile.seconds(operator, key, label, each, implementations=implementations),
+                lambda dtype_name: profile.seconds(
+                    operator, key, label, dtype_name, implementations=implementations
+                ),
             )
 
         row = fastest(allowed)
@@ -333,7 +337,7 @@ class CostModel:
         """
         names = [_name(dtype)]
         if self.device_type == "cuda" and dtype in _HALF:
-            names += [_name(each) for each in _HALF if each != dtype]
+            names += [_name(half) for half in _HALF if half != dtype]
         return next((found for found in map(ask, names) if found is not None), None)
 
     def _rescaled(self, measured: float, floor: Seconds) -> Seconds:
@@ -364,7 +368,7 @@ def _exact(size: int | torch.SymInt) -> object:
 
 
 def _product(sizes: Sizes) -> Any:
-    return math.prod(size_expression(each) for each in sizes)
+    return math.prod(size_expression(size) for size in sizes)
 
 
 def _bytes(given: torch.Tensor) -> Any:

@@ -78,7 +78,7 @@ def _format_in_eager(result: Node) -> torch.memory_format | None:
         return None
     if is_functorch_wrapped(given):
         return None  # under vmap the tensor that the kernel sees has other axes
-    hints = [[size_hint(each) for each in every] for every in (given.shape, given.stride())]
+    hints = [[size_hint(number) for number in lengths] for lengths in (given.shape, given.stride())]
     example = torch.empty_strided(*hints, device="meta")
     wanted = suggest_memory_format(example)
     return None if example.is_contiguous(memory_format=wanted) else wanted
@@ -96,8 +96,8 @@ def _that_follow(node: Node) -> list[Node]:
         follows = kind_of(user) is Kind.AGNOSTIC or base_name(user) in _NORMS
         if not follows or found is None or before is None:
             break
-        others = [tensor(each) for each in user.all_input_nodes if each is not node]
-        spread = [each for each in others if each is None or sum(size != 1 for size in each.shape) > 1]
+        others = [tensor(operand) for operand in user.all_input_nodes if operand is not node]
+        spread = [other for other in others if other is None or sum(size != 1 for size in other.shape) > 1]
         if spread or found.shape != before.shape or found.stride() != before.stride():
             break
         node = user
@@ -110,7 +110,7 @@ def _lay_out(context: GraphContext, node: Node, wanted: torch.memory_format) -> 
     found = tensor(node)
     assert found is not None
     # Whether symbolic strides are contiguous is not asked, since the answer would be guarded.
-    is_static = all(type(each) is int for each in (*found.shape, *found.stride()))
+    is_static = all(type(number) is int for number in (*found.shape, *found.stride()))
     build, options = Builder(context, node.next, node), {"memory_format": wanted}
     if context.level is Level.TORCH:
         laid_out = build.call("contiguous" if is_static else "clone", (node,), options)

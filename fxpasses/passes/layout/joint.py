@@ -33,9 +33,9 @@ from fxpasses.graph.modes import Modes
 from fxpasses.graph.names import canonical
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal, device_of
-from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel
+from fxpasses.passes.layout.convolutions import ConvolutionReading, read_convolution, weight_trains
+from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.labels import Kind, kind_of
-from fxpasses.passes.layout.network import read_convolution, weight_trains
 from fxpasses.passes.layout.passes import (
     NAME,
     enough,
@@ -85,8 +85,8 @@ class JointLayout:
     def completed(self, report: Report) -> Report:
         """The report with what this pass did, or with what it did when the artifact was made."""
         if self._outcomes:
-            remarks = tuple(each for outcome in self._outcomes for each in outcome.remarks)
-            plan = next((each.layout for each in self._outcomes if each.layout is not None), None)
+            remarks = tuple(remark for outcome in self._outcomes for remark in outcome.remarks)
+            plan = next((outcome.layout for outcome in self._outcomes if outcome.layout is not None), None)
             graphs = tuple(self._graphs)
             self._keep(remarks, plan, graphs)
         else:
@@ -109,11 +109,11 @@ class JointLayout:
             after = draw_graphs([context], "joint-after", inf) if drawn else ()
         self._outcomes.append(outcome)
         self._graphs += before
-        for each in after:
-            written = dict.fromkeys(each.names - before[0].names, "written")
+        for drawing in after:
+            written = dict.fromkeys(drawing.names - before[0].names, "written")
             plan = outcome.layout
-            marked = each.marked(written)
-            self._graphs.append(marked.with_copies_of(plan, before[0]) if plan else marked)
+            drawing = drawing.with_statuses(written)
+            self._graphs.append(drawing.with_copies_of(plan, before[0]) if plan else drawing)
 
     @functools.cached_property
     def _key(self) -> str:
@@ -130,17 +130,17 @@ class JointLayout:
         self, remarks: Sequence[Remark], plan: LayoutPlan | None, graphs: Sequence[GraphDrawing]
     ) -> None:
         data = {
-            "remarks": [asdict(each) for each in remarks],
+            "remarks": [asdict(remark) for remark in remarks],
             "plan": plan.to_dict() if plan else None,
-            "graphs": [each.to_dict() for each in graphs],
+            "graphs": [drawing.to_dict() for drawing in graphs],
         }
         sidecar.save(self._name, data, self._patches)
 
     def _kept(self) -> tuple[tuple[Remark, ...], LayoutPlan | None, tuple[GraphDrawing, ...]]:
         try:
             data = sidecar.load(self._name)
-            remarks = tuple(Remark(**each) for each in data["remarks"])
-            graphs = tuple(GraphDrawing.from_dict(each) for each in data["graphs"])
+            remarks = tuple(Remark(**fields) for fields in data["remarks"])
+            graphs = tuple(GraphDrawing.from_dict(fields) for fields in data["graphs"])
             return remarks, LayoutPlan.from_dict(data["plan"]) if data["plan"] else None, graphs
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             message = "the graph came from inductor's cache, and the record of its layout plan is gone"
@@ -166,7 +166,7 @@ def joint_layout(
     """
     if options.layout == "off" or options.inner != "inductor" or not _selected(options):
         return None
-    devices = [each.device for each in inputs if isinstance(each, torch.Tensor)]
+    devices = [given.device for given in inputs if isinstance(given, torch.Tensor)]
     profile = profile_for(devices[0], options) if devices else None
     goal: Goal = options.layout
     if options.layout == "auto":
@@ -212,11 +212,11 @@ def results_share_memory(graph_module: GraphModule) -> bool:
     fail, or are of other elements.
     """
     (output,) = graph_module.graph.find_nodes(op="output")
-    found = [each for each in map(tensor, output.all_input_nodes) if each is not None]
-    given = [tensor(each) for each in graph_module.graph.find_nodes(op="placeholder")]
-    inputs = {storage_key(each) for each in given if each is not None}
-    keys = [storage_key(each) for each in found if each.requires_grad]
-    made = [each for each in keys if each not in inputs]
+    found = [result for result in map(tensor, output.all_input_nodes) if result is not None]
+    given = [tensor(node) for node in graph_module.graph.find_nodes(op="placeholder")]
+    inputs = {storage_key(argument) for argument in given if argument is not None}
+    keys = [storage_key(result) for result in found if result.requires_grad]
+    made = [key for key in keys if key not in inputs]
     return len(set(made)) < len(made) and any(True for _ in _convolutions(graph_module))
 
 
@@ -247,10 +247,8 @@ def _all_graphs(graph_module: GraphModule) -> list[GraphModule]:
     return [graph_module, *(child for _, child, _ in nested_graphs(graph_module))]
 
 
-def _convolutions(
-    graph_module: GraphModule,
-) -> Iterator[tuple[Node, tuple[ConvolutionSizes, torch.dtype, tuple[str, ...], tuple[Node, ...]]]]:
-    """Every convolution of one graph that can be read, and what `read_convolution` says of it."""
+def _convolutions(graph_module: GraphModule) -> Iterator[tuple[Node, ConvolutionReading]]:
+    """Every convolution of one graph that can be read."""
     for node in graph_module.graph.nodes:
         read = read_convolution(node) if kind_of(node) is Kind.PREFERRING else None
         if read is not None:
@@ -273,7 +271,7 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
     plan = outcome.layout
     wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
     drawn = draw_graphs([context], "planned", inf) if wanted else ()
-    graphs = (*report.graphs, *(each.planned(plan) for each in drawn if plan is not None))
+    graphs = (*report.graphs, *(drawing.with_plan(plan) for drawing in drawn if plan is not None))
     return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=plan, graphs=graphs)
 
 

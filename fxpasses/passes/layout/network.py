@@ -1,44 +1,38 @@
-"""Reading a graph: every operator gets a role, every labelled operator a variable, every tensor its users.
+"""The network: a graph as an optimisation problem, with costs as expressions of its size symbols.
 
-    LABELLED   reads all its labelled operands in the label of its variable, and makes its results in it
-    EXACT      reads its operands with the strides of the traced graph, and makes what it made there
-    FREE       does not care: nothing that it reads or makes has a label
+    variable   what an operator works in: C or L      costs own[C] or own[L]
+       │ makes
+    tensor     has the label of its producer          costs one copy if any reader has the other label
+       │ is read by
+    variable, variable, FIXED_C, ...
 
-A tensor without a label (see `labels`) is nobody's concern. A permute to N, *spatial, C and back keeps the
-label under another name, its frame, so that what follows it (layer norm, a matrix product) may absorb a
-layout for free. Where the graph writes to a tensor, everything that shares its storage has one label.
+Every operator has a role (`Role`), every labelled operator a variable, every tensor its readers. Variables
+that must agree are unified: they are the sets of a union-find, and the two that are given, `FIXED_C` and
+`FIXED_L`, stand for theirs. At given sizes the network is a `Problem`, in numbers.
 """
 
 from __future__ import annotations
 
 import enum
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from fxpasses.devices.profile import CONVOLUTION_FORWARD, CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD
-from fxpasses.graph.context import Executor, GraphContext
-from fxpasses.graph.layouts import C, Frame, L, Label, composed, order_of, to_channels_last
-from fxpasses.graph.metadata import tensor, value
-from fxpasses.graph.names import base_name
-from fxpasses.graph.schema import bind
-from fxpasses.graph.storage import is_view, viewed
-from fxpasses.passes.layout.costs import Choice, ConvolutionSizes, CostModel, Seconds, seconds_at
-from fxpasses.passes.layout.labels import INDEXING, Kind, kind_of
+from fxpasses.graph.layouts import Frame, Label
+from fxpasses.passes.layout.costs import Choice, Seconds, seconds_at
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
-from fxpasses.passes.layout.unsafe import FORGETS_PADDING, OVERRUN, forgets_padding, overruns
-from fxpasses.torch_internals.pytree import tree_leaves
-
-_FORCED = ("inductor_force_stride_order", "force_strides")
-"""The operators by which readers of memory get eager's strides, which views of it have too."""
 
 
 class Role(enum.Enum):
-    """How an operator is treated; see the module's text."""
+    """How an operator is treated.
+
+    LABELLED   reads all its labelled operands in the label of its variable, and makes its results in it
+    EXACT      reads its operands with the strides of the traced graph, and makes what it made there
+    FREE       does not care: nothing that it reads or makes has a label
+    """
 
     LABELLED = "labelled"
     EXACT = "exact"
@@ -71,7 +65,7 @@ class Tensor:
 
 @dataclass
 class Network:
-    """A graph as an optimisation problem, with costs as expressions of its size symbols.
+    """A graph as an optimisation problem; see the module's text.
 
     Attributes:
         roles: of every node that computes.
@@ -126,389 +120,18 @@ class Network:
     def problem(self, sizes: Mapping[Any, int]) -> Problem:
         """The problem at given values of the size symbols."""
         problem = Problem([0.0] * len(self._own), [0.0] * len(self._own))
-        for each, (contiguous, channels_last) in enumerate(self._own):
-            problem.contiguous[self.find(each)] += seconds_at(contiguous, sizes)
-            problem.channels_last[self.find(each)] += seconds_at(channels_last, sizes)
+        for variable, (contiguous, channels_last) in enumerate(self._own):
+            problem.contiguous[self.find(variable)] += seconds_at(contiguous, sizes)
+            problem.channels_last[self.find(variable)] += seconds_at(channels_last, sizes)
         for held in self.tensors.values():
             producer = self.find(held.producer)
             users = tuple(sorted({self.find(variable) for _, variable in held.users} - {producer}))
             if users:
-                costs = (seconds_at(each, sizes) for each in (held.to_contiguous, held.to_channels_last))
+                costs = (seconds_at(cost, sizes) for cost in (held.to_contiguous, held.to_channels_last))
                 problem.values.append(Value(producer, users, *costs))
         return problem
 
 
-def read_network(context: GraphContext, costs: CostModel) -> Network:
-    """Reads a graph whose nodes carry metadata.
-
-    Raises:
-        UnplannableError: the graph's writes tie tensors of different layouts together.
-    """
-    reader = _Reader(context, costs, context.executor)
-    for node in context.graph.nodes:
-        reader.read(node)
-    return reader.network
-
-
-class _Reader:
-    def __init__(self, context: GraphContext, costs: CostModel, executor: Executor) -> None:
-        self.network = Network(generates=costs.generates)
-        self._context = context
-        self._costs = costs
-        self._fused = executor == "fused"
-        # Over a graph that is run as it is: what a compiler gets has its gradients in it.
-        self._autograd_follows = not self._fused and context.initial_modes.grad
-        self._nodes = (next(iter(context.graph.nodes)), context.graph.output_node())
-        self._has_writes = any(map(_may_write, context.graph.nodes))
-        self._borrowed: set[Node] = set()
-
-    def read(self, node: Node) -> None:
-        """Gives the node its role, and enters what it makes and reads."""
-        if node.op in ("placeholder", "get_attr") or base_name(node) in _FORCED:
-            self._borrowed.add(node)
-            self._exact(node)
-        elif node.op == "output":
-            self._exact(node)
-        elif node.target is operator.getitem and isinstance(value(node.args[0]), (tuple, list)):  # type: ignore[arg-type]
-            self._project(node)
-        else:
-            handler = _HANDLERS.get(kind_of(node)) if node.op.startswith("call") else None  # type: ignore[arg-type]
-            if kind_of(node) is None and self._labelled_operands(node):
-                self.network.unknown.append(node)
-            if handler is None or not handler(self, node):
-                self._exact(node)
-                if is_view(node) and viewed(node) in self._borrowed:
-                    self._borrowed.add(node)
-
-    # Handlers: whether the node could be read as its kind.
-
-    def _preferring(self, node: Node) -> bool:
-        found = read_convolution(node)
-        operands = self._labelled_operands(node)
-        if found is None or not self._plain_frames(operands):
-            return False
-        sizes, dtype, directions, activations = found
-        if not any(each in self.network.tensors for each in activations):
-            return False
-        as_product = self._may_be_product(node, sizes)
-        choices = self._costs.convolution(sizes, dtype, directions, as_product=as_product)
-        if not self._labelled(node, operands, (choices[C].seconds, choices[L].seconds)):
-            return False
-        self.network.convolutions[node] = choices
-        if overruns(sizes, dtype, self._costs.device_type) and self._gives_weight_gradient(node, directions):
-            self._keep_contiguous(node, OVERRUN)
-        return True
-
-    def _keep_contiguous(self, node: Node, reason: str) -> None:
-        self.network.unsafe[node] = reason
-        self.network.unify(self.network.variables[node], FIXED_C)
-
-    def _gives_weight_gradient(self, node: Node, directions: Sequence[str]) -> bool:
-        """Whether the gradient of a convolution's weight is computed in the layout that the node works in."""
-        if base_name(node) == "convolution_backward":
-            return CONVOLUTION_WEIGHT_GRAD in directions
-        return self._autograd_follows and weight_trains(self._context, node)
-
-    def _may_be_product(self, node: Node, sizes: ConvolutionSizes) -> bool:
-        """Whether a matrix product can take a convolution's place where it is channels-last.
-
-        A profile measures it for 1x1 convolutions of stride 1. Where autograd runs over the graph, the
-        gradients would be other operators than those that were measured.
-        """
-        stride, padding, _, transposed, _, groups = sizes.arguments
-        numbers = (*sizes.input, *sizes.weight, *stride, *padding)
-        return (
-            base_name(node) != "convolution_backward"
-            and all(isinstance(each, int) for each in numbers)
-            and not transposed
-            and groups == 1
-            and set(sizes.weight[2:]) == set(stride) == {1}
-            and set(padding) == {0}
-            and product_operands(node) is not None
-            and not self._autograd_follows
-        )
-
-    def _agnostic(self, node: Node) -> bool:
-        operands = self._labelled_operands(node)
-        if not operands and not self._fused:
-            return False
-        return self._labelled(node, operands)
-
-    def _costed(self, node: Node) -> bool:
-        operands = self._labelled_operands(node)
-        found = next((each for each in map(tensor, operands) if each is not None), None)
-        if found is None or not self._plain_frames(operands):
-            return False
-        if self.network.generates and base_name(node) in INDEXING:
-            return False
-        choices = self._costs.operator(node, found.dtype)
-        is_labelled = self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))
-        if is_labelled and node in self.network.variables and self._pools_unsafely(node, operands):
-            self._keep_contiguous(node, FORGETS_PADDING)
-        return is_labelled
-
-    def _pools_unsafely(self, node: Node, operands: Sequence[Node]) -> bool:
-        """Whether the gradient of an average pooling, in the layout of the node, could be wrong."""
-        name = base_name(node)
-        if name == "avg_pool2d":
-            trains = self._autograd_follows and any(map(self._context.requires_grad, operands))
-        else:
-            trains = name == "avg_pool2d_backward"
-        return trains and forgets_padding(node, self._costs.device_type, generated=self._fused)
-
-    def _reducing(self, node: Node) -> bool:
-        operands = self._labelled_operands(node)
-        given = tensor(operands[0]) if len(operands) == 1 else None
-        if given is None or not self._keeps_no_order(node, given, self.network.frames[operands[0]]):
-            return False
-        choices = self._costs.operator(node, given.dtype)
-        return self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))
-
-    def _slicing(self, node: Node) -> bool:
-        operands = self._labelled_operands(node)
-        if not operands or self._borrowed.intersection(operands):
-            self._borrowed.add(node)
-            return False
-        return self._labelled(node, operands)
-
-    def _permuting(self, node: Node) -> bool:
-        operands = self._labelled_operands(node)
-        found = tensor(node)
-        if not operands or self._borrowed.intersection(operands) or found is None:
-            self._borrowed.add(node)
-            return False
-        frame = composed(self.network.frames[operands[0]], _dims(node))
-        if frame not in (tuple(range(found.dim())), to_channels_last(found.dim())):
-            return False
-        return self._labelled(node, operands, frame=frame)
-
-    def _copying(self, node: Node) -> bool:
-        """A copy to a given layout reads any and makes that one; what it copies is charged as a copy."""
-        operands = self._labelled_operands(node)
-        wanted = node.kwargs.get("memory_format", node.args[1] if len(node.args) > 1 else None)
-        if wanted is None and base_name(node) == "contiguous":
-            wanted = torch.contiguous_format
-        if not operands:
-            return False
-        if wanted in (None, torch.preserve_format):
-            return self._labelled(node, operands)
-        found, frame = tensor(node), self.network.frames[operands[0]]
-        label = None if found is None or self._is_written(operands[0]) else order_of(found, frame)
-        if label not in (C, L):
-            return False
-        self.network.roles[node] = Role.FREE
-        self._use(operands[0], node, _fixed(label))
-        self._make(node, _fixed(label), frame)
-        return True
-
-    def _generating(self, node: Node) -> bool:
-        return self._fused and self._labelled(node, [])
-
-    def _measuring(self, node: Node) -> bool:
-        self.network.roles[node] = Role.FREE
-        return True
-
-    # What the handlers share.
-
-    def _labelled(
-        self,
-        node: Node,
-        operands: list[Node],
-        own: tuple[Seconds, Seconds] = (0.0, 0.0),
-        frame: Frame | None = None,
-    ) -> bool:
-        """Enters a labelled operator, or a free one where neither operands nor results have a label."""
-        frames = {self.network.frames[each] for each in operands}
-        results = [each for each in tree_leaves(value(node)) if isinstance(each, torch.Tensor)]
-        if len(frames) > 1:
-            return False
-        made = frame or next(iter(frames), None)
-        if any(order_of(each, _fitting(made, each)) == "other" for each in results):
-            return False
-        if not operands and all(order_of(each, _fitting(made, each)) == "both" for each in results):
-            self.network.roles[node] = Role.FREE
-            return True
-        variable = self.network.variable(own)
-        self.network.roles[node] = Role.LABELLED
-        self.network.variables[node] = variable
-        kind = kind_of(node)
-        for each in operands:
-            self._use(each, node, variable)
-            if kind not in (Kind.PREFERRING, Kind.COSTED, Kind.REDUCING) and self._is_written(each):
-                self.network.unify(variable, self.network.tensors[each].producer)
-        self._make(node, variable, made)
-        return True
-
-    def _exact(self, node: Node) -> None:
-        self.network.roles[node] = Role.EXACT
-        for each in self._labelled_operands(node):
-            held = self.network.tensors[each]
-            self._use(each, node, _fixed(held.original))
-            if self._is_written(each):
-                self.network.unify(held.producer, _fixed(held.original))
-        found = tensor(node)
-        order = order_of(found) if found is not None else "both"
-        if order in (C, L):
-            self._make(node, _fixed(order), None)
-
-    def _project(self, node: Node) -> None:
-        """An element of a tuple has the label that the tuple's maker works in."""
-        (parent, *_) = node.all_input_nodes
-        if self.network.roles.get(parent) is not Role.LABELLED:
-            self._exact(node)
-            return
-        self.network.roles[node] = Role.LABELLED
-        self.network.variables[node] = self.network.variables[parent]
-        self._make(node, self.network.variables[parent], self.network.frames.get(parent))
-
-    def _make(self, node: Node, producer: int, frame: Frame | None) -> None:
-        found = tensor(node)
-        if frame is not None and found is None:
-            self.network.frames[node] = frame
-        if found is None:
-            return
-        frame = _fitting(frame, found)
-        order = order_of(found, frame)
-        if order not in (C, L):
-            return
-        self.network.frames[node] = frame or tuple(range(found.dim()))
-        held = Tensor(node, producer, order)
-        held.to_contiguous, held.to_channels_last = self._costs.copy(found, C), self._costs.copy(found, L)
-        self.network.tensors[node] = held
-
-    def _use(self, operand: Node, user: Node, variable: int) -> None:
-        self.network.tensors[operand].users.append((user, variable))
-
-    def _labelled_operands(self, node: Node) -> list[Node]:
-        return [each for each in node.all_input_nodes if each in self.network.tensors]
-
-    def _plain_frames(self, operands: Iterable[Node]) -> bool:
-        return all(
-            self.network.frames[each] == tuple(range(len(self.network.frames[each]))) for each in operands
-        )
-
-    def _is_written(self, node: Node) -> bool:
-        return self._has_writes and self._context.written_between([node], *self._nodes) is not None
-
-    def _keeps_no_order(self, node: Node, given: torch.Tensor, frame: Frame) -> bool:
-        """Whether what a reduction leaves lies in memory the same way under both labels."""
-        dims = _reduced(node, given.dim())
-        kept = {frame[d] for d in range(given.dim())} - {frame[d] for d in dims}
-        return dims != set() and (1 not in kept or kept <= {0, 1})
-
-
-def read_convolution(
-    node: Node,
-) -> tuple[ConvolutionSizes, torch.dtype, tuple[str, ...], tuple[Node, ...]] | None:
-    """A convolution's sizes, dtype, the directions it computes and its activations; None if unreadable."""
-    from fxpasses.graph.operands import tensor_of
-    from fxpasses.graph.views import Convolution, read_producer
-
-    if base_name(node) == "convolution_backward":
-        return _read_backward(node)
-    view = read_producer(node)
-    if not isinstance(view, Convolution) or not isinstance(view.input, Node):
-        return None
-    given, weight, result = tensor(view.input), tensor_of(view.weight), tensor(node)
-    if given is None or weight is None or result is None or given.dim() not in (4, 5):
-        return None
-    spatial = given.dim() - 2
-    lists = [_expanded(each, spatial) for each in (view.stride, view.padding, view.dilation)]
-    output_padding = _expanded(view.output_padding, spatial)
-    if view.padding == "same":
-        lists[1] = [d * (k - 1) // 2 for d, k in zip(lists[2] or [], weight.shape[2:], strict=True)]
-    if view.padding == "valid":
-        lists[1] = [0] * spatial
-    if any(each is None for each in lists):
-        return None
-    arguments = (*lists, bool(view.transposed), output_padding or [0] * spatial, view.groups)
-    sizes = ConvolutionSizes(given.shape, weight.shape, result.shape, arguments)
-    return sizes, given.dtype, (CONVOLUTION_FORWARD,), (view.input,)
-
-
-def weight_trains(context: GraphContext, node: Node) -> bool:
-    """Whether a gradient may flow to the weight of a convolution."""
-    from fxpasses.graph.views import Convolution, read_producer
-
-    view = read_producer(node)
-    return isinstance(view, Convolution) and context.requires_grad(view.weight)
-
-
-def product_operands(node: Node) -> tuple[Node, Node, Node | None] | None:
-    """A convolution's input, weight and bias, where all are nodes."""
-    from fxpasses.graph.views import Convolution, read_producer
-
-    view = read_producer(node)
-    if not isinstance(view, Convolution) or not isinstance(view.input, Node):
-        return None
-    if not isinstance(view.weight, Node) or not (view.bias is None or isinstance(view.bias, Node)):
-        return None
-    return view.input, view.weight, view.bias
-
-
-def _read_backward(
-    node: Node,
-) -> tuple[ConvolutionSizes, torch.dtype, tuple[str, ...], tuple[Node, ...]] | None:
-    bound = bind(node)
-    if not isinstance(bound, dict):
-        return None
-    grad, given, weight = (tensor(bound[name]) for name in ("grad_output", "input", "weight"))
-    if grad is None or given is None or weight is None or given.dim() not in (4, 5):
-        return None
-    names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
-    sizes = ConvolutionSizes(given.shape, weight.shape, grad.shape, tuple(bound[name] for name in names))
-    wanted = zip((CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD), bound["output_mask"], strict=False)
-    directions = tuple(name for name, is_wanted in wanted if is_wanted)
-    return sizes, given.dtype, directions, (bound["grad_output"], bound["input"])
-
-
-def _expanded(given: Any, spatial: int) -> list[Any] | None:
-    if isinstance(given, (list, tuple)):
-        return list(given) if len(given) == spatial else [*given] * spatial
-    return [given] * spatial if isinstance(given, (int, torch.SymInt)) else None
-
-
-def _fixed(label: str) -> int:
-    return FIXED_C if label == C else FIXED_L
-
-
-def _fitting(frame: Frame | None, given: torch.Tensor) -> Frame | None:
+def fitting(frame: Frame | None, given: torch.Tensor) -> Frame | None:
     """The frame, unless the tensor is of another rank."""
     return frame if frame is not None and len(frame) == given.dim() else None
-
-
-def _dims(node: Node) -> list[int]:
-    given = node.kwargs.get("dims", node.args[1] if len(node.args) > 1 else ())
-    return list(given if isinstance(given, (list, tuple)) else node.args[1:])
-
-
-def _reduced(node: Node, rank: int) -> set[int]:
-    """The dimensions that a reduction sums up; all of them where it names none."""
-    given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    if isinstance(given, int):
-        given = [given]
-    if not isinstance(given, (list, tuple)) or not all(isinstance(each, int) for each in given):
-        return set() if given is not None else set(range(rank))
-    return {each % rank for each in given} or set(range(rank))
-
-
-def _may_write(node: Node) -> bool:
-    """Whether the node may write to a tensor of the graph."""
-    from fxpasses.torch_internals.operators import OpOverload
-
-    if not node.op.startswith("call") or node.target is operator.getitem:
-        return False
-    return not isinstance(node.target, OpOverload) or node.target._schema.is_mutable
-
-
-_HANDLERS: dict[Kind, Callable[[_Reader, Node], bool]] = {
-    Kind.PREFERRING: _Reader._preferring,
-    Kind.AGNOSTIC: _Reader._agnostic,
-    Kind.COSTED: _Reader._costed,
-    Kind.REDUCING: _Reader._reducing,
-    Kind.SLICING: _Reader._slicing,
-    Kind.PERMUTING: _Reader._permuting,
-    Kind.COPYING: _Reader._copying,
-    Kind.GENERATING: _Reader._generating,
-    Kind.MEASURING: _Reader._measuring,
-}

@@ -15,13 +15,14 @@ from typing import Literal
 import torch
 from torch.fx import Node
 
-from fxpasses.devices import profile as device_profile
+from fxpasses.devices import store
 from fxpasses.devices.profile import DeviceProfile
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.locations import location_of
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
-from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
+from fxpasses.passes.layout.edits import NotMaterialisedError
+from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import UnplannableError
 from fxpasses.passes.layout.stock import stock_plan
 from fxpasses.report.data import Remark
@@ -39,11 +40,11 @@ def run(context: GraphContext, options: Options) -> Outcome:
 
 
 def profile_for(device: torch.device, options: Options) -> DeviceProfile | None:
-    """What was measured on a device: in the file that the user names, else as `device_profile.find` says."""
-    name = device_profile.device_name(device)
+    """What was measured on a device: in the file that the user names, else as `store.find` says."""
+    name = store.device_name(device)
     if options.layout_profile is not None:
-        return device_profile.load(options.layout_profile, device=name)
-    return device_profile.find(name)
+        return store.load(options.layout_profile, device=name)
+    return store.find(name)
 
 
 def plan_and_carry_out(

@@ -61,7 +61,7 @@ class Problem:
             first if label == C else last
             for label, first, last in zip(labels, self.contiguous, self.channels_last, strict=True)
         )
-        return own + sum(copy_seconds(each, labels) for each in self.values)
+        return own + sum(copy_seconds(value, labels) for value in self.values)
 
     def uniform(self, label: Label) -> list[Label]:
         """Every variable at one label, but for those that are given."""

@@ -88,9 +88,9 @@ def read_kept_weights(graph: Graph) -> None:
             continue
         readers = list(copy.users)
         convolution = torch.ops.aten.convolution.default
-        if all(each.target is convolution and each.args[1] is copy for each in readers):
-            for each in readers:
-                each.replace_input_with(copy, kept)
+        if all(reader.target is convolution and reader.args[1] is copy for reader in readers):
+            for reader in readers:
+                reader.replace_input_with(copy, kept)
             graph.erase_node(copy)
 
 
@@ -118,7 +118,7 @@ class _Keeper:
             self._movable.add(node)
         if node.op == "output":
             # Gradients are left as they are: autograd gives a parameter's the strides of the parameter.
-            self._settle(node, [each for each in read if each not in self._gradients])
+            self._settle(node, [operand for operand in read if operand not in self._gradients])
         elif node.target is aten.as_strided.default and is_view(node.args[0]):
             self._stride_base(node)
         elif _reads_memory(node):
@@ -192,7 +192,9 @@ class _Keeper:
                 return viewed(twin)
             twins = {above: twin}
             with self._graph.inserting_after(max(node, twin)):
-                self._replayed[node] = self._graph.node_copy(node, lambda each: twins.get(each, each))
+                self._replayed[node] = self._graph.node_copy(
+                    node, lambda operand: twins.get(operand, operand)
+                )
         return self._replayed[node]
 
     def _settle_base(self, node: Node) -> Node:
@@ -204,7 +206,7 @@ class _Keeper:
         if order is None:
             return node
         if node not in self._settled:
-            static = all(type(each) is int for each in found.stride())
+            static = all(type(stride) is int for stride in found.stride())
             force = force_stride_order() if static else force_strides()
             with self._graph.inserting_after(node):
                 settled = self._graph.call_function(force, (node, []))
@@ -217,7 +219,7 @@ class _Keeper:
 
     def _strides(self, node: Node, found: torch.Tensor, order: Sequence[int]) -> list[int | Node]:
         """A tensor's strides; where they are symbols, computed in the graph from its sizes."""
-        if all(type(each) is int for each in found.stride()):
+        if all(type(stride) is int for stride in found.stride()):
             return list(found.stride())
         strides: list[int | Node] = [1] * found.dim()
         reach: int | Node = 1
@@ -237,7 +239,7 @@ class _Keeper:
         if isinstance(first, int) and isinstance(second, int):
             return first * second
         product = self._graph.call_function(operator.mul, (first, second))
-        values = [value(each) if isinstance(each, Node) else each for each in (first, second)]
+        values = [value(factor) if isinstance(factor, Node) else factor for factor in (first, second)]
         set_value(product, values[0] * values[1])
         return product
 
@@ -264,6 +266,6 @@ def _follows_memory(node: Node) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded in target.tags:
         return True
-    operands = [tensor(each) for each in node.all_input_nodes]
-    results = [each for each in tree_leaves(value(node)) if isinstance(each, torch.Tensor)]
-    return any(each is not None and each.dtype.is_complex for each in (*operands, *results))
+    operands = [tensor(operand) for operand in node.all_input_nodes]
+    results = [leaf for leaf in tree_leaves(value(node)) if isinstance(leaf, torch.Tensor)]
+    return any(found is not None and found.dtype.is_complex for found in (*operands, *results))

@@ -36,7 +36,9 @@ def solve(problem: Problem) -> list[Label]:
     contracted = contract(problem)
     merged, representative = contracted
     sources = _source_side(merged)
-    labels: list[Label] = [L if representative[each] in sources else C for each in range(problem.size)]
+    labels: list[Label] = [
+        L if representative[variable] in sources else C for variable in range(problem.size)
+    ]
     labels[FIXED_C], labels[FIXED_L] = C, L
     return labels
 
@@ -45,33 +47,33 @@ def contract(problem: Problem) -> tuple[Problem, list[int]]:
     """The problem after lossless merging, and each variable's representative in it."""
     parent = list(range(problem.size))
 
-    def find(each: int) -> int:
-        while parent[each] != each:
-            parent[each] = parent[parent[each]]
-            each = parent[each]
-        return each
+    def find(variable: int) -> int:
+        while parent[variable] != variable:
+            parent[variable] = parent[parent[variable]]
+            variable = parent[variable]
+        return variable
 
     reads, makes = _incidence(problem.values)
-    for each in range(FIXED_L + 1, problem.size):
-        if problem.contiguous[each] or problem.channels_last[each]:
+    for variable in range(FIXED_L + 1, problem.size):
+        if problem.contiguous[variable] or problem.channels_last[variable]:
             continue
-        if len(reads[each]) != 1 or len(makes[each]) != 1:
+        if len(reads[variable]) != 1 or len(makes[variable]) != 1:
             continue
-        read, made = reads[each][0], makes[each][0]
+        read, made = reads[variable][0], makes[variable][0]
         if len(read.users) == 1 and _costs_no_more(made, read):
-            parent[find(each)] = find(read.producer)
+            parent[find(variable)] = find(read.producer)
         elif len(made.users) == 1 and _costs_no_more(read, made):
-            parent[find(each)] = find(made.users[0])
+            parent[find(variable)] = find(made.users[0])
     merged = Problem([0.0] * problem.size, [0.0] * problem.size, [])
-    for each in range(problem.size):
-        merged.contiguous[find(each)] += problem.contiguous[each]
-        merged.channels_last[find(each)] += problem.channels_last[each]
+    for variable in range(problem.size):
+        merged.contiguous[find(variable)] += problem.contiguous[variable]
+        merged.channels_last[find(variable)] += problem.channels_last[variable]
     for value in problem.values:
         producer = find(value.producer)
         users = tuple(sorted({find(user) for user in value.users} - {producer}))
         if users:
             merged.values.append(Value(producer, users, value.to_contiguous, value.to_channels_last))
-    return merged, [find(each) for each in range(problem.size)]
+    return merged, [find(variable) for variable in range(problem.size)]
 
 
 def _incidence(values: Iterable[Value]) -> tuple[dict[int, list[Value]], dict[int, list[Value]]]:
@@ -98,10 +100,10 @@ def _source_side(problem: Problem) -> set[int]:
     source, sink = -1, -2
     capacities: dict[tuple[int, int], int] = defaultdict(int)
     unlimited: list[tuple[int, int]] = []
-    for each in range(problem.size):
-        gain = round(problem.contiguous[each] * _UNITS) - round(problem.channels_last[each] * _UNITS)
-        capacities[source, each] += max(gain, 0)
-        capacities[each, sink] += max(-gain, 0)
+    for variable in range(problem.size):
+        gain = round(problem.contiguous[variable] * _UNITS) - round(problem.channels_last[variable] * _UNITS)
+        capacities[source, variable] += max(gain, 0)
+        capacities[variable, sink] += max(-gain, 0)
     fresh = problem.size
     for value in problem.values:
         to_c, to_l = round(value.to_contiguous * _UNITS), round(value.to_channels_last * _UNITS)

@@ -18,8 +18,9 @@ from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import Assignment
+from fxpasses.passes.layout.convolutions import read_convolution
 from fxpasses.passes.layout.costs import ConvolutionSizes
-from fxpasses.passes.layout.network import Network, Tensor, read_convolution
+from fxpasses.passes.layout.network import Network, Tensor
 from fxpasses.passes.layout.problem import FIXED_L
 from fxpasses.report.layout_plan import StockPlan
 from fxpasses.torch_internals.inductor import decide_stock_layout
@@ -37,8 +38,8 @@ def stock_plan(context: GraphContext, assignment: Assignment) -> StockPlan:
         for node, variable in network.variables.items():
             if _rank(node) == 4:
                 labels[network.find(variable)] = L
-    labels = [labels[network.find(each)] for each in range(len(labels))]
-    copied = [each for each in network.tensors.values() if _is_copied(each, network, labels, backward)]
+    labels = [labels[network.find(variable)] for variable in range(len(labels))]
+    copied = [held for held in network.tensors.values() if _is_copied(held, network, labels, backward)]
     return StockPlan(decision, len(copied))
 
 
@@ -58,14 +59,16 @@ def _as_inductor_sees_them(nodes: Sequence[Node]) -> list[Node]:
     for node in nodes:
         is_other = base_name(node).startswith("conv") and not _is_inductors(node)
         read = read_convolution(node) if is_other else None
-        found.append(node if read is None else _convolution(read[0], read[3][0]))
+        found.append(node if read is None else _convolution(read.sizes, read.activations[0]))
     return found
 
 
 def _is_inductors(node: Node) -> bool:
     """Whether a convolution is written as inductor reads it: all operands with metadata, all by position."""
     is_aten = node.target is torch.ops.aten.convolution.default and len(node.args) == 9
-    return is_aten and all(isinstance(each, Node) and tensor(each) is not None for each in node.args[:2])
+    return is_aten and all(
+        isinstance(operand, Node) and tensor(operand) is not None for operand in node.args[:2]
+    )
 
 
 def _convolution(sizes: ConvolutionSizes, activation: Node) -> Node:
@@ -80,8 +83,8 @@ def _convolution(sizes: ConvolutionSizes, activation: Node) -> Node:
 
 def _rank(node: Node) -> int:
     """The number of dimensions of the 4-D or 5-D tensor that an operator makes or reads; else 0."""
-    tensors = [tensor(each) for each in (node, *node.all_input_nodes)]
-    return next((each.dim() for each in tensors if each is not None and each.dim() in (4, 5)), 0)
+    tensors = [tensor(neighbour) for neighbour in (node, *node.all_input_nodes)]
+    return next((found.dim() for found in tensors if found is not None and found.dim() in (4, 5)), 0)
 
 
 def _is_copied(held: Tensor, network: Network, labels: Sequence[Label], backward: set[Node]) -> bool:

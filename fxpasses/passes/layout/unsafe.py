@@ -59,8 +59,8 @@ def overruns(sizes: ConvolutionSizes, dtype: torch.dtype, device: torch.device |
     # The gathering wants an image that the strides divide; oneDNN has another kernel for the rest.
     read, made = (sizes.output, sizes.input) if transposed else (sizes.input, sizes.output)
     return all(
-        made[d] * each == read[d]
-        for d, each in enumerate(stride, start=2)
+        made[d] * step == read[d]
+        for d, step in enumerate(stride, start=2)
         if isinstance(read[d], int) and isinstance(made[d], int)
     )
 
@@ -77,11 +77,11 @@ def may_overrun(
         groups: into how many groups the channels fall.
     """
     few = not isinstance(weight[1], int) or weight[1] < _VECTOR
-    padded = not isinstance(padding, str) and any(each != 0 for each in padding)
+    padded = not isinstance(padding, str) and any(amount != 0 for amount in padding)
     return (
         len(weight) == 4
-        and all(isinstance(each, int) and each == 1 for each in weight[2:])
-        and any(each != 1 for each in stride)
+        and all(isinstance(size, int) and size == 1 for size in weight[2:])
+        and any(step != 1 for step in stride)
         and not padded
         and groups == 1
         and few
@@ -106,7 +106,7 @@ def forgets_padding(node: Node, device: torch.device | str, *, generated: bool) 
     else:
         return True
     is_generated = generated and math.prod(kernel) <= _GENERATED
-    return not is_generated and any(each != 0 for each in padding)
+    return not is_generated and any(amount != 0 for amount in padding)
 
 
 def _pair(given: Any) -> list[int]:

@@ -93,7 +93,7 @@ def _clamps(graph: Graph) -> list[tuple[_Limits, Node]]:
         lower = node.args[0]
         if isinstance(lower, Node) and lower.target is aten.clamp_min.default:
             found.append(((lower.args[0], lower.args[1], node.args[1]), node))  # type: ignore[arg-type]
-    return [each for each in found if _are_exact(*each[0])]
+    return [clamp for clamp in found if _are_exact(*clamp[0])]
 
 
 def _are_exact(source: object, low: object, high: object) -> bool:
@@ -103,7 +103,7 @@ def _are_exact(source: object, low: object, high: object) -> bool:
         return False
     if type(low) not in (int, float) or type(high) not in (int, float) or not low < high:  # type: ignore[operator]
         return False
-    return all(torch.tensor(each, dtype=given.dtype).item() == each for each in (low, high))
+    return all(torch.tensor(limit, dtype=given.dtype).item() == limit for limit in (low, high))
 
 
 def _limits(mask: Node) -> _Limits | None:
@@ -144,10 +144,10 @@ class JointMasks:
         name = sidecar.digest(NAME, sidecar.sources(), self.graph_key, str(sorted(self._patches)))
         remarks = self._remarks
         if remarks is not None:
-            sidecar.save(name, [asdict(each) for each in remarks], self._patches)
+            sidecar.save(name, [asdict(remark) for remark in remarks], self._patches)
         else:
             try:
-                remarks = [Remark(**each) for each in sidecar.load(name)]
+                remarks = [Remark(**fields) for fields in sidecar.load(name)]
             except (OSError, ValueError, TypeError):
                 message = "the graph came from inductor's cache, and the record of this pass is gone"
                 remarks = [Remark(NAME, "declined", "no-record", message, node="", stage="check")]
@@ -167,7 +167,7 @@ def may_matter(graph_module: GraphModule) -> bool:
 def _may_matter(node: Node) -> bool:
     """Whether a call may be a clamp or a max pooling."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op.startswith("call") and any(each in name for each in _NAMES)
+    return node.op.startswith("call") and any(part in name for part in _NAMES)
 
 
 _NAMES = ("hardtanh", "relu6", "clamp", "clip", "max_pool")

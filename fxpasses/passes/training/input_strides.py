@@ -63,6 +63,6 @@ def _writes(reader: Node) -> bool:
 
 def _is_contiguous_image(node: Node) -> bool:
     given = tensor(node)
-    if given is None or given.dim() != 4 or not all(isinstance(each, int) for each in given.shape):
+    if given is None or given.dim() != 4 or not all(isinstance(size, int) for size in given.shape):
         return False
     return given.is_contiguous() and not given.is_contiguous(memory_format=torch.channels_last)

@@ -89,7 +89,7 @@ def _masked_value(mask: object) -> Node | None:
     if not isinstance(mask, Node):
         return None
     if mask.target is aten.bitwise_or.Tensor:
-        first, second = (_masked_value(each) for each in mask.args)
+        first, second = (_masked_value(operand) for operand in mask.args)
         return first if first is second else None
     if mask.target in _COMPARISONS and type(mask.args[1]) in (int, float):
         value = mask.args[0]
@@ -146,7 +146,7 @@ def _pooled_by(chosen: object, value: Node) -> Node | None:
     assert isinstance(pooling, Node)
     if _operator(pooling) not in _POOLINGS or pooling.args[0] is not value:
         return None
-    results = (each for each in pooling.users if each.target is operator.getitem and each.args[1] == 0)
+    results = (user for user in pooling.users if user.target is operator.getitem and user.args[1] == 0)
     return next(results, None)
 
 
@@ -182,7 +182,9 @@ def _masked(build: Builder, gate: Gate, incoming: Node, pooled: Node) -> Node:
 
 def _mask_of(build: Builder, mask: Node, pooled: Node) -> Node:
     if mask.target is aten.bitwise_or.Tensor:
-        first, second = (_mask_of(build, each, pooled) for each in mask.args if isinstance(each, Node))
+        first, second = (
+            _mask_of(build, operand, pooled) for operand in mask.args if isinstance(operand, Node)
+        )
         return build.call(mask.target, (first, second))
     return build.call(mask.target, (pooled, mask.args[1]))
 
@@ -194,4 +196,4 @@ def _sizes(node: Node) -> tuple[int, ...] | None:
     at the hints, are equal.
     """
     found = tensor(node)
-    return None if found is None else tuple(size_hint(each) for each in found.shape)
+    return None if found is None else tuple(size_hint(size) for size in found.shape)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 import fxpasses
+from fxpasses.devices.keys import bytes_key, convolution_key
 from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     LAYOUT_COPY,
@@ -18,8 +19,6 @@ from fxpasses.devices.profile import (
     Layout,
     Measurement,
     Roofline,
-    bytes_key,
-    convolution_key,
 )
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.layouts import C, L
@@ -116,7 +115,7 @@ def test_a_copy_costs_what_was_measured_for_its_bytes():
 )
 def test_a_gpu_takes_one_half_type_as_long_as_the_other(device, dtype, is_known):
     rows = (row("contiguous", 3e-3), row("channels_last", 2e-3), copy_row("channels_last", 1024, 5e-6))
-    measured = profile(*(dataclasses.replace(each, dtype="bfloat16") for each in rows))
+    measured = profile(*(dataclasses.replace(row, dtype="bfloat16") for row in rows))
     costs = CostModel(device, measured)
     assert costs.knows(SIZES, dtype, (CONVOLUTION_FORWARD,)) is is_known
     found = costs.convolution(SIZES, dtype, (CONVOLUTION_FORWARD,))[L]
@@ -127,7 +126,7 @@ def test_a_gpu_takes_one_half_type_as_long_as_the_other(device, dtype, is_known)
 def test_what_is_generated_costs_the_same_in_both_layouts_whatever_eager_took():
     key = "input=2x8x6x6 dim=[2,3] keepdim=True dtype=None"
     rows = [
-        Measurement("aten.mean.dim", key, each, "aten.mean.dim", "float32", 1.0, 0.0, 9) for each in (C, L)
+        Measurement("aten.mean.dim", key, label, "aten.mean.dim", "float32", 1.0, 0.0, 9) for label in (C, L)
     ]
     rows[1] = dataclasses.replace(rows[1], seconds=2.0)
     measured = profile(row("contiguous", 3e-3), row("channels_last", 2e-3), *rows, copy_row(L, 1024, 5.0))
@@ -135,15 +134,15 @@ def test_what_is_generated_costs_the_same_in_both_layouts_whatever_eager_took():
     node.meta["val"] = torch.empty(2, 8, 6, 6)
     mean = node.graph.call_function(torch.ops.aten.mean.dim, (node, [2, 3], True))
     mean.meta["val"] = torch.empty(2, 8, 1, 1)
-    eager, generated = (CostModel("cuda", measured, generates=each) for each in (False, True))
-    assert [each.operator(mean, torch.float32)[L].seconds for each in (eager, generated)] == [
+    eager, generated = (CostModel("cuda", measured, generates=generates) for generates in (False, True))
+    assert [model.operator(mean, torch.float32)[L].seconds for model in (eager, generated)] == [
         2.0,
         pytest.approx(1e-6 + 4 * (2 * 8 * 36 + 2 * 8) / 1e8),
     ]
     found = generated.operator(mean, torch.float32)
     assert found[C].seconds == found[L].seconds
     given = torch.empty(1, 4, 8, 8)
-    assert [each.copy(given, L) for each in (eager, generated)] == [
+    assert [model.copy(given, L) for model in (eager, generated)] == [
         5.0,
         pytest.approx(1e-6 + 2 * 1024 / 1e8),
     ]
@@ -156,7 +155,7 @@ NETWORK = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU()).ev
 
 
 def optimized(monkeypatch: pytest.MonkeyPatch, found: DeviceProfile) -> fxpasses.Optimized:
-    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: found)
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: found)
     x = torch.randn(SIZES.input)
     with torch.no_grad():
         program = CAPTURES["pre_dispatch"](NETWORK, (x,))
@@ -205,7 +204,7 @@ def pointwise_profile(product: float) -> DeviceProfile:
 
 def multiplied(monkeypatch: pytest.MonkeyPatch, product: float, grad: bool = False) -> list[str]:
     """The matrix products in the graph; outputs and strides are eager's, and the plan says what was taken."""
-    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: pointwise_profile(product))
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: pointwise_profile(product))
     x = torch.randn(2, 8, 6, 6)
     with torch.set_grad_enabled(grad):
         result = fxpasses.optimize(CAPTURES["pre_dispatch"](POINTWISE, (x,)), (x,))
@@ -216,9 +215,13 @@ def multiplied(monkeypatch: pytest.MonkeyPatch, product: float, grad: bool = Fal
     assert all("val" in node.meta for node in result.graph_module.graph.nodes if node.op != "output")
     found = [str(node.target) for node in result.graph_module.graph.nodes if str(node.target) in PRODUCTS]
     plan = result.report.layout
-    assert [each.label for each in plan.convolutions] == [L, L]
-    assert [each.implementation for each in plan.convolutions] == ["mm" if found else "aten.convolution"] * 2
-    assert [each.channels_last for each in plan.convolutions] == [product if found else 2e-3] * 2
+    assert [convolution.label for convolution in plan.convolutions] == [L, L]
+    assert [convolution.implementation for convolution in plan.convolutions] == [
+        "mm" if found else "aten.convolution"
+    ] * 2
+    assert [convolution.channels_last for convolution in plan.convolutions] == [
+        product if found else 2e-3
+    ] * 2
     return found
 
 
@@ -289,9 +292,7 @@ def test_a_convolution_that_is_no_product_is_never_written_as_one(monkeypatch, m
             name = "mm" if fast and "mm" in (implementations or ()) else "aten.convolution"
             return Estimate(1e-3 if name == "mm" else 2e-3 if fast else 3e-3, name)
 
-    monkeypatch.setattr(
-        "fxpasses.devices.profile.find", lambda device: Claims("here", "2", rooflines=(PEAKS,))
-    )
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: Claims("here", "2", rooflines=(PEAKS,)))
     given = torch.randn(x)
     with torch.no_grad():
         result = fxpasses.optimize(CAPTURES["pre_dispatch"](module, (given,)), (given,))
@@ -311,11 +312,11 @@ def test_a_plan_for_dynamic_sizes_says_where_it_stops_being_the_best():
     # A weight's copy does not grow with the batch, what it saves does: one way or the other it must flip.
     slow_start = DeviceProfile("here", "2", rooflines=(Roofline("float32", 1e12, 1e12, 1e10, 1e-4),))
     plan = assign(context, "auto", slow_start).plan
-    assert {each.sizes[next(iter(each.sizes))] for each in plan.sizes} == {2, 64}
-    for each in plan.sizes:
-        assert each.least <= each.seconds
-        assert each.optimal == (each.seconds <= each.least * (1 + 1e-9) + 1e-12)
-    assert not all(each.optimal for each in plan.sizes)
+    assert {flip.sizes[next(iter(flip.sizes))] for flip in plan.sizes} == {2, 64}
+    for flip in plan.sizes:
+        assert flip.least <= flip.seconds
+        assert flip.optimal == (flip.seconds <= flip.least * (1 + 1e-9) + 1e-12)
+    assert not all(flip.optimal for flip in plan.sizes)
 
 
 def test_a_static_plan_has_no_other_sizes():

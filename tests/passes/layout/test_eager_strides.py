@@ -62,7 +62,7 @@ def test_eager_gives_a_norms_result_in_the_format_that_its_input_suggests(sizes)
 
 
 def nodes_of(program):
-    return [str(each.target) for each in program.graph.nodes]
+    return [str(node.target) for node in program.graph.nodes]
 
 
 @pytest.mark.parametrize("level", ["symbolic_trace", "pre_dispatch", "export"])
@@ -70,7 +70,9 @@ def nodes_of(program):
 def test_a_norm_that_metadata_tell_right_gets_nothing_written(level, laid_out):
     program = CAPTURES[level](randomised(Norm(laid_out=laid_out)), (torch.randn(2, 16, 50).double(),))
     result = fxpasses.optimize(program, (torch.randn(2, 16, 50).double(),), {"passes": ()})
-    copies = [each for each in nodes_of(result.graph_module) if "contiguous" in each or "clone" in each]
+    copies = [
+        target for target in nodes_of(result.graph_module) if "contiguous" in target or "clone" in target
+    ]
     assert len(copies) == int(laid_out)
 
 

@@ -20,7 +20,8 @@ from fxpasses.graph.layouts import C, L
 from fxpasses.graph.metadata import ensure_metadata
 from fxpasses.graph.modes import Modes
 from fxpasses.passes.layout.assign import Assignment, assign
-from fxpasses.passes.layout.materialise import NotMaterialisedError, materialise
+from fxpasses.passes.layout.edits import NotMaterialisedError
+from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import Role
 from fxpasses.torch_internals.pytree import tree_leaves
 from tests.helpers import CAPTURES, GRAPHS, fresh, outputs_and_gradients, printed, require_equal
@@ -139,7 +140,7 @@ def randomly(assignment: Assignment, seed: int) -> Assignment:
     draw, network = random.Random(seed), assignment.network
     drawn = [C, L, *(draw.choice((C, L)) for _ in assignment.labels[2:])]
     return dataclasses.replace(
-        assignment, labels=tuple(drawn[network.find(each)] for each in range(len(drawn)))
+        assignment, labels=tuple(drawn[network.find(variable)] for variable in range(len(drawn)))
     )
 
 
@@ -167,12 +168,12 @@ def test_values_gradients_and_strides_are_those_of_eager(kind, capture, layout):
     require_equal(outputs_and_gradients(call, list(model.parameters()), (x,), True), expected)
     ours = tree_leaves(call(*fresh((x,))))
     theirs = tree_leaves(model(x))
-    assert [each.stride() for each in ours] == [each.stride() for each in theirs]
+    assert [result.stride() for result in ours] == [result.stride() for result in theirs]
 
 
 @pytest.mark.parametrize("given", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("capture", ["pre_dispatch", "export", "aten"])
-@pytest.mark.parametrize("kind", [each for each in MODELS if each is not Video])
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind is not Video])
 def test_gradients_have_the_strides_of_what_they_belong_to(kind, capture, given):
     """From autograd itself: what accumulates in `.grad` takes these strides anyway."""
     model, x = model_and_input(kind)
@@ -185,8 +186,8 @@ def test_gradients_have_the_strides_of_what_they_belong_to(kind, capture, given)
     leaves = [x, *model.parameters()]
 
     def strides(run):
-        total = sum(each.square().sum() for each in tree_leaves(run(x)))
-        return [each.stride() for each in torch.autograd.grad(total, leaves)]
+        total = sum(result.square().sum() for result in tree_leaves(run(x)))
+        return [gradient.stride() for gradient in torch.autograd.grad(total, leaves)]
 
     for stride, leaf in zip(strides(call), leaves, strict=True):
         kept = [d for d, size in enumerate(leaf.shape) if size != 1]
@@ -248,7 +249,7 @@ def test_a_tensor_with_three_readers_in_the_other_layout_is_copied_once():
             self.convs = nn.ModuleList(nn.Conv2d(4, 2, 3) for _ in range(3))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([each(x) for each in self.convs], 1)
+            return torch.cat([conv(x) for conv in self.convs], 1)
 
     result = optimized(Fan().eval(), torch.randn(X))
     inputs = [edge for edge in result.report.layout.cut_edges if edge.size == X]
@@ -285,7 +286,7 @@ def test_known_operators_are_not_listed_as_unknown():
 def test_each_cut_edge_names_its_tensor_its_cost_and_who_wants_what():
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()).eval()
     report = optimized(model, torch.randn(X)).report
-    edge = next(each for each in report.layout.cut_edges if each.size == X)
+    edge = next(edge for edge in report.layout.cut_edges if edge.size == X)
     assert (edge.operator, edge.made) == ("placeholder", "contiguous")
     assert edge.wanted_by == ("conv2d",)
     assert edge.seconds > 0
@@ -309,11 +310,11 @@ def test_each_side_of_a_cut_edge_names_who_wants_what_past_those_that_take_any()
 def test_a_graph_without_convolutions_has_no_plan_and_no_remark():
     report = optimized(nn.Sequential(nn.ReLU()).eval(), torch.randn(X)).report
     assert report.layout is None
-    assert not [each for each in report.remarks if each.rule == "layout"]
+    assert not [remark for remark in report.remarks if remark.rule == "layout"]
 
 
 def test_a_device_that_nobody_measured_is_planned_and_left_as_it_is(monkeypatch, tmp_path):
-    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: None)
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: None)
     model = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(3))).eval()
     result = optimized(model, torch.randn(2, 64, 32, 32), "auto")
     assert result.report.layout.source == "roofline"
@@ -325,7 +326,7 @@ def test_a_device_that_nobody_measured_is_planned_and_left_as_it_is(monkeypatch,
 def test_a_graph_of_which_too_little_was_measured_is_planned_and_left_as_it_is(monkeypatch):
     peaks = Roofline("float32", 6e10, 5e10, 1e10, 5e-6)
     monkeypatch.setattr(
-        "fxpasses.devices.profile.find", lambda device: DeviceProfile("here", "2", rooflines=(peaks,))
+        "fxpasses.devices.store.find", lambda device: DeviceProfile("here", "2", rooflines=(peaks,))
     )
     model = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(3))).eval()
     result = optimized(model, torch.randn(2, 64, 32, 32), "auto")
@@ -384,11 +385,11 @@ def test_a_plan_survives_the_report_as_json():
 def test_blocks_that_repeat_and_write_in_place_are_planned():
     """A result's metadata may be made from that of an equal call, and be written to all the same."""
     block = (nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
-    blocks = [copy.deepcopy(each) for _ in range(4) for each in block]
+    blocks = [copy.deepcopy(layer) for _ in range(4) for layer in block]
     model = nn.Sequential(nn.Conv2d(4, 4, 3), *blocks).eval()
     report = fxpasses.explain(
         model, torch.randn(2, 4, 8, 8), options={"layout": "channels_last", "inner": "eager"}
     )
     assert report.layout is not None
     assert report.layout.decision == "applied"
-    assert [each for each in report.remarks if each.status == "failed"] == []
+    assert [remark for remark in report.remarks if remark.status == "failed"] == []

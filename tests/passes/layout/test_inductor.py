@@ -15,18 +15,17 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxpasses
+from fxpasses.devices.keys import convolution_key
 from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     CONVOLUTION_INPUT_GRAD,
     CONVOLUTION_WEIGHT_GRAD,
     LAYOUTS,
     DeviceProfile,
-    DeviceProfileWarning,
     Measurement,
     Roofline,
-    convolution_key,
-    device_name,
 )
+from fxpasses.devices.store import DeviceProfileWarning, device_name
 from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.metadata import ensure_metadata
 from fxpasses.options import Options
@@ -47,11 +46,13 @@ def outputs_and_gradients(model: nn.Module, x: torch.Tensor, mode: str) -> list[
     outputs = tree_leaves(model(x))
     if mode == "inference":
         return outputs
-    weights = [torch.linspace(0, 1, each.numel(), dtype=each.dtype).view(each.shape) for each in outputs]
-    total = sum((each * weight).sum() for each, weight in zip(outputs, weights, strict=True))
+    weights = [
+        torch.linspace(0, 1, output.numel(), dtype=output.dtype).view(output.shape) for output in outputs
+    ]
+    total = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
     leaves = [x, *model.parameters()]
     gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-    return [*outputs, *(each for each in gradients if each is not None)]
+    return [*outputs, *(gradient for gradient in gradients if gradient is not None)]
 
 
 def check(model: nn.Module, x: torch.Tensor, mode: str, **options: object) -> fxpasses.Report:
@@ -78,7 +79,7 @@ def check(model: nn.Module, x: torch.Tensor, mode: str, **options: object) -> fx
 def test_a_training_step_equals_eager_and_the_plan_covers_the_backward():
     report = check(*model_and_input(Residual), "training")
     assert report.applied["layout"] == 1
-    assert any("convolution_backward" in each.node for each in report.layout.convolutions)
+    assert any("convolution_backward" in convolution.node for convolution in report.layout.convolutions)
     assert torch._dynamo.utils.counters["fxpasses"]["layout"] == 1
 
 
@@ -234,7 +235,7 @@ def test_inductor_multiplies_where_that_was_measured_to_be_faster(monkeypatch, m
     plan = fxpasses.last_report().layout
     # Gradients are no products: what autograd would make of one is not what was measured.
     backward = ["aten.convolution"] * (2 if mode == "training" else 0)
-    assert [each.implementation for each in plan.convolutions] == ["mm", "mm", *backward]
+    assert [convolution.implementation for convolution in plan.convolutions] == ["mm", "mm", *backward]
 
 
 # Who decides --------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ CONV = nn.Conv2d(4, 4, 3)
 
 
 def with_profile(monkeypatch: pytest.MonkeyPatch, found: DeviceProfile | None) -> None:
-    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: found)
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: found)
 
 
 def measured(*operators: str) -> DeviceProfile:
@@ -394,7 +395,7 @@ def test_where_no_weight_can_be_kept_the_plan_is_used(monkeypatch):
         torch.testing.assert_close(run(images, weight), torch.conv2d(images, weight))
     report = fxpasses.last_report()
     assert report.layout is not None
-    assert "no-parameter-work" in {each.code for each in report.remarks}
+    assert "no-parameter-work" in {remark.code for remark in report.remarks}
 
 
 @pytest.fixture
@@ -477,7 +478,7 @@ class Repeated(Upsampled):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.first(x).sigmoid()
-        rows, columns = (torch.arange(2 * each) // 2 for each in y.shape[2:])
+        rows, columns = (torch.arange(2 * size) // 2 for size in y.shape[2:])
         return self.last(torch.ops.aten._unsafe_index(y, [None, None, rows[:, None], columns]))
 
 

@@ -25,15 +25,15 @@ def joint_graph(model: nn.Module, x: torch.Tensor) -> tuple[GraphModule, tuple[t
 
     def joint(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
         outputs = tree_leaves(functional_call(model, dict(zip(parameters, given, strict=True)), (x,)))
-        total = sum((each * each.detach().cos()).sum() for each in outputs)
+        total = sum((output * output.detach().cos()).sum() for output in outputs)
         return [*outputs, *torch.autograd.grad(total, (x, *given))]
 
-    inputs = tuple(each.detach().requires_grad_() for each in (x, *parameters.values()))
+    inputs = tuple(leaf.detach().requires_grad_() for leaf in (x, *parameters.values()))
     return make_fx(joint, decomposition_table=core_decompositions())(*inputs), inputs
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["frozen_statistics", "training"])
-@pytest.mark.parametrize("kind", [each for each in MODELS if each is not Inplace])
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind is not Inplace])
 def test_any_labelling_of_a_joint_graph_gives_the_same_outputs_and_gradients(kind, training):
     model, x = model_and_input(kind)
     model.train(training)
@@ -52,7 +52,7 @@ def test_any_labelling_of_a_joint_graph_gives_the_same_outputs_and_gradients(kin
                 assert [ours.stride(d) for d in kept] == [theirs.stride(d) for d in kept]
 
 
-@pytest.mark.parametrize("kind", [each for each in MODELS if each is not Inplace])
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind is not Inplace])
 def test_the_plan_predicts_no_more_than_both_uniform_plans(kind):
     model, x = model_and_input(kind)
     graph_module, inputs = joint_graph(model.float().train(), x.float())

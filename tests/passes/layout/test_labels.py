@@ -46,7 +46,7 @@ def test_an_operator_has_one_row_at_every_level(capture):
     program = CAPTURES[capture](model, (torch.randn(1, 3, 8, 8),))
     graph = program.graph_module.graph if hasattr(program, "graph_module") else program.graph
     kinds = [kind_of(node) for node in graph.nodes if node.op.startswith("call")]
-    found = [each for each in kinds if each not in (None, Kind.FORCING)]
+    found = [kind for kind in kinds if kind not in (None, Kind.FORCING)]
     assert found == [Kind.PREFERRING, Kind.AGNOSTIC, Kind.COSTED]
     assert None not in [
         kind_of(n) for n in graph.nodes if n.op.startswith("call") and "getitem" not in n.name
@@ -60,7 +60,7 @@ def test_dropout_is_elementwise_only_where_it_does_not_drop():
 
     for training, kind in ((False, Kind.AGNOSTIC), (True, Kind.FORCING)):
         graph = torch.fx.symbolic_trace(Dropping().train(training)).graph
-        (node,) = [each for each in graph.nodes if base_name(each) == "dropout"]
+        (node,) = [node for node in graph.nodes if base_name(node) == "dropout"]
         assert kind_of(node) is kind
 
 

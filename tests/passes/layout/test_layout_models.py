@@ -146,7 +146,7 @@ PATCHWORK = Patchwork("here", "2", rooflines=(Roofline("float32", 1e12, 1e12, 1e
 
 @pytest.fixture
 def patchwork(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxpasses.devices.profile.find", lambda device: PATCHWORK)
+    monkeypatch.setattr("fxpasses.devices.store.find", lambda device: PATCHWORK)
 
 
 def build(spec: str, mode: str) -> nn.Module:
@@ -167,13 +167,15 @@ def build(spec: str, mode: str) -> nn.Module:
 def outputs_and_gradients(call: Callable[..., Any], model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
     """Outputs; with gradients on, those of the input and of all parameters, for a weighted sum of outputs."""
     outputs = tree_leaves(call(x))
-    found = {f"output {i}": each for i, each in enumerate(outputs)}
+    found = {f"output {i}": output for i, output in enumerate(outputs)}
     if torch.is_grad_enabled():
-        weights = [torch.linspace(0, 1, each.numel(), dtype=each.dtype).view(each.shape) for each in outputs]
-        total = sum((each * weight).sum() for each, weight in zip(outputs, weights, strict=True))
+        weights = [
+            torch.linspace(0, 1, output.numel(), dtype=output.dtype).view(output.shape) for output in outputs
+        ]
+        total = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
         names = ["x", *(name for name, _ in model.named_parameters())]
         gradients = torch.autograd.grad(total, [x, *model.parameters()], allow_unused=True)
-        found |= {f"gradient of {name}": each for name, each in zip(names, gradients, strict=True)}
+        found |= {f"gradient of {name}": gradient for name, gradient in zip(names, gradients, strict=True)}
     return found | dict(model.named_buffers())
 
 
@@ -195,8 +197,10 @@ def require_equal(
         ones_count: whether the strides of dimensions of size 1 are compared.
     """
     assert found.keys() == eager.keys()
-    gradients = [each for name, each in exact.items() if name.startswith("gradient") and each is not None]
-    noise = 1e-13 * max((_largest(each) for each in gradients), default=0.0)
+    gradients = [
+        gradient for name, gradient in exact.items() if name.startswith("gradient") and gradient is not None
+    ]
+    noise = 1e-13 * max((_largest(gradient) for gradient in gradients), default=0.0)
     for name, theirs in eager.items():
         ours, right = found[name], exact[name]
         assert (ours is None) == (theirs is None), name
@@ -205,7 +209,7 @@ def require_equal(
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), name
         kept = [d for d, size in enumerate(theirs.shape) if size != 1 or ones_count]
         sources = [theirs, *([leaves[name]] if leaves and name in leaves else [])]
-        valid = [[each.stride(d) for d in kept] for each in sources]
+        valid = [[source.stride(d) for d in kept] for source in sources]
         assert [ours.stride(d) for d in kept] in valid, (name, ours.shape, ours.stride(), valid)
         # A bias in front of a batch norm in training has a gradient of zero, up to rounding.
         allowed = 1e-9 * _largest(right) + (noise if name.startswith("gradient") else 1e-12)
@@ -249,8 +253,8 @@ def check(
     fxpasses.reset()
     found = run(compile_)
     report = Report.merge(fxpasses.reports())
-    eager = run(lambda each: each)
-    leaves = {f"gradient of {name}": each for name, each in (("x", x), *model.named_parameters())}
+    eager = run(lambda model: model)
+    leaves = {f"gradient of {name}": leaf for name, leaf in (("x", x), *model.named_parameters())}
     right = run(exact) if exact is not None else eager
     require_equal(found, right, eager, leaves if is_plain else None, ones_count=ones_count)
     return report
@@ -301,7 +305,7 @@ def require_borders(report: Report) -> None:
     assert plan is not None
     assert report.applied["layout"] >= 1
     assert plan.decision == "applied"
-    assert {each.label for each in plan.convolutions} == {"contiguous", "channels_last"}
+    assert {convolution.label for convolution in plan.convolutions} == {"contiguous", "channels_last"}
     assert plan.copies > 0
     assert plan.seconds <= min(plan.contiguous_seconds, plan.channels_last_seconds) + 1e-12
 
@@ -352,7 +356,7 @@ def test_one_layout_throughout(spec: str, way: str, layout: str, mode: str) -> N
     ours = traced(layout=layout) if way == "traced" else compiled(layout=layout, inner="aot_eager")
     strict = spec not in UNIT_STRIDES
     report = check(build(spec, mode), x, mode, ours, is_plain=way == "plain", ones_count=strict)
-    assert {each.label for each in report.layout.convolutions} == {layout}
+    assert {convolution.label for convolution in report.layout.convolutions} == {layout}
     # Contiguous they are without us, but for activations between permutes in some.
     valid = {"applied"} if layout == "channels_last" else {"applied", "no-gain"}
     assert report.layout.decision in valid
@@ -394,10 +398,10 @@ def test_one_compilation_serves_all_sizes(spec: str, way: str, mode: str, patchw
                 assert ours.stride() == theirs.stride()
                 assert _largest(ours - theirs) <= 1e-9 * _largest(theirs)
             if mode != "inference":
-                for each, outputs in ((mine, found), (model, eager)):
-                    each.zero_grad()
+                for trained, outputs in ((mine, found), (model, eager)):
+                    trained.zero_grad()
                     sum(output.square().mean() for output in outputs).backward()
-                gradients = ({n: p.grad for n, p in each.named_parameters()} for each in (mine, model))
+                gradients = ({n: p.grad for n, p in trained.named_parameters()} for trained in (mine, model))
                 gradients, expected = gradients
                 require_equal(gradients, expected, expected)
     assert len(fxpasses.reports()) == 1

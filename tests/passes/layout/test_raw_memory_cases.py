@@ -32,7 +32,7 @@ class Read(nn.Module):
 
 def results(call, x):
     torch.manual_seed(3)
-    return [each for each in tree_leaves(call(x)) if isinstance(each, torch.Tensor)]
+    return [leaf for leaf in tree_leaves(call(x)) if isinstance(leaf, torch.Tensor)]
 
 
 def require_eagers(model, x, *, offsets=True, **options):
@@ -156,7 +156,7 @@ def test_inductors_layouts_are_left_to_it_where_no_results_share_memory(views, s
     run = torch.compile(lambda x: views(x, conv(x)), backend="fxpasses", options={"layout": "off"})
     with torch.set_grad_enabled(grad):
         run(x)
-    codes = [each.code for each in fxpasses.last_report().remarks]
+    codes = [remark.code for remark in fxpasses.last_report().remarks]
     assert ("shared-results" in codes) is (shares and grad)
 
 
@@ -179,10 +179,10 @@ def dynamic_results(read, layers, **options):
         torch.randn(2, 3, 7, 6, 5, dtype=torch.float64),
         torch.randn(3, 3, 9, 8, 6, dtype=torch.float64),
     ]
-    inputs = [each[(...,) + (0,) * (5 - model.layers[0].weight.dim())] for each in inputs]
+    inputs = [given[(...,) + (0,) * (5 - model.layers[0].weight.dim())] for given in inputs]
     with torch.no_grad():
-        pairs = [(run(each), model(each)) for each in inputs]
-    return pairs, [each.code for each in fxpasses.last_report().remarks]
+        pairs = [(run(given), model(given)) for given in inputs]
+    return pairs, [remark.code for remark in fxpasses.last_report().remarks]
 
 
 def test_symbolic_strides_that_inductor_cannot_order_are_compared_for_equality_alone():
@@ -258,7 +258,7 @@ def test_what_inductor_lays_out_rightly_is_left_alone(function):
 def test_views_of_one_result_are_taken_of_one_tensor_in_eagers_memory():
     graph = traced(lambda x, w: (*(y := torch.conv2d(x, w)).split(2, 1), y[1:]), IMAGE, WEIGHT).graph
     keep_eagers_memory(graph)
-    forced = [each for each in graph.nodes if "force_stride_order" in str(each.target)]
+    forced = [node for node in graph.nodes if "force_stride_order" in str(node.target)]
     assert len(forced) == 1
     assert forced[0].args[1] == [80, 20, 5, 1]
     (convolution,) = graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
@@ -293,5 +293,5 @@ def test_one_pixel_under_another_name_is_left_alone_only_where_it_is_the_same_ma
     (read,) = graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided.default)
     read.args = read.args[:3]
     keep_eagers_memory(graph, kept_weights=True)
-    forced = [each for each in graph.nodes if "force_stride_order" in str(each.target) and read in each.users]
+    forced = [node for node in graph.nodes if "force_stride_order" in str(node.target) and read in node.users]
     assert len(forced) == int(moved)

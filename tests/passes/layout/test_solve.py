@@ -23,7 +23,7 @@ def random_problem(seed: int) -> Problem:
         problem.channels_last.append(0.0 if is_free else draw.randint(0, 20) * 1e-3)
     for _ in range(draw.randint(1, 2 * free)):
         producer = draw.randrange(problem.size)
-        others = [each for each in range(problem.size) if each != producer]
+        others = [variable for variable in range(problem.size) if variable != producer]
         users = tuple(sorted(draw.sample(others, draw.randint(1, min(4, len(others))))))
         problem.values.append(Value(producer, users, draw.randint(0, 9) * 1e-3, draw.randint(0, 9) * 1e-3))
     return problem

@@ -17,8 +17,8 @@ from fxpasses.graph.modes import Modes
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel
-from fxpasses.passes.layout.network import read_network
 from fxpasses.passes.layout.problem import FIXED_C
+from fxpasses.passes.layout.reading import read_network
 from fxpasses.passes.layout.unsafe import forgets_padding, may_overrun, overruns
 from fxpasses.passes.weights.convert import conversions
 from tests.passes.layout.test_graphs import context_of
@@ -118,12 +118,14 @@ def test_a_graph_that_autograd_runs_over_has_the_convolution_contiguous(grad):
     with torch.set_grad_enabled(grad):
         traced, x = torch.fx.symbolic_trace(Stem()), torch.randn(2, 3, 32, 32)
         report = fxpasses.optimize(traced, (x,), options={"layout": "channels_last"}).report
-    labels = {each.node: each.label for each in report.layout.convolutions}
+    labels = {convolution.node: convolution.label for convolution in report.layout.convolutions}
     other = "contiguous" if grad else "channels_last"
     assert labels == {"wide": "channels_last", "point": other, "after": "channels_last"}
-    declined = [each for each in report.remarks if each.rule == "layout" and each.status == "declined"]
-    assert [(each.code, each.node) for each in declined] == [("unsafe-kernel", "point")] * grad
-    wanted = [str(each) for each in report.layout.cut_edges if "point is right in it alone" in str(each)]
+    declined = [
+        remark for remark in report.remarks if remark.rule == "layout" and remark.status == "declined"
+    ]
+    assert [(remark.code, remark.node) for remark in declined] == [("unsafe-kernel", "point")] * grad
+    wanted = [str(edge) for edge in report.layout.cut_edges if "point is right in it alone" in str(edge)]
     assert bool(wanted) == grad
 
 
@@ -133,12 +135,14 @@ def test_a_frozen_weight_has_no_gradient_to_go_wrong():
     report = fxpasses.optimize(
         torch.fx.symbolic_trace(model), (x,), options={"layout": "channels_last"}
     ).report
-    assert {each.label for each in report.layout.convolutions} == {"channels_last"}
+    assert {convolution.label for convolution in report.layout.convolutions} == {"channels_last"}
 
 
 def test_weights_are_converted_where_they_may_be():
     model = Stem()
-    changed = [each.name for each in conversions(model, torch.channels_last) if each.changes]
+    changed = [
+        conversion.name for conversion in conversions(model, torch.channels_last) if conversion.changes
+    ]
     assert changed == ["wide.weight", "after.weight"]
     assert fxpasses.convert_conv_weights(model, torch.channels_last) is model
     assert model.point.weight.stride() == (3, 1, 1, 1)
@@ -150,7 +154,7 @@ def codes_of_compiling(model: nn.Module, **options: object) -> set[str]:
     """The codes of the remarks of `layout`; no backward is run."""
     torch.compiler.reset()
     torch.compile(model, backend="fxpasses", options=options)(torch.randn(2, 3, 20, 20))
-    return {each.code for each in fxpasses.last_report().remarks if each.rule == "layout"}
+    return {remark.code for remark in fxpasses.last_report().remarks if remark.rule == "layout"}
 
 
 class Checkpointed(nn.Module):
@@ -205,8 +209,8 @@ def labels_of_poolings(model: nn.Module, executor: str, device: str) -> set[str]
     poolings = [node for node in network.variables if base_name(node) == name]
     assert poolings
     variables = {node: network.find(network.variables[node]) for node in poolings}
-    assert all((node in network.unsafe) == (each == FIXED_C) for node, each in variables.items())
-    return {labels[each] for each in variables.values()}
+    assert all((node in network.unsafe) == (variable == FIXED_C) for node, variable in variables.items())
+    return {labels[variable] for variable in variables.values()}
 
 
 @pytest.mark.parametrize(

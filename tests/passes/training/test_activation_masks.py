@@ -130,8 +130,8 @@ def test_outputs_and_gradients_are_eagers_in_float64():
     model, x = blocks().double(), X.double().requires_grad_()
     twin, own = copy.deepcopy(model), x.detach().clone().requires_grad_()
     expected, found = model(x), torch.compile(twin, backend="fxpasses")(own)
-    for each in (expected, found):
-        each.square().sum().backward()
+    for result in (expected, found):
+        result.square().sum().backward()
     assert fxpasses.last_report().applied["activation_masks"] == 3
     pairs = [(expected, found), (x.grad, own.grad)]
     pairs += [(a.grad, b.grad) for a, b in zip(model.parameters(), twin.parameters(), strict=True)]
@@ -141,9 +141,9 @@ def test_outputs_and_gradients_are_eagers_in_float64():
 
 def test_graphs_without_a_clamp_and_without_gradients_are_not_touched():
     assert not {"activation_masks"} & {
-        each.rule for each in _report_of(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()), grad=True).remarks
+        remark.rule for remark in _report_of(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()), grad=True).remarks
     }
-    assert not {"activation_masks"} & {each.rule for each in _report_of(blocks(), grad=False).remarks}
+    assert not {"activation_masks"} & {remark.rule for remark in _report_of(blocks(), grad=False).remarks}
 
 
 def _report_of(model, grad):

@@ -131,8 +131,8 @@ def test_inside_inductor_outputs_and_gradients_are_eagers_in_float64(activation,
     x = torch.randn(3, 3, 12, 12, dtype=torch.float64, requires_grad=True)
     own = x.detach().clone().requires_grad_()
     expected, found = model(x), torch.compile(twin, backend="fxpasses", dynamic=dynamic)(own)
-    for each in (expected, found):
-        each.square().sum().backward()
+    for result in (expected, found):
+        result.square().sum().backward()
     # ReLU6's mask is read off the clamped result first, and off the pooled one then.
     assert fxpasses.last_report().applied["activation_masks"] == (2 if activation is nn.ReLU6 else 1)
     pairs = [(expected, found), (x.grad, own.grad)]

@@ -1,7 +1,10 @@
-"""Who wants what: the operators behind a tensor's layout, past those that take any.
+"""Preferences: the operators behind a tensor's layout, past those that take any.
 
-The reader of a copied tensor is often elementwise and has no wish of its own. The search goes on from there,
-through whatever has the same label, to the nearest operators that gain by it or that are bound to it.
+    conv2d ── relu ──┬── max_pool2d        made channels_last, since conv2d gains by it; relu takes any
+                     └ copy ── add ── view    wanted contiguous: add takes any, view needs the traced strides
+
+The reader of a copied tensor is often elementwise and has no preference of its own. The search goes on from
+there, through whatever has the same label, to the nearest operators that gain by it or are bound to it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ _VISITED = 100
 """How many are looked at for that."""
 
 
-def opinions(
+def preferences(
     network: Network,
     labels: Sequence[Label],
     starts: Iterable[Node],
@@ -30,7 +33,7 @@ def opinions(
     apart: Node | None,
     seconds: Callable[[Seconds], float],
 ) -> tuple[str, ...]:
-    """The nearest operators that want `label`, each with its reason.
+    """The nearest operators that prefer `label` or are bound to it, each with its reason.
 
     Args:
         network: the graph as a problem.
@@ -74,9 +77,9 @@ def _reason(network: Network, node: Node, label: Label, seconds: Callable[[Secon
 def _neighbours(network: Network, labels: Sequence[Label], node: Node, label: Label) -> list[Node]:
     """What shares the label with an operator, next to it."""
     read = [
-        each
-        for each in node.all_input_nodes
-        if each in network.tensors and labels[network.find(network.tensors[each].producer)] == label
+        operand
+        for operand in node.all_input_nodes
+        if operand in network.tensors and labels[network.find(network.tensors[operand].producer)] == label
     ]
     held = network.tensors.get(node)
     users = held.users if held is not None else []

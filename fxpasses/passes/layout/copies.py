@@ -1,0 +1,145 @@
+"""Copies: the operators that are put into a graph so that a tensor lies in memory as the plan wants.
+
+    copy_of          to a label, through the tensor's frame      clone(memory_format=...)
+    strided_copy     to any strides, such as those of a slice    copy(empty_strided(...), source)
+    view_as_traced   the strides of dimensions of size 1         as_strided, or metadata alone
+    through_rows     the same tensor, whose gradient has its strides      permute, view, view, permute
+    matrix_product   a 1x1 convolution, [N·H·W, C] @ [C, K]               permute, reshape, mm, ...
+
+All are `Edits`, which can be taken back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fxpasses.graph.layouts import Frame, Label, is_one, memory_format, order_of, to_channels_last
+from fxpasses.graph.levels import Level
+from fxpasses.graph.metadata import set_value, tensor
+from fxpasses.passes.layout.convolutions import product_operands
+from fxpasses.passes.layout.edits import Edits, NotMaterialisedError
+from fxpasses.torch_internals.sizes import size_expression
+
+aten = torch.ops.aten
+
+COPIES = (torch.clone, aten.clone.default, aten.copy.default, aten.copy_.default)
+"""The operators among them that move data to another layout."""
+
+
+def copy_of(edits: Edits, source: Node, label: Label, frame: Frame | None, before: Node) -> Node:
+    """A copy of a tensor in another layout.
+
+    Args:
+        edits: of its graph.
+        source: what makes it.
+        label: the layout of the copy.
+        frame: which logical dimension each of its dimensions stands for; None for N, C, *spatial.
+        before: the node in front of which the copy is made.
+    """
+    found = tensor(source)
+    assert found is not None
+    rank = found.dim()
+    if frame is None or frame == tuple(range(rank)):
+        return _clone(edits, source, memory_format(label, rank), before)
+    if label == "channels_last":
+        return _clone(edits, source, torch.contiguous_format, before)
+    there = [frame.index(d) for d in range(rank)]
+    back = list(to_channels_last(rank))
+    logical = edits.insert(aten.permute.default, (source, there), {}, before)
+    return edits.insert(
+        aten.permute.default, (_clone(edits, logical, torch.contiguous_format, before), back), {}, before
+    )
+
+
+def _clone(edits: Edits, source: Node, wanted: torch.memory_format, before: Node) -> Node:
+    target = torch.clone if edits.context.level is Level.TORCH else aten.clone.default
+    return edits.insert(target, (source,), {"memory_format": wanted}, before)
+
+
+def strided_copy(edits: Edits, source: Node, before: torch.Tensor, reader: Node) -> Node:
+    """A copy with any strides, such as those of a slice."""
+    sizes, strides = tuple(before.shape), tuple(before.stride())
+    if not all(isinstance(number, int) for number in (*sizes, *strides)):
+        raise NotMaterialisedError(f"the symbolic strides {strides} of {source} cannot be restored")
+    options = {"dtype": before.dtype, "device": before.device}
+    empty = edits.insert(aten.empty_strided.default, (list(sizes), list(strides)), options, reader, source)
+    # Autograd differentiates only the operator that writes.
+    operator = aten.copy.default if edits.context.executor == "fused" else aten.copy_.default
+    copy = edits.insert(operator, (empty, source), {}, reader, source)
+    made = tensor(copy)
+    if made is None or not strides_agree(before, made):
+        raise NotMaterialisedError(f"the strides {strides} of {source} cannot be restored")
+    return copy
+
+
+def view_as_traced(edits: Edits, source: Node, before: torch.Tensor, reader: Node) -> Node:
+    """The traced strides of dimensions of size 1, which mean nothing, for whoever compares them.
+
+    A compiler may lay a tensor out in another order than metadata says and the operators allow, under
+    which a view of given strides would be wrong; where no dimensions are left to be ordered it cannot.
+    """
+    is_static = all(isinstance(number, int) for number in (*before.shape, *before.stride()))
+    if not is_static or (edits.context.executor == "fused" and order_of(before) != "both"):
+        edits.remember(source)
+        set_value(source, before, like=source)
+        return source
+    sizes, strides = list(before.shape), list(before.stride())
+    return edits.insert(aten.as_strided.default, (source, sizes, strides), {}, reader)
+
+
+def through_rows(edits: Edits, source: Node, label: Label, before: Node) -> Node:
+    """The same tensor, seen as one row in between: a gradient of other strides cannot, and is copied."""
+    found = tensor(source)
+    assert found is not None
+    there, back = list(to_channels_last(found.dim())), [0, found.dim() - 1, *range(1, found.dim() - 1)]
+    if not (found if label == "contiguous" else found.permute(there)).is_contiguous():
+        return source
+    if label == "channels_last":
+        source = edits.insert(aten.permute.default, (source, there), {}, before)
+    row = edits.insert(aten.view.default, (source, [-1]), {}, before)
+    made = tensor(source)
+    assert made is not None
+    if all(isinstance(size, int) for size in made.shape):
+        whole = edits.insert(aten.view.default, (row, list(made.shape)), {}, before)
+    else:
+        whole = edits.insert(aten.view_as.default, (row, source), {}, before)
+    return whole if label == "contiguous" else edits.insert(aten.permute.default, (whole, back), {}, before)
+
+
+def matrix_product(edits: Edits, node: Node) -> Node:
+    """A 1x1 convolution over channels-last tensors, as the matrix product of [N·H·W, C] and [C, K]."""
+    operands, made = product_operands(node), tensor(node)
+    if operands is None or made is None:
+        raise NotMaterialisedError(f"{node} cannot be written as a matrix product")
+    image, weight, bias = operands
+    rank, (channels, features) = made.dim(), tensor(weight).shape[1::-1]  # type: ignore[union-attr]
+    there, back = list(to_channels_last(rank)), [0, rank - 1, *range(1, rank - 1)]
+    before = node.next
+    rows = edits.insert(aten.permute.default, (image, there), {}, before, node)
+    rows = edits.insert(aten.reshape.default, (rows, [-1, channels]), {}, before, node)
+    matrix = edits.insert(aten.reshape.default, (weight, [features, channels]), {}, before, node)
+    matrix = edits.insert(aten.permute.default, (matrix, [1, 0]), {}, before, node)
+    if bias is None:
+        product = edits.insert(aten.mm.default, (rows, matrix), {}, before, node)
+    else:
+        product = edits.insert(aten.addmm.default, (bias, rows, matrix), {}, before, node)
+    sizes = [made.shape[d] for d in there]
+    result = edits.insert(aten.reshape.default, (product, sizes), {}, before, node)
+    return edits.insert(aten.permute.default, (result, back), {}, before, node)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two sequences of sizes or strides are equal for certain; without a guard."""
+    pairs = zip(first, second, strict=True)
+    return all(size_expression(a) == size_expression(b) for a, b in pairs)
+
+
+def strides_agree(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of one shape lie in memory the same way."""
+    if first.layout is not torch.strided or second.layout is not torch.strided:
+        return first.layout == second.layout
+    kept = [d for d, size in enumerate(first.shape) if not is_one(size)]
+    return same([first.stride(d) for d in kept], [second.stride(d) for d in kept])
