@@ -17,7 +17,7 @@ from fxpasses.options import Options
 from fxpasses.passes.folding.bn_before_conv import BnBeforeConv
 from fxpasses.passes.folding.conv_affine import AffineAcrossViews, ConvAffine
 from fxpasses.passes.folding.conv_bn import EfficientConvBnEval
-from fxpasses.passes.folding.parallel import ParallelConvConcat, ParallelConvMerge
+from fxpasses.passes.folding.parallel import ParallelConvMerge
 from fxpasses.passes.layout.eager_strides import write_out_eagers_strides
 from fxpasses.passes.layout.passes import LAYOUT
 from fxpasses.passes.training.activation_masks import ACTIVATION_MASKS
@@ -89,7 +89,6 @@ def register_all() -> None:
         ConvAffine(),
         AffineAcrossViews(),
         ParallelConvMerge(),
-        ParallelConvConcat(),
         BnBeforeConv(),
     )
     for shipped in (*family, ACTIVATION_MASKS, LAYOUT):

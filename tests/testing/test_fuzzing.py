@@ -70,7 +70,7 @@ def test_every_rule_has_models_that_it_must_rewrite_and_near_misses_with_a_code(
     kinds = strategies.KINDS[rule]
     assert kinds["plain"].count == 1
     codes = {kind.code for kind in kinds.values() if isinstance(kind.code, str)}
-    assert len(codes) >= 2 or rule == "parallel_conv_concat"
+    assert len(codes) >= 2
     assert "multiple-users" in codes
 
 
@@ -79,12 +79,11 @@ def test_every_rule_has_models_that_it_must_rewrite_and_near_misses_with_a_code(
     [
         ("conv_affine", "_sole_readers", "extra-user|own-mean"),
         ("parallel_conv_merge", "_holds_kernel", "misplaced|other-groups"),
-        ("parallel_conv_concat", "_same_geometry", "other-window|grouped"),
         ("bn_before_conv", "_no_border", "padded|transposed"),
     ],
 )
 def test_fuzzing_finds_a_rule_without_one_of_its_guards(rule, broken, found, monkeypatch):
-    module = {"parallel_conv_merge": "parallel", "parallel_conv_concat": "parallel"}.get(rule, rule)
+    module = {"parallel_conv_merge": "parallel"}.get(rule, rule)
     monkeypatch.setattr(f"fxpasses.passes.folding.{module}.{broken}", lambda match: None)
     with pytest.raises(AssertionError, match=found):
         fuzz(rule, examples=200, levels=["symbolic_trace"])

@@ -76,7 +76,7 @@ class BnBeforeConv(Rule[BnConvMatch]):
     """A batch norm with fixed statistics becomes part of the linear layer or convolution after it."""
 
     name = "bn_before_conv"
-    after = ("parallel_conv_concat",)
+    after = ("parallel_conv_merge",)
     pattern_size = 2
     folds_weights = True
 

@@ -11,13 +11,9 @@ norm's scale and shift. Written into the graph it trains: RepVGG's three branche
 Making VGG-style ConvNets Great Again", arXiv 2101.03697) are one convolution in every forward and backward
 pass, and W and V keep gradients of their own. More than two branches are merged pair by pair.
 
-parallel_conv_concat: a concatenation along the channels.
-
-    cat(conv(x, W), conv(x, V))  =  conv(x, cat(W, V))
-
 Legal where
-- all read the same tensor, with the same stride and number of groups (one for a concatenation), at the same
-  places; a convolution pads with zeros, so outside the input both read zero;
+- all read the same tensor, with the same stride and number of groups, at the same places; a convolution pads
+  with zeros, so outside the input both read zero;
 - an identity keeps shape and channels: stride 1, as many channels out as in;
 - nobody else reads what is summed; a sum in place writes to a branch's result, not to the input;
 - a batch norm uses running statistics, which take no gradient;
@@ -173,57 +169,6 @@ class ParallelConvMerge(Rule[ParallelMatch]):
         return build.cast(result, dtype_of(match.result))
 
 
-class ParallelConvConcat(Rule[ParallelMatch]):
-    """A concatenation of convolutions of one input becomes one convolution with all their channels."""
-
-    name = "parallel_conv_concat"
-    after = ("parallel_conv_merge",)
-    pattern_size = 3
-
-    @property
-    def is_anchor(self) -> Callable[[Node], bool]:
-        """Every concatenation."""
-        return lambda node: operator_of(node) in ("aten::cat", "aten::concat", "aten::concatenate")
-
-    def match(self, node: Node, context: GraphContext) -> ParallelMatch | Decline | None:
-        """A concatenation of convolutions of one input, and of nothing else."""
-        given, axis = _concatenated(node)
-        parts = [_branch(operand) for operand in given if isinstance(operand, Node)]
-        found = [part for part in parts if isinstance(part, Convolution)]
-        if len(found) < 2 or len(found) != len(given) or len({branch.input for branch in found}) != 1:
-            return None
-        result = tensor(node)
-        if result is None or not isinstance(axis, int) or axis % result.ndim != found[0].channel_axis:
-            return None
-        inside = sorted({node for branch in found for node in branch.nodes})
-        return ParallelMatch(context, (*inside, node), found[0], tuple(found[1:]))
-
-    def legality(self, match: ParallelMatch) -> Decline | None:
-        """The conditions of the module's docstring, one by one."""
-        checks = (_sole_readers, _known, _same_geometry, _same_state)
-        return next((found for check in checks if (found := check(match)) is not None), None)
-
-    def profitability(self, match: ParallelMatch) -> Decline | None:
-        """Which of the two is faster depends on the kernels behind it, and no measurement says so yet."""
-        message = "whether one convolution is faster than {} has not been measured on this machine"
-        return Decline("not-measured", message, match.result, (1 + len(match.others),))
-
-    def insertion_point(self, match: ParallelMatch) -> Node:
-        """The concatenation."""
-        return match.result
-
-    def rewrite(self, match: ParallelMatch, build: Builder) -> Node:
-        """Writes the weights and biases one after the other, and the convolution with them."""
-        host = match.host
-        parts = [host, *(other for other in match.others if isinstance(other, Convolution))]
-        weight = build.cat([build.operand(part.weight) for part in parts], 0)
-        bias = None
-        if any(part.bias is not None for part in parts):
-            bias = build.cat([_bias_of(part, build) for part in parts], 0)
-        build.recompute_in_backward()
-        return fused_producer(host, build, build.operand(host.input), weight, bias)
-
-
 # Matching --------------------------------------------------------------------------------------------------
 
 
@@ -243,13 +188,6 @@ def _summands(node: Node) -> tuple[Node, Node] | None:
     if not isinstance(step, Affine) or not isinstance(step.operand, Node):
         return None
     return (step.source, step.operand) if step.sign == step.factor == 1 else None
-
-
-def _concatenated(node: Node) -> tuple[Sequence[object], object]:
-    """What a concatenation joins, and along which axis."""
-    given = node.args[0] if node.args else node.kwargs.get("tensors", ())
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return (given if isinstance(given, (list, tuple)) else ()), axis
 
 
 def _branch(node: Node) -> Branch | None:
@@ -346,19 +284,6 @@ def _offsets(host: Convolution, other: Branch) -> tuple[int, ...] | None:
     return None if inner is None else outer.offsets_of(inner)
 
 
-def _same_geometry(match: ParallelMatch) -> Decline | None:
-    parts = [match.host, *(other for other in match.others if isinstance(other, Convolution))]
-    first = Geometry.of(match.host)
-    for part in parts:
-        weight = tensor_of(part.weight)
-        channels = None if weight is None else weight.shape[0]
-        alike = first is not None and first == Geometry.of(part)
-        if not alike or part.groups != 1 or not isinstance(channels, int):
-            message = "the convolutions that {} joins are not of one kind"
-            return Decline("geometry", message, match.result, (match.result.name,))
-    return None
-
-
 def _same_state(match: ParallelMatch) -> Decline | None:
     """One state for all, and no write between the first branch and the join."""
     return same_state(match.context, match.nodes, match.result, match.operands)
@@ -404,12 +329,3 @@ def _identity(other: BatchNorm | Node, host: Convolution, terms: Terms) -> tuple
         assert isinstance(own.shift, Node)
         kernel, shift = build.mul(kernel, build.reshape(own.scale, [-1, 1])), own.shift
     return build.reshape(kernel, [channels, per_group, *[1] * (found.ndim - 2)]), shift
-
-
-def _bias_of(convolution: Convolution, build: Builder) -> Node:
-    if convolution.bias is not None:
-        return build.operand(convolution.bias)
-    weight = tensor_of(convolution.weight)
-    assert weight is not None
-    like = build.operand(convolution.weight)
-    return build.full([int(weight.shape[0])], 0.0, weight.dtype, like=like)

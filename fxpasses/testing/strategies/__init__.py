@@ -22,8 +22,7 @@ from fxpasses.testing.strategies.conv_bn import CONV_BN
 from fxpasses.testing.strategies.conv_bn import conv_bn as conv_bn
 from fxpasses.testing.strategies.declarative import around as around
 from fxpasses.testing.strategies.layers import Expectation
-from fxpasses.testing.strategies.parallel import PARALLEL_CONV_CONCAT, PARALLEL_CONV_MERGE
-from fxpasses.testing.strategies.parallel import parallel_conv_concat as parallel_conv_concat
+from fxpasses.testing.strategies.parallel import PARALLEL_CONV_MERGE
 from fxpasses.testing.strategies.parallel import parallel_conv_merge as parallel_conv_merge
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ FAMILIES: Mapping[str, Callable[[], SearchStrategy[Specimen]]] = {
     "conv_affine": conv_affine,
     "affine_across_views": affine_across_views,
     "parallel_conv_merge": parallel_conv_merge,
-    "parallel_conv_concat": parallel_conv_concat,
     "bn_before_conv": bn_before_conv,
 }
 """Strategies by the name of the rule that they are for."""
@@ -44,7 +42,6 @@ KINDS: Mapping[str, Mapping[str, Expectation]] = {
     "conv_affine": CONV_AFFINE,
     "affine_across_views": AFFINE_ACROSS_VIEWS,
     "parallel_conv_merge": PARALLEL_CONV_MERGE,
-    "parallel_conv_concat": PARALLEL_CONV_CONCAT,
     "bn_before_conv": BN_BEFORE_CONV,
 }
 """The kinds of models that each of them draws, and what the rule must do with them."""

@@ -1,4 +1,4 @@
-"""Models around parallel_conv_merge and parallel_conv_concat: branches of one input that are joined.
+"""Models around parallel_conv_merge: branches of one input that are joined.
 
 Which places a convolution reads is worked out along each dimension by counting: its element i reads the input
 at o·stride - padding + i·dilation for the result at o. A second convolution that gives a result of the same
@@ -89,12 +89,6 @@ def _misplaced(host: _Window) -> list[_Window]:
     return [window for window in alike if not host.holds(window) and not window.holds(host)]
 
 
-def _others(window: _Window) -> list[_Window]:
-    """The other windows with as many results."""
-    return [other for other in _HOSTS if other != window and other.results(_SIZE) == window.results(_SIZE)]
-
-
-_WITH_ANOTHER = [window for window in _HOSTS if _others(window)]
 _WITH_A_NEAR_MISS = [window for window in _HOSTS if _misplaced(window)]
 _KEEPING_PLACES = [
     window for window in _HOSTS if window.holds(_Window(1, 1, 0, 1)) and window.results(_SIZE) == _SIZE
@@ -181,17 +175,12 @@ class _Branches(nn.Module):
             results.append(branch(given))
         if self.kind == "activation":
             results[1] = F.softplus(results[1])
-        joined = self.joined(results)
-        return (
-            (F.softplus(joined), self.read(results[1])) if self.kind == "extra-user" else F.softplus(joined)
-        )
-
-    def joined(self, results: list[Tensor]) -> Tensor:
-        """The branches' results as one."""
         joined = results[0]
         for result in results[1:]:
             joined = self.join(joined, result)
-        return joined
+        return (
+            (F.softplus(joined), self.read(results[1])) if self.kind == "extra-user" else F.softplus(joined)
+        )
 
 
 class _Identity(nn.Module):
@@ -260,75 +249,3 @@ def _second(
     if kind == "broadcast":
         return _convolution(draw, windows, inputs, 1)
     return _convolution(draw, windows, inputs, outputs, 3 - groups if kind == "other-groups" else groups)
-
-
-# parallel_conv_concat --------------------------------------------------------------------------------------
-
-PARALLEL_CONV_CONCAT: dict[str, Expectation] = {
-    **RIGHT_AS_THEY_ARE,
-    "same-twice": FIRES,
-    # Without a batch, core ATen has a squeeze behind each convolution.
-    "unbatched": Expectation(except_at("aten", 1, 0)),
-    "extra-user": Expectation(code="multiple-users"),
-    "other-window": Expectation(code="geometry"),
-    "grouped": Expectation(code="geometry"),
-    "other-input": Expectation(),
-    "other-axis": Expectation(),
-    "with-input": Expectation(),
-    "activation": Expectation(),
-    "written": Expectation(code=_SEEN_AS_A_WRITE, grads=False),
-}
-"""The kinds of models, and what parallel_conv_concat must do with them at each level."""
-
-_CONCATENATIONS: dict[int, tuple[Callable[[list[Tensor]], Tensor], ...]] = {
-    1: (lambda given: torch.cat(given, 1), lambda given: torch.concat(given, dim=1)),
-    0: (lambda given: torch.cat(given), lambda given: torch.concatenate(given, 0)),
-    -1: (lambda given: torch.cat(given, -1), lambda given: torch.cat(tensors=given, dim=-1)),
-}
-_FROM_BEHIND: dict[int, Callable[[list[Tensor]], Tensor]] = {
-    1: lambda given: torch.cat(given, -2),
-    2: lambda given: torch.cat(given, dim=-3),
-    3: lambda given: torch.cat(given, -4),
-}
-"""The axis of the channels counted from the end, by the number of spatial dimensions."""
-
-
-class _Concatenated(_Branches):
-    """Branches of one input, joined all at once."""
-
-    def joined(self, results: list[Tensor]) -> Tensor:
-        if self.kind == "same-twice":
-            results = [results[0], *results]
-        joined: Tensor = self.join(results)
-        return joined
-
-
-@st.composite
-def parallel_conv_concat(draw: st.DrawFn) -> Specimen:
-    """Concatenations of convolutions of one input along the channels, and near misses."""
-    kind = draw(kinds_of(PARALLEL_CONV_CONCAT))
-    rank = draw(st.integers(1, 3))
-    with seeded(draw):
-        channels = 2 * draw(st.integers(1, 2))
-        hosts = {"with-input": _KEEPING_PLACES, "other-window": _WITH_ANOTHER}.get(kind, _HOSTS)
-        windows = [draw(st.sampled_from(hosts)) for _ in range(rank)]
-        groups = draw(st.lists(st.just(1), min_size=2, max_size=3))
-        if kind == "grouped":
-            groups[draw(st.integers(0, len(groups) - 1))] = 2
-        outputs = 2 if kind == "other-axis" else 0
-        branches = [
-            _convolution(draw, windows, channels, outputs or 2 * draw(st.integers(1, 2)), group_count)
-            for group_count in groups
-        ]
-        if kind == "other-window":
-            windows[0] = draw(st.sampled_from(_others(windows[0])))
-            branches[-1] = _convolution(draw, windows, channels, 2)
-        elif kind == "with-input":
-            branches[draw(st.integers(0, 1))] = _Identity()
-        axis = {"unbatched": 0, "other-axis": draw(st.sampled_from((0, -1)))}.get(kind, 1)
-        joins = (*_CONCATENATIONS[axis], *([_FROM_BEHIND[rank]] if kind != "other-axis" else []))
-        read = second_reader(draw, rank + 2) if kind == "extra-user" else torch.sin
-        model = randomised(_Concatenated(branches, draw(st.sampled_from(joins)), kind, read))
-        x = torch.randn(draw(st.integers(2, 3)), channels, *[_SIZE] * rank, dtype=torch.float64)
-        x = in_kind(kind, model, x[0] if kind == "unbatched" else x)
-    return PARALLEL_CONV_CONCAT[kind].of(kind, model, x)

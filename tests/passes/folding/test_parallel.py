@@ -16,7 +16,7 @@ import fxpasses
 from fxpasses.cli.model_specs import declare_torchvision_operators, load_model
 from fxpasses.testing import assert_close_to_eager
 
-MERGE, CONCAT = "parallel_conv_merge", "parallel_conv_concat"
+MERGE = "parallel_conv_merge"
 
 
 class Spelled(nn.Module):
@@ -185,7 +185,7 @@ def reasons(model: nn.Module, x: torch.Tensor, **options: Any) -> list[str]:
     torch.compiler.reset()
     chosen = {"inner": lambda gm, inputs: gm.forward, **options}
     torch.compile(model, backend="fxpasses", options=chosen)(x)
-    return [each.code for each in fxpasses.last_report().remarks if each.rule in (MERGE, CONCAT)]
+    return [each.code for each in fxpasses.last_report().remarks if each.rule == MERGE]
 
 
 def test_merging_pays_where_results_are_larger_than_weights() -> None:
@@ -197,46 +197,6 @@ def test_merging_pays_where_results_are_larger_than_weights() -> None:
     only_small = branches()
     only_small.three.requires_grad_(False)  # type: ignore[union-attr]
     assert reasons(only_small, image(8, 4, 12, 12, grad=False)) == ["adds-weight-gradient"]
-
-
-def test_a_concatenation_is_left_alone_until_it_is_measured() -> None:
-    model = spelled(lambda m, x: torch.cat([m.three(x), m.grouped(x) * 0 + 1], 1))
-    assert reasons(model, image(*X)) == []
-    model = spelled(lambda m, x: torch.cat([m.one(x), m.one(x)], 1))
-    assert reasons(model, image(*X)) == ["not-measured"]
-    assert reasons(model, image(*X), profit="always") == ["applied"]
-
-
-# Concatenations
-
-JOINED: dict[str, tuple[Callable[[Any, torch.Tensor], Any], int | str]] = {
-    "two": (lambda m, x: torch.cat([m.one(x), F.conv2d(x, m.one.weight * 2)], 1), 1),
-    "with biases": (
-        lambda m, x: torch.cat([m.three(x), F.conv2d(x, m.three.weight, padding=1)], dim=-3),
-        1,
-    ),
-    "behind batch norms": (lambda m, x: torch.cat([m.bn(m.one(x)), m.bn2(F.conv2d(x, m.one.weight))], 1), 1),
-    "of other widths": (
-        lambda m, x: torch.cat((m.strided(x), F.conv2d(x, m.three.weight, None, 2, 1)), 1),
-        1,
-    ),
-    "along the rows": (lambda m, x: torch.cat([m.one(x), F.conv2d(x, m.one.weight * 2)], 2), 0),
-    "other kernels": (lambda m, x: torch.cat([m.one(x), m.three(x)], 1), "geometry"),
-    "groups": (lambda m, x: torch.cat([m.grouped(x), m.depthwise(x)], 1), "geometry"),
-    "a stranger": (lambda m, x: torch.cat([m.one(x), m.three(x), x], 1), 0),
-    "another reader": (
-        lambda m, x: torch.cat([y := m.one(x), F.conv2d(x, m.one.weight)], 1) * y.mean(),
-        "multiple-users",
-    ),
-    "other inputs": (lambda m, x: torch.cat([m.one(x), m.one(x + 1)], 1), 0),
-}
-
-
-@pytest.mark.parametrize("capture", SAMPLED)
-@pytest.mark.parametrize("case", JOINED)
-def test_concatenated_convolutions_are_one(capture: str, case: str) -> None:
-    spell, outcome = JOINED[case]
-    check_rule(capture, spelled(spell), (image(*X),), outcome, rule=CONCAT)
 
 
 # RepVGG
