@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from fxpasses.errors import UnknownOptionError, unknown_name
+from fxpasses.torch_internals.inductor import is_inductor_option
 
 Layout = Literal["auto", "off", "channels_last", "contiguous"]
 Weights = Literal["live", "cached"]
@@ -126,8 +127,6 @@ def _names(option: str, given: object) -> tuple[str, ...] | None:
 
 
 def _advice(key: str) -> str:
-    from fxpasses.torch_internals.inductor import is_inductor_option
-
     if not is_inductor_option(key):
         return ""
     return f"It is a setting of inductor: write options={{'inductor': {{{key!r}: ...}}}}."

@@ -290,7 +290,7 @@ def run_ci(
         environment: further variables.
     """
     calls = folder / "calls"
-    for name in ("pip", "pytest", "ruff", "mypy"):
+    for name in ("pip", "pytest", "ruff", "mypy", "lint-imports"):
         _script(
             folder / name, f'echo "$ATEN_CPU_CAPABILITY {name} $*" >> {calls}; exit {int(name == failing)}'
         )
@@ -316,7 +316,7 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path):
     installed, runtimes, *checks, tested = [each.strip() for each in calls]
     assert f"{installed} && {tested}" == command[0].replace("'", "")
     assert runtimes == "pip install -c .ci/constraints.txt -e .[bench]"
-    assert checks == ["ruff check .", "ruff format --check .", "mypy"]
+    assert checks == ["ruff check .", "ruff format --check .", "mypy", "lint-imports"]
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_ci_runs_the_tests_of_vectors_with_the_other_capabilities(tmp_path, best
     assert tests == [f"{each} {suite} -m vectors and not full" for each in others]
 
 
-@pytest.mark.parametrize("failing", ["pip", "ruff", "mypy", "pytest", "vectors"])
+@pytest.mark.parametrize("failing", ["pip", "ruff", "mypy", "lint-imports", "pytest", "vectors"])
 def test_ci_fails_where_one_of_its_steps_fails(tmp_path, failing):
     status, calls = run_ci(tmp_path, failing=failing)
     assert status == 1

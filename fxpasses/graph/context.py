@@ -15,7 +15,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from fxpasses.graph.effects import Effects
-from fxpasses.graph.levels import Level, level_of
+from fxpasses.graph.levels import Level, attribute, level_of
 from fxpasses.graph.metadata import FakeEvaluator, tensor
 from fxpasses.graph.modes import Modes, modes_of
 from fxpasses.graph.operands import ModuleTensor, Operand, identity
@@ -132,8 +132,6 @@ class GraphContext:
         if node.op == "placeholder":
             return node.name in self.trainable
         if node.op == "get_attr":
-            from fxpasses.graph.levels import attribute
-
             held = attribute(self.module, str(node.target))
             return isinstance(held, torch.Tensor) and held.requires_grad
         if "example_value" in node.meta or not node.all_input_nodes:

@@ -11,6 +11,7 @@ import threading
 from collections import Counter, deque
 
 from fxpasses.report.report import Report
+from fxpasses.torch_internals.dynamo import dynamo_counters, trace_artifact
 
 _KEPT = 1000
 """How many reports are kept; the oldest are dropped first."""
@@ -22,8 +23,6 @@ _reports: deque[Report] = deque(maxlen=_KEPT)
 
 def record(report: Report) -> None:
     """Adds a compilation to the history and its applications to the counters."""
-    from fxpasses.torch_internals.dynamo import dynamo_counters, trace_artifact
-
     trace_artifact("fxpasses_report", report.to_json)
     mirror = dynamo_counters()["fxpasses"]
     with _lock:
@@ -53,8 +52,6 @@ def last_report() -> Report | None:
 
 def reset() -> None:
     """Forgets all reports and sets the counters, the mirrored ones included, to zero."""
-    from fxpasses.torch_internals.dynamo import dynamo_counters
-
     with _lock:
         _reports.clear()
         _applied.clear()

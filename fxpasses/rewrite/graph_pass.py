@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.options import Options
 from fxpasses.report.data import Remark
-
-if TYPE_CHECKING:
-    from fxpasses.report.layout_plan import LayoutPlan
+from fxpasses.report.layout_plan import LayoutPlan
+from fxpasses.rewrite.identity import fingerprint
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,4 @@ class GraphPass:
 
     def uuid(self) -> str:
         """A key that changes with the code that the pass runs."""
-        from fxpasses.rewrite.identity import fingerprint
-
         return fingerprint(self.name, self.run)

@@ -15,13 +15,11 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fxpasses.errors import UnknownOptionError
+from fxpasses.report.application import Application
 from fxpasses.report.data import Remark
-
-if TYPE_CHECKING:
-    from fxpasses.report.application import Application
+from fxpasses.report.repro import save_application
 
 LIMIT = "FXPASSES_LIMIT"
 FILE = "FXPASSES_BISECT_FILE"
@@ -69,8 +67,6 @@ class ProcessLimit:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(remark)) + "\n")
         if application is not None and (directory := os.environ.get(REPROS)):
-            from fxpasses.report.repro import save_application
-
             save_application(application, Path(directory), self.applied)
 
 

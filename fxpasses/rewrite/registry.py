@@ -15,6 +15,7 @@ import torch
 from fxpasses.errors import UnknownRuleError, unknown_name
 from fxpasses.options import Options
 from fxpasses.rewrite.graph_pass import GraphPass
+from fxpasses.rewrite.identity import fingerprint
 from fxpasses.rewrite.rule import Rule
 from fxpasses.version import __version__
 
@@ -39,8 +40,6 @@ class RulePass:
 
     def uuid(self) -> str:
         """A key that changes with the pass's rules and their order."""
-        from fxpasses.rewrite.identity import fingerprint
-
         return fingerprint(self.name, [rule.uuid() for rule in self.rules])
 
 
@@ -98,8 +97,6 @@ def pipeline_key(options: Options, registry: Registry | None = None) -> str:
     Raises:
         UnknownRuleError: the options name a pass or rule that does not exist.
     """
-    from fxpasses.rewrite.identity import fingerprint
-
     passes = (registry or REGISTRY).pipeline(options)
     return fingerprint(__version__, torch.__version__, options, [pass_.uuid() for pass_ in passes])
 

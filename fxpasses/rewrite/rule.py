@@ -21,6 +21,7 @@ from torch.fx import Node
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
 from fxpasses.rewrite.builder import Builder
+from fxpasses.rewrite.identity import fingerprint
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,4 @@ class Rule(abc.ABC, Generic[M]):
 
         Fields whose names begin with an underscore are caches, and no part of it.
         """
-        from fxpasses.rewrite.identity import fingerprint
-
         return fingerprint(self)

@@ -13,9 +13,12 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fxpasses.api import optimize
 from fxpasses.errors import FxpassesError, unknown_name
 from fxpasses.options import Options
+from fxpasses.pipeline import run_passes
 from fxpasses.report.report import Report
+from fxpasses.torch_internals.dynamo import fresh_call
 from fxpasses.torch_internals.tracing import (
     enable_python_dispatcher,
     run_default_decompositions,
@@ -99,8 +102,6 @@ def rewrite_at(
     Raises:
         FxpassesError: there is no such level, or the options are wrong.
     """
-    from fxpasses.api import optimize
-
     if level != "torch":
         result = optimize(capture(level, model, inputs, dynamic=dynamic), inputs, options)
         program = result.exported_program
@@ -111,9 +112,6 @@ def rewrite_at(
 
 
 def _compiled(model: nn.Module, inputs: Sequence[Any], options: Options, dynamic: bool | None) -> Rewritten:
-    from fxpasses.pipeline import run_passes
-    from fxpasses.torch_internals.dynamo import fresh_call
-
     reports: list[Report] = []
 
     def backend(gm: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fxpasses.backend.door import backend
 from fxpasses.comparison import assert_close_to_eager, floating
 from fxpasses.options import Options
 from fxpasses.report import counters
@@ -105,8 +106,6 @@ def assert_declines(
 
 def _compiled(model: torch.nn.Module | Callable[..., Any], **compile_arguments: Any) -> Callable[..., Any]:
     """The model as `torch.compile` with our backend runs it, traced anew whatever was compiled before."""
-    from fxpasses.backend.door import backend
-
     traced: Callable[..., Any] = torch.compile(fresh_call(), backend=backend, **compile_arguments)
 
     def compiled(*arguments: Any) -> Any:

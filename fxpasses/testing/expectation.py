@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from fxpasses.errors import UnknownRuleError, unknown_name
+from fxpasses.pipeline import register_all
 from fxpasses.report import counters
-
-if TYPE_CHECKING:
-    from fxpasses.rewrite.registry import AnyRule, RulePass
+from fxpasses.rewrite.registry import REGISTRY, AnyRule, RulePass
 
 
 @contextlib.contextmanager
@@ -43,8 +41,6 @@ def registered(*rules: AnyRule | RulePass) -> Iterator[None]:
     Raises:
         UnknownRuleError: a name is taken.
     """
-    from fxpasses.rewrite.registry import REGISTRY
-
     done: list[str] = []
     try:
         for rule in rules:
@@ -57,9 +53,6 @@ def registered(*rules: AnyRule | RulePass) -> Iterator[None]:
 
 
 def _require_known(names: dict[str, int]) -> None:
-    from fxpasses.pipeline import register_all
-    from fxpasses.rewrite.registry import REGISTRY
-
     register_all()
     for name in names:
         if name not in REGISTRY.names():

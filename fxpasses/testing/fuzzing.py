@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fxpasses.rewrite.registry import REGISTRY, AnyRule
-from fxpasses.testing import strategies
 from fxpasses.testing.captures import LEVELS
 from fxpasses.testing.expectation import registered
 from fxpasses.testing.specimens import Specimen, check_specimen
@@ -44,6 +43,8 @@ def fuzz(
         AssertionError: a model is rewritten wrongly; hypothesis has made it as simple as it could.
         FxpassesError: a rule that needs `specimens`.
     """
+    from fxpasses.testing import strategies  # they need hypothesis, which the rest of the kit does not
+
     known = isinstance(rule, str) or rule.name in REGISTRY.names()
     name = rule if isinstance(rule, str) else rule.name
     strategy = specimens if specimens is not None else strategies.of(rule)

@@ -235,3 +235,19 @@ def test_the_plugin_s_fixtures_work_and_import_torch_late(tmp_path, request, mon
     command = [sys.executable, "-m", "pytest", "-q", "-p", "fxpasses.pytest_plugin", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert "3 passed" in done.stdout, done.stdout
+
+
+def test_the_kit_works_without_hypothesis_which_only_fuzz_needs():
+    script = """
+import sys
+sys.modules["hypothesis"] = None  # as if it were not installed
+import torch, fxpasses.testing
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).eval()
+fxpasses.testing.assert_rewrites(model, (torch.randn(1, 3, 4, 4),), {"efficient_conv_bn_eval": 1})
+try:
+    fxpasses.testing.fuzz("efficient_conv_bn_eval")
+except ImportError as error:
+    print(error.name)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["hypothesis"], done.stderr
