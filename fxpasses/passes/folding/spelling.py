@@ -1,4 +1,12 @@
-"""Writing a convolution or a linear operator again, with other operands, in its own spelling."""
+"""Spelling: an operator written again with other operands, the way it stands in the graph.
+
+    torch.conv2d(x, W, b, groups=2)     torch.conv2d(x, W', b', groups=2)
+    aten.addmm.default(b, x, W)         aten.addmm.default(b', x, W')
+    self.conv(x), a module              torch.conv2d(x, W', b', ...)
+    y.flatten(1), a move                z.flatten(1)
+
+Arguments are replaced by name, through the operator's schema, so that all others stay as they were written.
+"""
 
 from __future__ import annotations
 

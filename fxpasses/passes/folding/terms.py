@@ -1,4 +1,6 @@
-"""What every fold into a convolution or linear layer has in common: its hazards, and s laid out for a weight.
+"""The terms of a fold: when it is legal, and s and t laid out for a weight and a bias.
+
+    conv(x, W, b) · s + t  =  conv(x, W · s, b · s + t)          s, t: [C_out], [1], or a number
 
 A fold replaces a producer and what reads it by the producer with another weight and bias. It is legal where
 nobody else reads what is replaced, every tensor is known, and the new producer can stand at the last of the

@@ -58,8 +58,8 @@ class Assignment:
 
     def is_product(self, node: Node) -> bool:
         """Whether a convolution is to be computed as a matrix product."""
-        choices = self.network.convolutions.get(node)
-        return choices is not None and choices[self.label(node)].implementation == PRODUCT
+        costs = self.network.convolutions.get(node)
+        return costs is not None and costs[self.label(node)].implementation == PRODUCT
 
     def made(self, held: Tensor) -> Label:
         """The label that a tensor is made in."""
@@ -145,12 +145,12 @@ def _describe(
         ConvolutionPlan(
             node.name,
             labels[network.variables[node]],
-            choices[labels[network.variables[node]]].implementation,
-            seconds_at(choices[C].seconds, hints),
-            seconds_at(choices[L].seconds, hints),
-            choices[C].is_measured,
+            costs[labels[network.variables[node]]].implementation,
+            seconds_at(costs[C].seconds, hints),
+            seconds_at(costs[L].seconds, hints),
+            costs[C].is_measured,
         )
-        for node, choices in network.convolutions.items()
+        for node, costs in network.convolutions.items()
     )
     return LayoutPlan(
         labels={node.name: label for node, label in made.items()},

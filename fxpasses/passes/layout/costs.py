@@ -67,7 +67,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Choice:
+class Cost:
     """What an operator costs under one label: seconds, and the implementation that takes them."""
 
     seconds: Seconds
@@ -140,7 +140,7 @@ class CostModel:
     profile: DeviceProfile | None = None
     hints: Mapping[Any, int] = field(default_factory=dict)
     generates: bool = False
-    _known: dict[object, dict[Label, Choice]] = field(default_factory=dict)
+    _known: dict[object, dict[Label, Cost]] = field(default_factory=dict)
     _copies: dict[object, Seconds] = field(default_factory=dict)
 
     def convolution(
@@ -150,7 +150,7 @@ class CostModel:
         directions: Sequence[str],
         *,
         as_product: bool = False,
-    ) -> dict[Label, Choice]:
+    ) -> dict[Label, Cost]:
         """The cost of a convolution's `directions` together, under each label.
 
         Args:
@@ -162,7 +162,7 @@ class CostModel:
         allowed = _WITH_PRODUCT if as_product else _CONVOLUTION
         parts = [self._direction(sizes, dtype, direction, allowed) for direction in directions]
         return {
-            label: Choice(
+            label: Cost(
                 sum(part[label].seconds for part in parts),
                 "+".join(dict.fromkeys(part[label].implementation for part in parts)),
             )
@@ -176,7 +176,7 @@ class CostModel:
 
     def _direction(
         self, sizes: ConvolutionSizes, dtype: torch.dtype, direction: str, allowed: tuple[str, ...]
-    ) -> dict[Label, Choice]:
+    ) -> dict[Label, Cost]:
         key = (direction, sizes.key(), dtype, allowed, *map(_exact, (*sizes.input, *sizes.weight)))
         if key not in self._known:
             floor = self._convolution_roofline(sizes, dtype)
@@ -185,16 +185,14 @@ class CostModel:
             self._known[key] = measured or floor
         return self._known[key]
 
-    def _convolution_roofline(self, sizes: ConvolutionSizes, dtype: torch.dtype) -> dict[Label, Choice]:
+    def _convolution_roofline(self, sizes: ConvolutionSizes, dtype: torch.dtype) -> dict[Label, Cost]:
         peaks = self._peaks(dtype)
         activations = _activations(sizes, dtype)
         moved = activations + _product(sizes.weight) * dtype.itemsize
         seconds = peaks.call_seconds + _larger(sizes.flops / peaks.convolution_flops, moved / peaks.bandwidth)
         native = self._native(sizes, dtype)
         reorder = 2 * activations / peaks.bandwidth
-        return {
-            label: Choice(seconds if label == native else seconds + reorder, _ROOFLINE) for label in (C, L)
-        }
+        return {label: Cost(seconds if label == native else seconds + reorder, _ROOFLINE) for label in (C, L)}
 
     def _passes(self, sizes: ConvolutionSizes, dtype: torch.dtype) -> float:
         """How many seconds a matrix product must gain over a convolution, beyond the margin."""
@@ -213,7 +211,7 @@ class CostModel:
         is_grouped = sizes.groups > 1 and not (isinstance(sizes.weight[1], int) and sizes.weight[1] == 1)
         return L if dtype in _HALF and not is_grouped else C
 
-    def operator(self, node: Node, dtype: torch.dtype) -> dict[Label, Choice]:
+    def operator(self, node: Node, dtype: torch.dtype) -> dict[Label, Cost]:
         """The cost under each label of an operator that moves data, such as pooling or a reduction."""
         tensors = [
             leaf for given in (*node.all_input_nodes, node) for leaf in tree_leaves(value(given))
@@ -225,13 +223,13 @@ class CostModel:
             peaks = self._peaks(dtype)
             moved = sum(_bytes(tensor) for tensor in tensors)
             seconds = peaks.call_seconds + moved / peaks.bandwidth
-            floor = {label: Choice(seconds, _ROOFLINE) for label in (C, L)}
+            floor = {label: Cost(seconds, _ROOFLINE) for label in (C, L)}
             self._known[key] = self._measured_operator(node, dtype, floor) or floor
         return self._known[key]
 
     def _measured_operator(
-        self, node: Node, dtype: torch.dtype, floor: Mapping[Label, Choice]
-    ) -> dict[Label, Choice] | None:
+        self, node: Node, dtype: torch.dtype, floor: Mapping[Label, Cost]
+    ) -> dict[Label, Cost] | None:
         if self.profile is None or self.generates or not isinstance(node.target, OpOverload):
             return None
         name = operator_name(node.target).replace("::", ".")
@@ -266,16 +264,16 @@ class CostModel:
         operator: str,
         key: str,
         dtype: torch.dtype,
-        floor: Mapping[Label, Choice],
+        floor: Mapping[Label, Cost],
         allowed: tuple[str, ...] | None = None,
         least_gain: float = 0.0,
-    ) -> dict[Label, Choice] | None:
+    ) -> dict[Label, Cost] | None:
         """What the profile measured; None unless it knows both labels: one alone does not compare."""
         rows = self._rows(operator, key, dtype, allowed, least_gain)
         if len(rows) < 2:
             return None
         return {
-            label: Choice(self._rescaled(row.seconds, floor[label].seconds), row.implementation)
+            label: Cost(self._rescaled(row.seconds, floor[label].seconds), row.implementation)
             for label, row in rows.items()
         }
 

@@ -22,7 +22,7 @@ import torch
 from torch.fx import Node
 
 from fxpasses.graph.layouts import Frame, Label
-from fxpasses.passes.layout.costs import Choice, Seconds, seconds_at
+from fxpasses.passes.layout.costs import Cost, Seconds, seconds_at
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 
 
@@ -82,7 +82,7 @@ class Network:
     variables: dict[Node, int] = field(default_factory=dict)
     frames: dict[Node, Frame] = field(default_factory=dict)
     tensors: dict[Node, Tensor] = field(default_factory=dict)
-    convolutions: dict[Node, Mapping[Label, Choice]] = field(default_factory=dict)
+    convolutions: dict[Node, Mapping[Label, Cost]] = field(default_factory=dict)
     unsafe: dict[Node, str] = field(default_factory=dict)
     unknown: list[Node] = field(default_factory=list)
     generates: bool = False

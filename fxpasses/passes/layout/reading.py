@@ -90,10 +90,10 @@ class _Reader:
             return False
         # Under autograd the gradients would be other operators than those that were measured.
         as_product = not self._autograd_follows and may_be_product(node, sizes)
-        choices = self._costs.convolution(sizes, dtype, directions, as_product=as_product)
-        if not self._labelled(node, operands, (choices[C].seconds, choices[L].seconds)):
+        costs = self._costs.convolution(sizes, dtype, directions, as_product=as_product)
+        if not self._labelled(node, operands, (costs[C].seconds, costs[L].seconds)):
             return False
-        self.network.convolutions[node] = choices
+        self.network.convolutions[node] = costs
         if overruns(sizes, dtype, self._costs.device_type) and self._gives_weight_gradient(node, directions):
             self._keep_contiguous(node, OVERRUN)
         return True
@@ -121,8 +121,8 @@ class _Reader:
             return False
         if self.network.generates and base_name(node) in INDEXING:
             return False
-        choices = self._costs.operator(node, found.dtype)
-        is_labelled = self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))
+        costs = self._costs.operator(node, found.dtype)
+        is_labelled = self._labelled(node, operands, (costs[C].seconds, costs[L].seconds))
         if is_labelled and node in self.network.variables and self._pools_unsafely(node, operands):
             self._keep_contiguous(node, FORGETS_PADDING)
         return is_labelled
@@ -141,8 +141,8 @@ class _Reader:
         given = tensor(operands[0]) if len(operands) == 1 else None
         if given is None or not self._keeps_no_order(node, given, self.network.frames[operands[0]]):
             return False
-        choices = self._costs.operator(node, given.dtype)
-        return self._labelled(node, operands, (choices[C].seconds, choices[L].seconds))
+        costs = self._costs.operator(node, given.dtype)
+        return self._labelled(node, operands, (costs[C].seconds, costs[L].seconds))
 
     def _slicing(self, node: Node) -> bool:
         operands = self._labelled_operands(node)

@@ -1,4 +1,7 @@
-"""Inputs are kept for the backward pass as they are, not as channels-last copies.
+"""Inputs are kept for the backward pass in their own strides, not as channels-last copies.
+
+    gamma ── W · s ── conv          kept for the backward: a channels-last copy of what W · s reads
+    gamma ── as_strided ── W · s ── conv                  kept: the parameter itself
 
 Inductor's layout optimisation (2.11 to 2.15) wants everything that a convolution reads in channels-last, the
 weight and whatever it is computed from included, and hands what the backward pass reads on in that layout. A
@@ -32,10 +35,10 @@ aten = torch.ops.aten
 
 def patches(given: Mapping[str, Any]) -> dict[str, Any]:
     """Inductor's settings with the pass among those on the joint graph."""
-    return with_joint_pass(given, read_as_they_are, lambda: (__name__, sidecar.sources()))
+    return with_joint_pass(given, read_in_own_strides, lambda: (__name__, sidecar.sources()))
 
 
-def read_as_they_are(graph: Graph) -> None:
+def read_in_own_strides(graph: Graph) -> None:
     """Has every contiguous 4-D input of static sizes, other than gradients, read through `as_strided`."""
     assert graph.owning_module is not None
     context = GraphContext(graph.owning_module, Modes(grad=False), executor="fused")
