@@ -23,6 +23,7 @@ from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import Modes
 from fxpasses.graph.strides import memory_order
 from fxpasses.kernels.convolution import Sizes
+from fxpasses.kernels.kernel import Kernel
 from fxpasses.options import Options
 from fxpasses.passes.layout import raw_memory
 from fxpasses.passes.layout.joint import (
@@ -214,7 +215,7 @@ def _parameter_work(
 def _packs_linear(options: Options) -> PacksLinear:
     own = _OWN_KERNELS[options.profit]
     return lambda channels, filters, given: isinstance(
-        own_kernel_of_linear(own, Sizes.of_linear(channels, filters), given), int
+        own_kernel_of_linear(own, Sizes.of_linear(channels, filters), given), Kernel
     )
 
 

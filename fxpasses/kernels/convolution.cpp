@@ -72,8 +72,6 @@ constexpr int VL = 8, PIXELS[] = {0, 12, 6, 4, 3};
 #endif
 // Long sums are made of shorter ones, as rounding grows with their length; more than this would cost time.
 constexpr int64_t TOGETHER = 128;
-constexpr int64_t SLIDING = 20;     // the kernel over groups of three taps a row
-constexpr int64_t BY_PLANES = 200;  // and more: kernels that read an image plane by plane
 typedef float Vec __attribute__((vector_size(VL * 4)));
 typedef float Unaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef int Ints __attribute__((vector_size(VL * 4)));
@@ -157,6 +155,29 @@ struct Activation {
     }
   }
 };
+
+enum class Kind { DEPTHWISE, PRODUCT, SLIDING, FEW_CHANNELS };
+
+// Which loops compute a convolution. The operator takes a number, of which kernel.py has a table.
+struct Kernel {
+  Kind kind;
+  int64_t width;      // vectors of output channels that are computed at a time
+  bool single_pixel;  // one pixel at a time
+  bool planar;        // reads an image plane by plane
+  int64_t code;
+
+  bool is_blocked_product() const { return kind == Kind::PRODUCT && !single_pixel; }
+};
+
+// The one place that knows what the digits of the number mean.
+Kernel kernel_of(int64_t code) {
+  if (code == 0) return {Kind::DEPTHWISE, 1, false, false, code};
+  if (code == 20) return {Kind::SLIDING, 1, false, false, code};
+  const int64_t memory = code / 100, pixels = code % 100 / 10, width = code % 10;
+  const bool is_known = pixels == 0 ? 1 <= width && width <= 4 : pixels == 1 && (width == 1 || width == 4);
+  TORCH_CHECK(code > 0 && memory <= 2 && is_known, "no kernel ", code);
+  return {memory == 0 ? Kind::PRODUCT : Kind::FEW_CHANNELS, width, pixels == 1, memory == 2, code};
+}
 
 // Of one group: `c` input channels give `k`. Of the whole: `groups`; a pixel of the image has `image_pixel` floats.
 struct Geometry {
@@ -523,6 +544,19 @@ void product(const Geometry& g, const Activation& activation, const float* image
   });
 }
 
+using Product = decltype(&product<PIXELS[1], 1>);
+
+Product product_for(const Kernel& kernel) {
+  if (kernel.single_pixel) return kernel.width == 1 ? product<1, 1> : product<1, 4>;
+  switch (kernel.width) {
+    case 1: return product<PIXELS[1], 1>;
+    case 2: return product<PIXELS[2], 2>;
+    case 3: return product<PIXELS[3], 3>;
+    case 4: return product<PIXELS[4], 4>;
+    default: TORCH_CHECK(false, "no kernel ", kernel.code);
+  }
+}
+
 // P pixels of a row. KW and S are zero where the sizes are to be read from `g`; `checked`: taps may fall on padding
 // to the left or right.
 template <int P, int KW, int S, bool checked>
@@ -721,13 +755,13 @@ void product_of_pixels(const Geometry& g, const Activation& activation, const fl
 
 using Pixels = decltype(&product_of_pixels<PIXELS[1], 1>);
 
-Pixels product_of_pixels_for(int64_t kernel) {
-  switch (kernel) {
+Pixels product_of_pixels_for(const Kernel& kernel) {
+  switch (kernel.width) {
     case 1: return product_of_pixels<PIXELS[1], 1>;
     case 2: return product_of_pixels<PIXELS[2], 2>;
     case 3: return product_of_pixels<PIXELS[3], 3>;
     case 4: return product_of_pixels<PIXELS[4], 4>;
-    default: TORCH_CHECK(false, "no kernel over single pixels: ", kernel);
+    default: TORCH_CHECK(false, "no kernel over single pixels: ", kernel.code);
   }
 }
 
@@ -854,17 +888,17 @@ void row_of_few(const Geometry& g, const Activation& activation, const float* im
 
 using RowOfFew = decltype(&row_of_few<PIXELS[1], 1>);
 
-RowOfFew row_of_few_for(int64_t kernel) {
-  switch (kernel % 100) {
+RowOfFew row_of_few_for(const Kernel& kernel) {
+  switch (kernel.width) {
     case 1: return row_of_few<PIXELS[1], 1>;
     case 2: return row_of_few<PIXELS[2], 2>;
     case 3: return row_of_few<PIXELS[3], 3>;
     case 4: return row_of_few<PIXELS[4], 4>;
-    default: TORCH_CHECK(false, "no kernel ", kernel);
+    default: TORCH_CHECK(false, "no kernel ", kernel.code);
   }
 }
 
-void few_channels(const Geometry& g, int64_t kernel, const Activation& activation, const float* image,
+void few_channels(const Geometry& g, const Kernel& kernel, const Activation& activation, const float* image,
                   const float* weight, const float* other, float* out) {
   const RowOfFew one = row_of_few_for(kernel);
   const int64_t row = g.ow * g.out_pixel, picture = g.h * g.w * g.c;
@@ -875,7 +909,7 @@ void few_channels(const Geometry& g, int64_t kernel, const Activation& activatio
     Scratch scratch;
     work.share([&](int64_t low, int64_t high) {
       for (int64_t each = low; each < high; each++)
-        one(g, activation, image + each / g.oh * picture, kernel >= BY_PLANES, weight,
+        one(g, activation, image + each / g.oh * picture, kernel.planar, weight,
             other ? other + each * row : nullptr, out + each * row, each % g.oh * g.sh - g.ph, scratch);
     });
   }
@@ -884,7 +918,7 @@ void few_channels(const Geometry& g, int64_t kernel, const Activation& activatio
 // One convolution of a chain: the first, or one that reads what the stage before it gives.
 struct Stage {
   Geometry g;
-  int64_t kernel;
+  Kernel kernel;
   Activation after;
   const float *weight, *other;
 
@@ -897,14 +931,14 @@ struct Stage {
   // Those rows of the result for image `n` of the batch. `picture` is where the image's first row is or would be.
   void make(int64_t n, int64_t low, int64_t high, const float* picture, float* to, bool near, Scratch& scratch) const {
     const float* add = other ? other + (n * g.oh + low) * row() : nullptr;
-    if (kernel == 0) {
+    if (kernel.kind == Kind::DEPTHWISE) {
       const Row one = depthwise_row_for(g);
       for (int64_t y = low; y < high; y++)
         one(g, after, picture, weight, to + (y - low) * row(), y * g.sh - g.ph, 0, g.c);
-    } else if (kernel >= 100) {
+    } else if (kernel.kind == Kind::FEW_CHANNELS) {
       const RowOfFew one = row_of_few_for(kernel);
       for (int64_t y = low; y < high; y++)
-        one(g, after, picture, kernel >= BY_PLANES, weight, add ? add + (y - low) * row() : nullptr,
+        one(g, after, picture, kernel.planar, weight, add ? add + (y - low) * row() : nullptr,
             to + (y - low) * row(), y * g.sh - g.ph, scratch);
     } else {
       product_of_pixels_for(kernel)(g, after, picture + low * g.w * g.c, weight, add, to, (high - low) * g.w, near);
@@ -1014,50 +1048,51 @@ Geometry geometry_of(const int64_t* sizes, int64_t n, int64_t h, int64_t w, int6
 }
 
 // Whether a kernel can do the convolution.
-void check_kernel(const Geometry& g, int64_t kernel, const float* other) {
-  TORCH_CHECK(kernel != 0 || (g.groups == g.c && g.k == g.c && g.c >= VL && !other), "a depthwise convolution");
-  TORCH_CHECK(kernel < 100 || (g.groups == 1 && g.dw == 1 && kernel % 100 < 10),
+void check_kernel(const Geometry& g, const Kernel& kernel, const float* other) {
+  TORCH_CHECK(kernel.kind != Kind::DEPTHWISE || (g.groups == g.c && g.k == g.c && g.c >= VL && !other),
+              "a depthwise convolution");
+  TORCH_CHECK(kernel.kind != Kind::FEW_CHANNELS || (g.groups == 1 && g.dw == 1 && !kernel.single_pixel),
               "taps end to end need one group without dilation, and several pixels at a time");
-  const bool is_known = kernel == SLIDING || kernel == 11 || kernel == 14 || kernel % 100 <= 4;
-  TORCH_CHECK(is_known && (kernel == 0 || kernel % 100 > 0), "no kernel ", kernel);
 }
 
 // `g` is of one group, but of all where each channel has a filter.
-void check_packed(const at::Tensor& weight, const Geometry& g, int64_t kernel) {
-  if (kernel == 0) {
+void check_packed(const at::Tensor& weight, const Geometry& g, const Kernel& kernel) {
+  if (kernel.kind == Kind::DEPTHWISE) {
     TORCH_CHECK(weight.numel() == (g.kh * g.kw + 1) * g.c, "a weight packed for this convolution");
     return;
   }
-  const int64_t wide = kernel % 10 * VL;
-  TORCH_CHECK(wide > 0 && weight.numel() == (g.k + wide - 1) / wide * wide * g.groups * (g.kh * g.kw * g.c + 1),
+  const int64_t wide = kernel.width * VL;
+  TORCH_CHECK(weight.numel() == (g.k + wide - 1) / wide * wide * g.groups * (g.kh * g.kw * g.c + 1),
               "a weight packed for this convolution");
 }
 
 void check_stage(const Stage& stage, const at::Tensor& weight, bool first) {
   const Geometry& g = stage.g;
   check_kernel(g, stage.kernel, stage.other);
-  TORCH_CHECK(first || stage.kernel < 100, "only the first of a chain has few channels");
-  TORCH_CHECK(stage.kernel == 0 || stage.kernel >= 100 || (g.groups == 1 && g.in_line && stage.kernel < 10),
+  const Kind kind = stage.kernel.kind;
+  TORCH_CHECK(first || kind != Kind::FEW_CHANNELS, "only the first of a chain has few channels");
+  TORCH_CHECK(kind == Kind::DEPTHWISE || kind == Kind::FEW_CHANNELS ||
+                  (g.groups == 1 && g.in_line && stage.kernel.is_blocked_product()),
               "a product over single pixels");
   check_packed(weight, g, stage.kernel);
 }
 
 // One convolution. `image` is null where there is a `source`.
-void run(Geometry g, int64_t kernel, const Activation& after, const float* image, const Source* source,
+void run(Geometry g, const Kernel& kernel, const Activation& after, const float* image, const Source* source,
          const at::Tensor& weight, const float* add, float* to) {
   if (g.n * g.oh * g.ow * g.k == 0) return;
   const float* filters = weight.const_data_ptr<float>();
-  TORCH_CHECK(!source || (g.groups == 1 && g.kh * g.kw == 1 && !g.checked && kernel > 0 && kernel < 10),
+  TORCH_CHECK(!source || (g.groups == 1 && g.kh * g.kw == 1 && !g.checked && kernel.is_blocked_product()),
               "only a product over single pixels gathers them");
   check_kernel(g, kernel, add);
-  if (kernel == 0) {
+  if (kernel.kind == Kind::DEPTHWISE) {
     check_packed(weight, g, kernel);
     return depthwise(g, after, image, filters, to);
   }
   g.c /= g.groups, g.k /= g.groups;
   static thread_local std::vector<float> zeros;
   if ((int64_t)zeros.size() < g.c + VL) zeros.assign(g.c + VL, 0.f);
-  if (kernel == SLIDING) {
+  if (kernel.kind == Kind::SLIDING) {
     const bool narrow = g.k < VL;
     TORCH_CHECK(g.kw == 3 && g.dw == 1 && (g.sw == 1 || g.sw == 2) && g.out_pixel % VL == 0 &&
                     (narrow ? g.c == g.k && VL % g.c == 0 : g.k % VL == 0),
@@ -1068,16 +1103,8 @@ void run(Geometry g, int64_t kernel, const Activation& after, const float* image
     return run_sliding(g, after, image, zeros.data(), filters, add, to);
   }
   check_packed(weight, g, kernel);
-  if (kernel >= 100) return few_channels(g, kernel, after, image, filters, add, to);
-  switch (kernel) {
-    case 1: product<PIXELS[1], 1>(g, after, image, zeros.data(), filters, add, to, source); break;
-    case 2: product<PIXELS[2], 2>(g, after, image, zeros.data(), filters, add, to, source); break;
-    case 3: product<PIXELS[3], 3>(g, after, image, zeros.data(), filters, add, to, source); break;
-    case 4: product<PIXELS[4], 4>(g, after, image, zeros.data(), filters, add, to, source); break;
-    case 11: product<1, 1>(g, after, image, zeros.data(), filters, add, to, nullptr); break;
-    case 14: product<1, 4>(g, after, image, zeros.data(), filters, add, to, nullptr); break;
-    default: TORCH_CHECK(false, "no kernel ", kernel);
-  }
+  if (kernel.kind == Kind::FEW_CHANNELS) return few_channels(g, kernel, after, image, filters, add, to);
+  product_for(kernel)(g, after, image, zeros.data(), filters, add, to, source);
 }
 
 at::MemoryFormat format_of(int64_t dimensions, bool planar = false) {
@@ -1085,13 +1112,14 @@ at::MemoryFormat format_of(int64_t dimensions, bool planar = false) {
 }
 
 at::Tensor convolution(const at::Tensor& given, const at::Tensor& weight, const std::optional<at::Tensor>& summand,
-                       at::IntArrayRef sizes, int64_t kernel, int64_t activation, double low, double high) {
+                       at::IntArrayRef sizes, int64_t code, int64_t activation, double low, double high) {
   TORCH_CHECK(sizes.size() == 10, "sizes: k, groups, kh, kw, sh, sw, ph, pw, dh, dw");
   const bool flat = given.dim() == 2;  // rows are pixels then
   TORCH_CHECK((flat || given.dim() == 4) && given.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat,
               "a 2-D or 4-D float32 image and a packed float32 weight");
+  const Kernel kernel = kernel_of(code);
   const auto format = format_of(given.dim());
-  const at::Tensor image = given.contiguous(format_of(given.dim(), kernel >= BY_PLANES));
+  const at::Tensor image = given.contiguous(format_of(given.dim(), kernel.planar));
   const Geometry g = flat ? geometry_of(sizes.data(), 1, image.size(0), 1, image.size(1))
                           : geometry_of(sizes.data(), image.size(0), image.size(2), image.size(3), image.size(1));
   at::Tensor out = flat ? at::empty({g.oh, g.k}, image.options())
@@ -1194,9 +1222,10 @@ std::vector<at::Tensor> sequence(at::TensorList inputs, at::TensorList constants
       const Geometry g = stages.empty() ? geometry_of(read.take(10), n, h, w, c)
                                         : geometry_of(read.take(10), n, stages.back().g.oh, stages.back().g.ow,
                                                       stages.back().g.k);
-      const int64_t kernel = read.next(), weight = read.next(), summand = read.next();
+      const Kernel kernel = kernel_of(read.next());
+      const int64_t weight = read.next(), summand = read.next();
       const Stage stage{g, kernel, activation_of(read.take(3)), constant(weight), value_or_null(summand)};
-      TORCH_CHECK(!stages.empty() || by_planes == (kernel >= BY_PLANES),
+      TORCH_CHECK(!stages.empty() || by_planes == kernel.planar,
                   "a kernel and an image that lie alike in memory");
       if (kind == 0) {
         run(g, kernel, stage.after, images.at(0), plain ? nullptr : &source, constants.at(weight), stage.other, out);

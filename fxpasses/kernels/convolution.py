@@ -2,23 +2,18 @@
 
     activation(convolution(image, filters) + bias + summand)
 
-over float32 images on an x86 CPU with AVX2 or AVX-512. Images lie in channels-last memory, but for the last
-kernels below. A matrix is read as an image of one column, so a linear layer is a convolution too. Filters and
-bias are packed in one tensor, in an order that depends on the kernel; a kernel is a number that the operator
-takes:
+over float32 images on an x86 CPU with AVX2 or AVX-512. Images lie in channels-last memory, but for kernels
+that are planar (see `Kernel`). A matrix is read as an image of one column, so a linear layer is a convolution
+too. Filters and bias are packed in one tensor, in an order that depends on the kernel's kind:
 
-====== ======================================================================================================
-0      one filter a channel (depthwise): taps by channels, the bias last
-1-4    that many vectors of output channels and several pixels at a time: panels of output channels, of which
-       each holds its bias and then taps by input channels
-11, 14 the same, one pixel at a time
-20     groups with three taps a row, one vector of output channels and several pixels of a row at a time: each
-       vector's bias, then taps by the input channels of a group
-+ 100  the taps of a row are read as one: for images of few channels, such as the first layer's
-+ 200  the same over an image in contiguous memory, plane by plane
-====== ======================================================================================================
+============ ===============================================================================================
+depthwise    taps by channels, the bias last
+product,     panels of as many output channels as are computed at a time, of which each holds its bias and
+few channels then taps by input channels (planar: input channels by taps)
+sliding      for each vector of output channels its bias, then taps by the input channels of a group
+============ ===============================================================================================
 
-Groups that are narrower than a vector are merged, with zeros between them, but for kernel 20.
+Groups that are narrower than a vector are merged, with zeros between them, but for a sliding kernel.
 """
 
 from __future__ import annotations
@@ -30,13 +25,9 @@ from pathlib import Path
 
 import torch
 
+from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
 from fxpasses.torch_internals.cpp import compile_cpp
 
-DEPTHWISE = 0
-SLIDING = 20
-BY_ROWS = 100
-BY_PLANES = 200
-_ONE_PIXEL = 10
 _WIDTHS = (4, 2, 3, 1)
 _SCHEMA = (
     "(Tensor image, Tensor filters, Tensor? summand, int[] sizes, int kernel, int activation, float low,"
@@ -81,12 +72,13 @@ class Sizes:
         """How many groups are computed as one, so that their results fill a vector."""
         vector = vector_length()
         width = self.filters // self.groups
-        fitting = (each for each in range(1, self.groups + 1) if self.groups % each == 0)
-        return next((each for each in fitting if width * each >= vector), self.groups)
+        fitting = (count for count in range(1, self.groups + 1) if self.groups % count == 0)
+        return next((count for count in fitting if width * count >= vector), self.groups)
 
-    def argument(self, kernel: int) -> list[int]:
+    def argument(self, kernel: Kernel) -> list[int]:
         """The operator's argument `sizes`."""
-        groups = self.groups if kernel in (DEPTHWISE, SLIDING) else self.groups // self.merged
+        is_merged = kernel.kind in (Kind.PRODUCT, Kind.FEW_CHANNELS)
+        groups = self.groups // self.merged if is_merged else self.groups
         return [self.filters, groups, *self.kernel, *self.stride, *self.padding, *self.dilation]
 
 
@@ -174,7 +166,7 @@ def _fake_sequence(
     return made
 
 
-def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[int, ...]:
+def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[Kernel, ...]:
     """The kernels worth measuring for a convolution, none where the operator cannot be had.
 
     Args:
@@ -188,7 +180,7 @@ def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[int
     if sizes.is_depthwise:
         return (DEPTHWISE,) if sizes.channels >= vector else ()
     sliding = (SLIDING,) if _slides(sizes, vector) else ()
-    return (*_products(sizes, pixels, vector, BY_PLANES if planar else BY_ROWS), *sliding)
+    return (*_products(sizes, pixels, vector, planar), *sliding)
 
 
 def _slides(sizes: Sizes, vector: int) -> bool:
@@ -199,25 +191,25 @@ def _slides(sizes: Sizes, vector: int) -> bool:
     return sizes.groups > 1 and fills and three
 
 
-def _products(sizes: Sizes, pixels: int, vector: int, together: int) -> Iterator[int]:
-    width = sizes.filters // sizes.groups * sizes.merged
-    padded = {each: -(-width // (each * vector)) * each * vector for each in _WIDTHS}
+def _products(sizes: Sizes, pixels: int, vector: int, planar: bool) -> Iterator[Kernel]:
+    filters = sizes.filters // sizes.groups * sizes.merged
+    padded = {width: -(-filters // (width * vector)) * width * vector for width in _WIDTHS}
     least = min(padded.values())
     few_channels = sizes.channels < vector and sizes.groups == 1 and sizes.kernel[1] > 1
     # The widest of those that read pixel by pixel computes no more vectors than it must.
     exact = None if few_channels else max(_WIDTHS)
-    worthwhile = [each for each in _WIDTHS if each == exact or padded[each] <= 1.15 * least]
-    for each in worthwhile[:3]:
+    worthwhile = [width for width in _WIDTHS if width == exact or padded[width] <= 1.15 * least]
+    for width in worthwhile[:3]:
         if pixels == 1:
-            if each in (1, 4):
-                yield _ONE_PIXEL + each
+            if width in (1, 4):
+                yield Kernel(Kind.PRODUCT, width, single_pixel=True)
         elif few_channels and sizes.dilation[1] == 1:
-            yield together + each
+            yield Kernel(Kind.FEW_CHANNELS, width, planar=planar)
         else:
-            yield each
+            yield Kernel(Kind.PRODUCT, width)
 
 
-def pack(sizes: Sizes, kernel: int, filters: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def pack(sizes: Sizes, kernel: Kernel, filters: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Filters and bias as a kernel reads them.
 
     Args:
@@ -233,19 +225,19 @@ def pack(sizes: Sizes, kernel: int, filters: torch.Tensor, bias: torch.Tensor | 
     if bias is None:
         bias = filters.new_zeros(sizes.filters)
     filters = filters.reshape(sizes.filters, sizes.channels // sizes.groups, *sizes.kernel)
-    if kernel == DEPTHWISE:
+    if kernel.kind is Kind.DEPTHWISE:
         return torch.cat([filters.flatten(1).t(), bias[None]]).flatten()
-    if kernel == SLIDING:
+    if kernel.kind is Kind.SLIDING:
         by_vectors = filters.reshape(-1, vector_length(), *filters.shape[1:])
         vectors = by_vectors.permute(0, 3, 4, 2, 1).flatten(1, 3)
         return torch.cat([bias.view(-1, 1, vector_length()), vectors], 1).flatten()
     merged = sizes.merged
     dense = _merged(filters, sizes.groups, merged)  # [supergroups, filters, channels, height, width]
     supergroups, width = dense.shape[:2]
-    order = (0, 2, 3, 4, 1) if kernel >= BY_PLANES else (0, 3, 4, 2, 1)
+    order = (0, 2, 3, 4, 1) if kernel.planar else (0, 3, 4, 2, 1)
     rows = dense.permute(order).reshape(supergroups, -1, width)
     rows = torch.cat([bias.reshape(supergroups, 1, width), rows], 1)
-    panel = kernel % 10 * vector_length()
+    panel = kernel.width * vector_length()
     panels = -(-width // panel)
     rows = torch.nn.functional.pad(rows, (0, panels * panel - width))
     return rows.reshape(supergroups, -1, panels, panel).transpose(1, 2).flatten()
@@ -258,6 +250,6 @@ def _merged(filters: torch.Tensor, groups: int, merged: int) -> torch.Tensor:
     if merged == 1:
         return grouped[:, 0]
     wide = grouped.new_zeros(groups // merged, merged, count // groups, merged, channels, *taps)
-    for each in range(merged):
-        wide[:, each, :, each] = grouped[:, each]
+    for group in range(merged):
+        wide[:, group, :, group] = grouped[:, group]
     return wide.reshape(groups // merged, merged * count // groups, merged * channels, *taps)

@@ -9,23 +9,25 @@ from fxpasses.kernels import choice as choices
 from fxpasses.kernels import convolution as kernels
 from fxpasses.kernels.choice import Choice, choose, choose_linear
 from fxpasses.kernels.convolution import Sizes
+from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 
 pytestmark = [
     pytest.mark.vectors,
     pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
 ]
 
+ONE_VECTOR = Kernel(Kind.PRODUCT, 1)
 SIZES = Sizes(16, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1))
 
 
 def test_a_kernel_pays_if_what_it_saves_in_a_model_makes_up_for_the_rest():
-    assert Choice(1, 0.96, 1.0).pays
-    assert Choice(1, 1.04, 1.0).pays
-    assert not Choice(1, 1.06, 1.0).pays
-    assert Choice(1, 12e-6, 5e-6).pays
-    assert not Choice(1, 16e-6, 5e-6).pays
+    assert Choice(ONE_VECTOR, 0.96, 1.0).pays
+    assert Choice(ONE_VECTOR, 1.04, 1.0).pays
+    assert not Choice(ONE_VECTOR, 1.06, 1.0).pays
+    assert Choice(ONE_VECTOR, 12e-6, 5e-6).pays
+    assert not Choice(ONE_VECTOR, 16e-6, 5e-6).pays
     assert not Choice(None, 1.0, 1.0).pays
-    assert Choice(0, 0.5, 1.0).pays  # the depthwise kernel is number 0
+    assert Choice(DEPTHWISE, 0.5, 1.0).pays  # its number is 0
 
 
 @pytest.mark.parametrize("slow", ["theirs", "ours"])

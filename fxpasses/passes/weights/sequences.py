@@ -20,11 +20,12 @@ from torch.fx import Graph, Node
 
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.graph.storage import is_same_pixel
-from fxpasses.kernels.convolution import BY_PLANES
+from fxpasses.kernels.kernel import Kernel
 from fxpasses.kernels.sequence import (
     GATHER,
     MEAN,
     PRODUCT,
+    Convolution,
     Reading,
     Step,
     floats_of,
@@ -234,9 +235,9 @@ def _source(argument: object) -> Node:
     return argument
 
 
-def gathers(sizes: Sequence[int], kernel: int) -> bool:
+def gathers(sizes: Sequence[int], kernel: Kernel) -> bool:
     """Whether a kernel can compute what it reads, for the operator's arguments `sizes` and `kernel`."""
-    return 0 < kernel < 10 and list(sizes[1:4]) == [1, 1, 1] and list(sizes[6:8]) == [0, 0]
+    return kernel.is_blocked_product and list(sizes[1:4]) == [1, 1, 1] and list(sizes[6:8]) == [0, 0]
 
 
 def write_sequences(graph: Graph, constant: Callable[[str, torch.Tensor, torch.Tensor], Node]) -> list[int]:
@@ -264,9 +265,9 @@ def _members(graph: Graph) -> tuple[dict[Node, _Member], set[Node]]:
     members: dict[Node, _Member] = {}
     absorbed: set[Node] = set()
     for node in graph.find_nodes(op="call_function", target=ours):
-        image, _, summand, sizes, kernel, *_ = node.args
+        image, _, summand, sizes, *_ = node.args
         given = _source(image)
-        if gathers(sizes, kernel):
+        if gathers(sizes, _kernel_of(node)):
             read = read_ahead(given, only_reader=_readers(given) == {node})
         else:
             read = Read((given,))
@@ -289,8 +290,14 @@ def _members(graph: Graph) -> tuple[dict[Node, _Member], set[Node]]:
 
 def _reads_planes(node: Node) -> bool:
     """Whether it is a kernel of ours that reads an image in contiguous memory."""
-    kernel = node.args[4] if node.target is torch.ops.fxpasses.convolution.default else 0
-    return isinstance(kernel, int) and kernel >= BY_PLANES
+    return node.target is torch.ops.fxpasses.convolution.default and _kernel_of(node).planar
+
+
+def _kernel_of(node: Node) -> Kernel:
+    """The kernel of a call of our operator."""
+    code = node.args[4]
+    assert isinstance(code, int)
+    return Kernel.from_code(code)
 
 
 def _readers(node: Node) -> set[Node]:
@@ -459,11 +466,11 @@ def _step(member: _Member, result: int, operands: Sequence[int], constants: dict
     if member.kind != PRODUCT:
         return Step(member.kind, result, reading, image)
     arguments: tuple[Any, ...] = member.node.args
-    _, filters, _, sizes, kernel, activation, low, high = arguments
+    _, filters, _, sizes, _, activation, low, high = arguments
     which = constant_of(filters)
     assert which is not None
     summand = None if member.summand is None else next(others)
-    convolution = (list(sizes), kernel, which, summand, activation, low, high)
+    convolution = Convolution(list(sizes), _kernel_of(member.node), which, summand, activation, low, high)
     return Step(PRODUCT, result, reading, image, (convolution,))
 
 
