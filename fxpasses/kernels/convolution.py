@@ -18,22 +18,15 @@ Groups that are narrower than a vector are merged, with zeros between them, but 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from fxpasses.kernels import library
 from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
-from fxpasses.torch_internals.cpp import compile_cpp
 
 _WIDTHS = (4, 2, 3, 1)
-_SCHEMA = (
-    "(Tensor image, Tensor filters, Tensor? summand, int[] sizes, int kernel, int activation, float low,"
-    " float high) -> Tensor"
-)
-_SEQUENCE_SCHEMA = "(Tensor[] inputs, Tensor[] constants, Tensor program, int[] shapes) -> Tensor[]"
 ACTIVATIONS = ("none", "clamp", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu")
 """What the operator's argument `activation` counts."""
 
@@ -70,7 +63,7 @@ class Sizes:
     @property
     def merged(self) -> int:
         """How many groups are computed as one, so that their results fill a vector."""
-        vector = vector_length()
+        vector = library.vector_length()
         width = self.filters // self.groups
         fitting = (count for count in range(1, self.groups + 1) if self.groups % count == 0)
         return next((count for count in fitting if width * count >= vector), self.groups)
@@ -82,90 +75,6 @@ class Sizes:
         return [self.filters, groups, *self.kernel, *self.stride, *self.padding, *self.dilation]
 
 
-@functools.cache
-def vector_length() -> int:
-    """How many floats a vector of the compiled kernels has; 0 where there are none (`missing`).
-
-    Compiles them when it is called for the first time, and makes the operator known to torch.
-    """
-    flags = _VECTOR_FLAGS.get(torch.backends.cpu.get_cpu_capability())
-    if flags is None:
-        return 0
-    _define()
-    source = (Path(__file__).parent / "convolution.cpp").read_text(encoding="utf-8")
-    library = compile_cpp(source, flags)
-    return int(library.vector_length()) if library is not None else 0
-
-
-_VECTOR_FLAGS = {
-    # The last one since inductor compiles for the CPU at hand, which may have more than is to be used.
-    "AVX2": ("-mavx2", "-mfma", "-mno-avx512f"),
-    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
-}
-"""What compiles the kernels for the vectors that torch and inductor use (`ATEN_CPU_CAPABILITY`)."""
-
-
-def missing() -> str:
-    """Why there are no kernels; empty where there are."""
-    if vector_length():
-        return ""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability in _VECTOR_FLAGS:
-        return "they do not compile here"
-    return f"they are for {' and '.join(_VECTOR_FLAGS)}, and torch runs with the vectors of {capability}"
-
-
-@functools.cache
-def _define() -> None:
-    torch.library.define("fxpasses::convolution", _SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,))
-    torch.library.register_fake("fxpasses::convolution", _fake)
-    torch.library.define("fxpasses::sequence", _SEQUENCE_SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,))
-    torch.library.register_fake("fxpasses::sequence", _fake_sequence)
-
-
-def _fake(
-    image: torch.Tensor,
-    filters: torch.Tensor,
-    summand: torch.Tensor | None,
-    sizes: Sequence[int],
-    kernel: int,
-    activation: int,
-    low: float,
-    high: float,
-) -> torch.Tensor:
-    count, _, *space = image.shape
-    filters_, _, *given = sizes
-    if not space:
-        return image.new_empty((count, filters_))
-    extents = [
-        (size + 2 * given[4 + at] - given[6 + at] * (given[at] - 1) - 1) // given[2 + at] + 1
-        for at, size in enumerate(space)
-    ]
-    return torch.empty(
-        (count, filters_, *extents),
-        dtype=image.dtype,
-        device=image.device,
-        memory_format=torch.channels_last,
-    )
-
-
-def _fake_sequence(
-    inputs: Sequence[torch.Tensor],
-    constants: Sequence[torch.Tensor],
-    program: torch.Tensor,
-    shapes: Sequence[int],
-) -> list[torch.Tensor]:
-    del inputs, program
-    like = constants[0]
-    made = []
-    for n, c, h, w in zip(*(shapes[at::4] for at in range(4)), strict=True):
-        if h < 0:
-            made.append(like.new_empty((n, c)))
-        else:
-            made.append(like.new_empty((n, h, w, c)).permute(0, 3, 1, 2))
-    return made
-
-
 def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[Kernel, ...]:
     """The kernels worth measuring for a convolution, none where the operator cannot be had.
 
@@ -174,7 +83,7 @@ def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[Ker
         pixels: how many its result has, over the batch.
         planar: whether its image is in contiguous memory.
     """
-    vector = vector_length()
+    vector = library.vector_length()
     if not vector:
         return ()
     if sizes.is_depthwise:
@@ -228,16 +137,16 @@ def pack(sizes: Sizes, kernel: Kernel, filters: torch.Tensor, bias: torch.Tensor
     if kernel.kind is Kind.DEPTHWISE:
         return torch.cat([filters.flatten(1).t(), bias[None]]).flatten()
     if kernel.kind is Kind.SLIDING:
-        by_vectors = filters.reshape(-1, vector_length(), *filters.shape[1:])
+        by_vectors = filters.reshape(-1, library.vector_length(), *filters.shape[1:])
         vectors = by_vectors.permute(0, 3, 4, 2, 1).flatten(1, 3)
-        return torch.cat([bias.view(-1, 1, vector_length()), vectors], 1).flatten()
+        return torch.cat([bias.view(-1, 1, library.vector_length()), vectors], 1).flatten()
     merged = sizes.merged
     dense = _merged(filters, sizes.groups, merged)  # [supergroups, filters, channels, height, width]
     supergroups, width = dense.shape[:2]
     order = (0, 2, 3, 4, 1) if kernel.planar else (0, 3, 4, 2, 1)
     rows = dense.permute(order).reshape(supergroups, -1, width)
     rows = torch.cat([bias.reshape(supergroups, 1, width), rows], 1)
-    panel = kernel.width * vector_length()
+    panel = kernel.width * library.vector_length()
     panels = -(-width // panel)
     rows = torch.nn.functional.pad(rows, (0, panels * panel - width))
     return rows.reshape(supergroups, -1, panels, panel).transpose(1, 2).flatten()

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from fxpasses.kernels import choice as choices
-from fxpasses.kernels import convolution as kernels
+from fxpasses.kernels import library
 from fxpasses.kernels.choice import Choice, choose, choose_linear
-from fxpasses.kernels.convolution import Sizes
+from fxpasses.kernels.convolution import Sizes, kernels_for
 from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 
 pytestmark = [
     pytest.mark.vectors,
-    pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+    pytest.mark.skipif(not library.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
 ]
 
 ONE_VECTOR = Kernel(Kind.PRODUCT, 1)
@@ -38,7 +38,7 @@ def test_the_fastest_is_chosen(monkeypatch, slow):
     found = choose(SIZES, (1, 16, 8, 8))
     choices._choose.cache_clear()
     assert found.pays == (slow == "theirs")
-    assert found.kernel in kernels.kernels_for(SIZES, 64)
+    assert found.kernel in kernels_for(SIZES, 64)
 
 
 def test_it_is_measured_once_and_random_numbers_are_left_alone(monkeypatch):
@@ -65,7 +65,7 @@ def test_without_kernels_torch_keeps_the_convolution(monkeypatch):
 def test_a_sum_is_measured_as_one():
     choices._choose.cache_clear()
     found = choose(SIZES, (1, 16, 8, 8), summand=True)
-    assert found.kernel in kernels.kernels_for(SIZES, 64)
+    assert found.kernel in kernels_for(SIZES, 64)
     assert found.seconds > 0
 
 
@@ -77,5 +77,5 @@ def test_few_channels_are_measured_as_they_lie(monkeypatch, planar):
     stem = Sizes(3, 16, 1, (3, 3), (2, 2), (1, 1), (1, 1))
     choices._choose.cache_clear()
     found = choose(stem, (1, 3, 16, 16), planar=planar)
-    assert found.kernel in kernels.kernels_for(stem, 64, planar=planar)
+    assert found.kernel in kernels_for(stem, 64, planar=planar)
     assert {each.is_contiguous() for each in read} == {planar}

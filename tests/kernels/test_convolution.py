@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fxpasses.kernels import convolution as kernels
+from fxpasses.kernels import library
 from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
 from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
 
 pytestmark = [
     pytest.mark.vectors,
-    pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+    pytest.mark.skipif(not library.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
 ]
 
 REFERENCES = {
@@ -90,7 +90,7 @@ def random_case(chosen: random.Random):
 
 def every_kernel(sizes: Sizes) -> list[Kernel]:
     found = list(EVERY_PRODUCT)
-    if sizes.is_depthwise and sizes.channels >= kernels.vector_length():
+    if sizes.is_depthwise and sizes.channels >= library.vector_length():
         found.append(DEPTHWISE)
     if SLIDING in kernels_for(sizes, 100):
         found.append(SLIDING)
@@ -294,7 +294,7 @@ def test_fake_results_have_the_sizes_and_strides_of_real_ones(n, c, h, w):
 
 def test_candidates():
     """Groups are merged up to a vector; few channels are read by rows; one pixel has kernels of its own."""
-    vector = kernels.vector_length()
+    vector = library.vector_length()
     depthwise = Sizes(vector, vector, vector, (3, 3), (1, 1), (1, 1), (1, 1))
     assert kernels_for(depthwise, 100) == (DEPTHWISE,)
     narrow = Sizes(vector // 2, vector // 2, vector // 2, (3, 3), (1, 1), (1, 1), (1, 1))
@@ -320,11 +320,11 @@ def test_candidates():
 
 def test_without_vectors_there_is_no_kernel(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    kernels.vector_length.cache_clear()
+    library.vector_length.cache_clear()
     try:
         assert kernels_for(Sizes.of_linear(8, 8), 4) == ()
     finally:
-        kernels.vector_length.cache_clear()
+        library.vector_length.cache_clear()
 
 
 @pytest.mark.parametrize("kernel", EVERY_PRODUCT, ids=code)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fxpasses.kernels import convolution as kernels
-from fxpasses.kernels import sequence
+from fxpasses.kernels import library, sequence
 from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, pack
 from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 from fxpasses.kernels.sequence import (
@@ -29,7 +28,7 @@ from fxpasses.kernels.sequence import (
 
 pytestmark = [
     pytest.mark.vectors,
-    pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+    pytest.mark.skipif(not library.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
 ]
 
 LIMITS = (-0.5, 1.5)
@@ -164,7 +163,7 @@ def random_program(chosen: random.Random) -> Program:
             sizes = Sizes(channels, 20, 1, (3, 3), (1, 1), (1, 1), (1, 1))
             convolution = made.convolution(sizes, product(chosen.choice((1, 2))))
             images.append(made.add(PRODUCT, made.plain(value), convolution[1], convolution))
-        elif kind == "depthwise" and channels >= kernels.vector_length():
+        elif kind == "depthwise" and channels >= library.vector_length():
             convolution = made.convolution(_depthwise(channels), DEPTHWISE, None, "silu")
             images.append(made.add(PRODUCT, made.plain(value), convolution[1], convolution))
         elif kind == "mean":

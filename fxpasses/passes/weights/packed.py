@@ -30,8 +30,9 @@ from fxpasses.graph.decline import Decline
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.kernels.choice import Choice, choose, choose_linear
-from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, missing, pack
+from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
 from fxpasses.kernels.kernel import Kernel, Kind
+from fxpasses.kernels.library import missing
 from fxpasses.passes.weights.epilogues import epilogue_of
 from fxpasses.passes.weights.sequences import in_order, write_sequences
 from fxpasses.report.data import Remark, Status

@@ -13,10 +13,10 @@ from torch import nn
 
 import fxpasses
 from fxpasses.backend import door as backend_module
-from fxpasses.kernels import convolution
+from fxpasses.kernels import library
 from fxpasses.kernels.choice import Choice
-from fxpasses.kernels.convolution import vector_length
 from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
+from fxpasses.kernels.library import vector_length
 from fxpasses.passes.weights import kept as kept_weights
 from fxpasses.passes.weights import packed as packed_weights
 
@@ -431,7 +431,7 @@ def test_what_is_faster_is_taken(monkeypatch):
 
 @pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
 def test_without_kernels_all_is_left_to_onednn_with_one_remark(monkeypatch, capability):
-    monkeypatch.setattr(convolution, "vector_length", lambda: 0)
+    monkeypatch.setattr(library, "vector_length", lambda: 0)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     model = varied()
     x = torch.randn(2, 3, 12, 12)

@@ -10,8 +10,8 @@ from helpers import randomised
 from torch import nn
 
 import fxpasses
-from fxpasses.kernels.convolution import vector_length
 from fxpasses.kernels.kernel import Kernel
+from fxpasses.kernels.library import vector_length
 
 pytestmark = [
     pytest.mark.vectors,
