@@ -34,7 +34,8 @@ from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
 from fxpasses.kernels.kernel import Kernel, Kind
 from fxpasses.kernels.library import missing
 from fxpasses.passes.weights.epilogues import epilogue_of
-from fxpasses.passes.weights.sequences import in_order, write_sequences
+from fxpasses.passes.weights.sequences import write_sequences
+from fxpasses.passes.weights.stride_order import in_order
 from fxpasses.report.data import Remark, Status
 from fxpasses.torch_internals.fake_tensors import RealConstantsAllowed, without_fake_tensors
 from fxpasses.torch_internals.inductor import with_joint_pass, writes_cpp_wrapper
