@@ -14,6 +14,7 @@ else:
     import tomli as tomllib  # pytest requires it there
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fxpasses"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 RUNTIMES = {"onnx", "onnxruntime", "onnxscript", "openvino"}
@@ -33,6 +34,19 @@ def test_the_version_is_read_from_the_package():
     assert PYPROJECT["project"]["dynamic"] == ["version"]
     assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "fxpasses.version.__version__"}
     assert fxpasses.__version__ == fxpasses.version.__version__
+
+
+def test_what_the_package_reads_beside_python_is_installed_with_it():
+    """A file that no pattern of package-data names is in the repository, but in no wheel."""
+    read = {
+        path
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".md") and "__pycache__" not in path.parts
+    }
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["fxpasses"]
+    named = {pattern: set(PACKAGE.glob(pattern)) for pattern in patterns}
+    assert read == set().union(*named.values())
+    assert all(named.values()), "a pattern that names nothing"
 
 
 def test_only_bench_installs_other_runtimes():

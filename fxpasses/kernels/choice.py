@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fxpasses.kernels.convolution import DEPTHWISE, Sizes, kernels_for, pack
+from fxpasses.kernels.convolution import Sizes, kernels_for, pack
+from fxpasses.kernels.kernel import Kernel, Kind
 from fxpasses.torch_internals.fake_tensors import without_fake_tensors
 from fxpasses.torch_internals.onednn import (
     pack_convolution_weight,
@@ -40,7 +41,7 @@ class Choice:
         theirs: seconds that torch's takes: oneDNN's convolution, or a matrix product.
     """
 
-    kernel: int | None
+    kernel: Kernel | None
     seconds: float
     theirs: float
 
@@ -90,7 +91,7 @@ def _choose(
             onto = [packed_convolution_onto((each, *arguments[1:]), packed) for each in images]
             calls = [lambda at: onto[at](others[at])]
         for kernel in ours:
-            added = None if kernel == DEPTHWISE else others
+            added = None if kernel.kind is Kind.DEPTHWISE else others
             calls.append(_call(sizes, kernel, images, pack(sizes, kernel, filters, bias), added))
         return _fastest(ours, calls, copies)
 
@@ -121,10 +122,12 @@ def _choose_linear(rows: int, channels: int, filters: int, threads: int) -> Choi
         return _fastest(ours, calls, copies)
 
 
-def _fastest(ours: Sequence[int], calls: Sequence[Callable[[int], torch.Tensor]], copies: int) -> Choice:
+def _fastest(ours: Sequence[Kernel], calls: Sequence[Callable[[int], torch.Tensor]], copies: int) -> Choice:
     """The choice between torch's call, which is the first, and those of our kernels."""
     theirs, *seconds = _medians(calls, copies)
-    best, kernel = min(zip(seconds, ours, strict=True), default=(theirs, None))
+    if not ours:
+        return Choice(None, theirs, theirs)
+    best, kernel = min(zip(seconds, ours, strict=True), key=lambda timed: (timed[0], timed[1].code))
     return Choice(kernel, best, theirs)
 
 
@@ -135,12 +138,12 @@ def _copies(*tensors: torch.Tensor) -> int:
 
 def _call(
     sizes: Sizes,
-    kernel: int,
+    kernel: Kernel,
     images: Sequence[torch.Tensor],
     packed: torch.Tensor,
     others: Sequence[torch.Tensor] | None = None,
 ) -> Callable[[int], torch.Tensor]:
-    rest = (sizes.argument(kernel), kernel, 0, 0.0, 0.0)
+    rest = (sizes.argument(kernel), kernel.code, 0, 0.0, 0.0)
     summands: Sequence[torch.Tensor | None] = others or [None] * len(images)
     return lambda at: torch.ops.fxpasses.convolution(images[at], packed, summands[at], *rest)
 

@@ -2,47 +2,31 @@
 
     activation(convolution(image, filters) + bias + summand)
 
-over float32 images on an x86 CPU with AVX2 or AVX-512. Images lie in channels-last memory, but for the last
-kernels below. A matrix is read as an image of one column, so a linear layer is a convolution too. Filters and
-bias are packed in one tensor, in an order that depends on the kernel; a kernel is a number that the operator
-takes:
+over float32 images on an x86 CPU with AVX2 or AVX-512. Images lie in channels-last memory, but for kernels
+that are planar (see `Kernel`). A matrix is read as an image of one column, so a linear layer is a convolution
+too. Filters and bias are packed in one tensor, in an order that depends on the kernel's kind:
 
-====== ======================================================================================================
-0      one filter a channel (depthwise): taps by channels, the bias last
-1-4    that many vectors of output channels and several pixels at a time: panels of output channels, of which
-       each holds its bias and then taps by input channels
-11, 14 the same, one pixel at a time
-20     groups with three taps a row, one vector of output channels and several pixels of a row at a time: each
-       vector's bias, then taps by the input channels of a group
-+ 100  the taps of a row are read as one: for images of few channels, such as the first layer's
-+ 200  the same over an image in contiguous memory, plane by plane
-====== ======================================================================================================
+============ ===============================================================================================
+depthwise    taps by channels, the bias last
+product,     panels of as many output channels as are computed at a time, of which each holds its bias and
+few channels then taps by input channels (planar: input channels by taps)
+sliding      for each vector of output channels its bias, then taps by the input channels of a group
+============ ===============================================================================================
 
-Groups that are narrower than a vector are merged, with zeros between them, but for kernel 20.
+Groups that are narrower than a vector are merged, with zeros between them, but for a sliding kernel.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from fxpasses.torch_internals.cpp import compile_cpp
+from fxpasses.kernels import library
+from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
 
-DEPTHWISE = 0
-SLIDING = 20
-BY_ROWS = 100
-BY_PLANES = 200
-_ONE_PIXEL = 10
 _WIDTHS = (4, 2, 3, 1)
-_SCHEMA = (
-    "(Tensor image, Tensor filters, Tensor? summand, int[] sizes, int kernel, int activation, float low,"
-    " float high) -> Tensor"
-)
-_SEQUENCE_SCHEMA = "(Tensor[] inputs, Tensor[] constants, Tensor program, int[] shapes) -> Tensor[]"
 ACTIVATIONS = ("none", "clamp", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu")
 """What the operator's argument `activation` counts."""
 
@@ -79,102 +63,19 @@ class Sizes:
     @property
     def merged(self) -> int:
         """How many groups are computed as one, so that their results fill a vector."""
-        vector = vector_length()
+        vector = library.vector_length()
         width = self.filters // self.groups
-        fitting = (each for each in range(1, self.groups + 1) if self.groups % each == 0)
-        return next((each for each in fitting if width * each >= vector), self.groups)
+        fitting = (count for count in range(1, self.groups + 1) if self.groups % count == 0)
+        return next((count for count in fitting if width * count >= vector), self.groups)
 
-    def argument(self, kernel: int) -> list[int]:
+    def argument(self, kernel: Kernel) -> list[int]:
         """The operator's argument `sizes`."""
-        groups = self.groups if kernel in (DEPTHWISE, SLIDING) else self.groups // self.merged
+        is_merged = kernel.kind in (Kind.PRODUCT, Kind.FEW_CHANNELS)
+        groups = self.groups // self.merged if is_merged else self.groups
         return [self.filters, groups, *self.kernel, *self.stride, *self.padding, *self.dilation]
 
 
-@functools.cache
-def vector_length() -> int:
-    """How many floats a vector of the compiled kernels has; 0 where there are none (`missing`).
-
-    Compiles them when it is called for the first time, and makes the operator known to torch.
-    """
-    flags = _VECTOR_FLAGS.get(torch.backends.cpu.get_cpu_capability())
-    if flags is None:
-        return 0
-    _define()
-    source = (Path(__file__).parent / "convolution.cpp").read_text(encoding="utf-8")
-    library = compile_cpp(source, flags)
-    return int(library.vector_length()) if library is not None else 0
-
-
-_VECTOR_FLAGS = {
-    # The last one since inductor compiles for the CPU at hand, which may have more than is to be used.
-    "AVX2": ("-mavx2", "-mfma", "-mno-avx512f"),
-    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
-}
-"""What compiles the kernels for the vectors that torch and inductor use (`ATEN_CPU_CAPABILITY`)."""
-
-
-def missing() -> str:
-    """Why there are no kernels; empty where there are."""
-    if vector_length():
-        return ""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability in _VECTOR_FLAGS:
-        return "they do not compile here"
-    return f"they are for {' and '.join(_VECTOR_FLAGS)}, and torch runs with the vectors of {capability}"
-
-
-@functools.cache
-def _define() -> None:
-    torch.library.define("fxpasses::convolution", _SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,))
-    torch.library.register_fake("fxpasses::convolution", _fake)
-    torch.library.define("fxpasses::sequence", _SEQUENCE_SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,))
-    torch.library.register_fake("fxpasses::sequence", _fake_sequence)
-
-
-def _fake(
-    image: torch.Tensor,
-    filters: torch.Tensor,
-    summand: torch.Tensor | None,
-    sizes: Sequence[int],
-    kernel: int,
-    activation: int,
-    low: float,
-    high: float,
-) -> torch.Tensor:
-    count, _, *space = image.shape
-    filters_, _, *given = sizes
-    if not space:
-        return image.new_empty((count, filters_))
-    extents = [
-        (size + 2 * given[4 + at] - given[6 + at] * (given[at] - 1) - 1) // given[2 + at] + 1
-        for at, size in enumerate(space)
-    ]
-    return torch.empty(
-        (count, filters_, *extents),
-        dtype=image.dtype,
-        device=image.device,
-        memory_format=torch.channels_last,
-    )
-
-
-def _fake_sequence(
-    inputs: Sequence[torch.Tensor],
-    constants: Sequence[torch.Tensor],
-    program: torch.Tensor,
-    shapes: Sequence[int],
-) -> list[torch.Tensor]:
-    del inputs, program
-    like = constants[0]
-    made = []
-    for n, c, h, w in zip(*(shapes[at::4] for at in range(4)), strict=True):
-        if h < 0:
-            made.append(like.new_empty((n, c)))
-        else:
-            made.append(like.new_empty((n, h, w, c)).permute(0, 3, 1, 2))
-    return made
-
-
-def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[int, ...]:
+def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[Kernel, ...]:
     """The kernels worth measuring for a convolution, none where the operator cannot be had.
 
     Args:
@@ -182,13 +83,13 @@ def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[int
         pixels: how many its result has, over the batch.
         planar: whether its image is in contiguous memory.
     """
-    vector = vector_length()
+    vector = library.vector_length()
     if not vector:
         return ()
     if sizes.is_depthwise:
         return (DEPTHWISE,) if sizes.channels >= vector else ()
     sliding = (SLIDING,) if _slides(sizes, vector) else ()
-    return (*_products(sizes, pixels, vector, BY_PLANES if planar else BY_ROWS), *sliding)
+    return (*_products(sizes, pixels, vector, planar), *sliding)
 
 
 def _slides(sizes: Sizes, vector: int) -> bool:
@@ -199,25 +100,25 @@ def _slides(sizes: Sizes, vector: int) -> bool:
     return sizes.groups > 1 and fills and three
 
 
-def _products(sizes: Sizes, pixels: int, vector: int, together: int) -> Iterator[int]:
-    width = sizes.filters // sizes.groups * sizes.merged
-    padded = {each: -(-width // (each * vector)) * each * vector for each in _WIDTHS}
+def _products(sizes: Sizes, pixels: int, vector: int, planar: bool) -> Iterator[Kernel]:
+    filters = sizes.filters // sizes.groups * sizes.merged
+    padded = {width: -(-filters // (width * vector)) * width * vector for width in _WIDTHS}
     least = min(padded.values())
     few_channels = sizes.channels < vector and sizes.groups == 1 and sizes.kernel[1] > 1
     # The widest of those that read pixel by pixel computes no more vectors than it must.
     exact = None if few_channels else max(_WIDTHS)
-    worthwhile = [each for each in _WIDTHS if each == exact or padded[each] <= 1.15 * least]
-    for each in worthwhile[:3]:
+    worthwhile = [width for width in _WIDTHS if width == exact or padded[width] <= 1.15 * least]
+    for width in worthwhile[:3]:
         if pixels == 1:
-            if each in (1, 4):
-                yield _ONE_PIXEL + each
+            if width in (1, 4):
+                yield Kernel(Kind.PRODUCT, width, single_pixel=True)
         elif few_channels and sizes.dilation[1] == 1:
-            yield together + each
+            yield Kernel(Kind.FEW_CHANNELS, width, planar=planar)
         else:
-            yield each
+            yield Kernel(Kind.PRODUCT, width)
 
 
-def pack(sizes: Sizes, kernel: int, filters: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def pack(sizes: Sizes, kernel: Kernel, filters: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Filters and bias as a kernel reads them.
 
     Args:
@@ -233,19 +134,19 @@ def pack(sizes: Sizes, kernel: int, filters: torch.Tensor, bias: torch.Tensor | 
     if bias is None:
         bias = filters.new_zeros(sizes.filters)
     filters = filters.reshape(sizes.filters, sizes.channels // sizes.groups, *sizes.kernel)
-    if kernel == DEPTHWISE:
+    if kernel.kind is Kind.DEPTHWISE:
         return torch.cat([filters.flatten(1).t(), bias[None]]).flatten()
-    if kernel == SLIDING:
-        by_vectors = filters.reshape(-1, vector_length(), *filters.shape[1:])
+    if kernel.kind is Kind.SLIDING:
+        by_vectors = filters.reshape(-1, library.vector_length(), *filters.shape[1:])
         vectors = by_vectors.permute(0, 3, 4, 2, 1).flatten(1, 3)
-        return torch.cat([bias.view(-1, 1, vector_length()), vectors], 1).flatten()
+        return torch.cat([bias.view(-1, 1, library.vector_length()), vectors], 1).flatten()
     merged = sizes.merged
     dense = _merged(filters, sizes.groups, merged)  # [supergroups, filters, channels, height, width]
     supergroups, width = dense.shape[:2]
-    order = (0, 2, 3, 4, 1) if kernel >= BY_PLANES else (0, 3, 4, 2, 1)
+    order = (0, 2, 3, 4, 1) if kernel.planar else (0, 3, 4, 2, 1)
     rows = dense.permute(order).reshape(supergroups, -1, width)
     rows = torch.cat([bias.reshape(supergroups, 1, width), rows], 1)
-    panel = kernel % 10 * vector_length()
+    panel = kernel.width * library.vector_length()
     panels = -(-width // panel)
     rows = torch.nn.functional.pad(rows, (0, panels * panel - width))
     return rows.reshape(supergroups, -1, panels, panel).transpose(1, 2).flatten()
@@ -258,6 +159,6 @@ def _merged(filters: torch.Tensor, groups: int, merged: int) -> torch.Tensor:
     if merged == 1:
         return grouped[:, 0]
     wide = grouped.new_zeros(groups // merged, merged, count // groups, merged, channels, *taps)
-    for each in range(merged):
-        wide[:, each, :, each] = grouped[:, each]
+    for group in range(merged):
+        wide[:, group, :, group] = grouped[:, group]
     return wide.reshape(groups // merged, merged * count // groups, merged * channels, *taps)

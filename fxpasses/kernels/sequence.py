@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import NamedTuple
 
 import torch
 
-from fxpasses.kernels.convolution import BY_PLANES, BY_ROWS, DEPTHWISE
+from fxpasses.kernels.kernel import Kernel, Kind
 
 PRODUCT, MEAN, GATHER, CHAIN = range(4)
 _ALIGNED = 16
@@ -55,7 +56,34 @@ class Reading:
     limits: tuple[float, float] | None = None
 
 
-Convolution = tuple[list[int], int, int, int | None, int, float, float]
+class Convolution(NamedTuple):
+    """One convolution of a step: the operator's arguments, with numbers in the place of tensors.
+
+    Attributes:
+        sizes: `Sizes.argument`.
+        kernel: which computes it.
+        filters: the constant that holds the packed filters.
+        summand: the value that is added, or None.
+        activation: what follows, and the limits `low` and `high` of a clamp.
+    """
+
+    sizes: list[int]
+    kernel: Kernel
+    filters: int
+    summand: int | None
+    activation: int
+    low: float
+    high: float
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is a product over all single pixels."""
+        return self.kernel.is_blocked_product and self.sizes[1:] == [1, 1, 1, 1, 1, 0, 0, 1, 1]
+
+    @property
+    def is_by_rows(self) -> bool:
+        """Whether it is one that can make single rows: depthwise, or over single pixels."""
+        return self.kernel.kind is Kind.DEPTHWISE or self.is_single
 
 
 @dataclass(frozen=True)
@@ -68,9 +96,7 @@ class Step:
         result: the value that it gives.
         reading: what it reads.
         image: batch, height, width and channels of that.
-        convolutions: the operator's arguments for the one of a `PRODUCT` or those of a `CHAIN`:
-            `Sizes.argument`, the kernel, the constant that holds the filters, the value of the summand or
-            None, the activation and its limits.
+        convolutions: the one of a `PRODUCT` or those of a `CHAIN`.
     """
 
     kind: int
@@ -82,13 +108,13 @@ class Step:
     @property
     def planar(self) -> tuple[int, ...]:
         """The values that the step reads in contiguous memory, plane by plane."""
-        return self.reading.values if any(each[1] >= BY_PLANES for each in self.convolutions) else ()
+        return self.reading.values if any(one.kernel.planar for one in self.convolutions) else ()
 
     @property
     def read(self) -> list[int]:
         """The values that the step reads."""
-        others = [self.reading.gate, *(each[3] for each in self.convolutions)]
-        return [*self.reading.values, *(each for each in others if each is not None)]
+        others = [self.reading.gate, *(one.summand for one in self.convolutions)]
+        return [*self.reading.values, *(value for value in others if value is not None)]
 
     def words(self) -> list[int]:
         """The step as the operator reads it."""
@@ -97,13 +123,13 @@ class Step:
         words = [self.kind, self.result, len(reading.values), *pairs, *self.image]
         if self.kind == MEAN:
             return words
-        words += [-1 if each is None else each for each in (reading.gate, reading.scale, reading.shift)]
+        words += [-1 if number is None else number for number in (reading.gate, reading.scale, reading.shift)]
         words += [reading.limits is not None, *map(_bits, reading.limits or (0.0, 0.0))]
         if self.kind == CHAIN:
             words.append(len(self.convolutions))
-        for sizes, kernel, filters, summand, activation, low, high in self.convolutions:
-            words += [*sizes, kernel, filters, -1 if summand is None else summand]
-            words += [activation, _bits(low), _bits(high)]
+        for one in self.convolutions:
+            words += [*one.sizes, one.kernel.code, one.filters, -1 if one.summand is None else one.summand]
+            words += [one.activation, _bits(one.low), _bits(one.high)]
         return words
 
     def followed_by(self, other: Step) -> Step | None:
@@ -111,32 +137,22 @@ class Step:
         if self.kind not in (PRODUCT, CHAIN) or other.kind != PRODUCT:
             return None
         first, last, (new,) = self.convolutions[0], self.convolutions[-1], other.convolutions
-        channels = last[0][0]
+        channels = last.sizes[0]
         plain = self.reading == Reading(self.reading.values[:1], self.reading.widths[:1])
         alone = other.reading == Reading((self.result,), (channels,))
-        if not (plain and alone and (_is_by_rows(first) or first[1] >= BY_ROWS) and _is_by_rows(new)):
+        heads = first.is_by_rows or first.kernel.kind is Kind.FEW_CHANNELS
+        if not (plain and alone and heads and new.is_by_rows):
             return None
         count, height, width, _ = other.image
         every = (*self.convolutions, new)
-        shared = (sizes[2] - sizes[4] for sizes, kernel, *_ in every if kernel == DEPTHWISE)
-        again = sum(max(0, each) for each in shared) * (torch.get_num_threads() - 1)
+        shared = (one.sizes[2] - one.sizes[4] for one in every if one.kernel.kind is Kind.DEPTHWISE)
+        again = sum(max(0, rows) for rows in shared) * (torch.get_num_threads() - 1)
         if 4 * count * height * width * channels < _FAR or _AGAIN * again > count * height:
             return None
-        widths = pairwise((self.image[3], *(each[0][0] for each in every)))
-        if 4 * sum(a * b for (a, b), each in zip(widths, every, strict=True) if _is_single(each)) > _FILTERS:
+        widths = pairwise((self.image[3], *(one.sizes[0] for one in every)))
+        if 4 * sum(a * b for (a, b), one in zip(widths, every, strict=True) if one.is_single) > _FILTERS:
             return None
         return Step(CHAIN, other.result, self.reading, self.image, every)
-
-
-def _is_by_rows(convolution: Convolution) -> bool:
-    """Whether it is one that can make single rows: depthwise, or over single pixels."""
-    return convolution[1] == DEPTHWISE or _is_single(convolution)
-
-
-def _is_single(convolution: Convolution) -> bool:
-    """Whether it is a product over all single pixels."""
-    sizes, kernel, *_ = convolution
-    return 0 < kernel < 10 and sizes[1:] == [1, 1, 1, 1, 1, 0, 0, 1, 1]
 
 
 def joined(steps: Sequence[Step], given: int) -> list[Step]:
@@ -162,9 +178,9 @@ def program(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> list[int
     """
     steps = joined(steps, given)
     offsets, floats = _places(steps, given, sizes)
-    planar = sorted({value for each in steps for value in each.planar})
+    planar = sorted({value for step in steps for value in step.planar})
     head = [len(offsets), floats, len(steps), len(planar), *offsets, *planar]
-    return [*head, *(word for each in steps for word in each.words())]
+    return [*head, *(word for step in steps for word in step.words())]
 
 
 def _places(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -178,7 +194,7 @@ def _places(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> tuple[li
     for at, step in enumerate(steps):
         if step.result < given:
             continue
-        lying = sorted(each for each in lying if each[2] >= at)
+        lying = sorted(taken for taken in lying if taken[2] >= at)
         floats = -(-sizes[step.result - given] // _ALIGNED) * _ALIGNED
         place = 0
         for start, stop, _ in lying:
@@ -193,7 +209,7 @@ def _places(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> tuple[li
 
 def shapes_argument(shapes: Sequence[Sequence[int]]) -> list[int]:
     """The operator's argument `shapes`: four words for each result; a matrix has -1 for height and width."""
-    return [size for each in shapes for size in (*each, *(() if len(each) == 4 else (-1, -1)))]
+    return [size for shape in shapes for size in (*shape, *(() if len(shape) == 4 else (-1, -1)))]
 
 
 def floats_of(shape: Sequence[int]) -> int:

@@ -6,26 +6,28 @@ import pytest
 import torch
 
 from fxpasses.kernels import choice as choices
-from fxpasses.kernels import convolution as kernels
+from fxpasses.kernels import library
 from fxpasses.kernels.choice import Choice, choose, choose_linear
-from fxpasses.kernels.convolution import Sizes
+from fxpasses.kernels.convolution import Sizes, kernels_for
+from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 
 pytestmark = [
     pytest.mark.vectors,
-    pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+    pytest.mark.skipif(not library.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
 ]
 
+ONE_VECTOR = Kernel(Kind.PRODUCT, 1)
 SIZES = Sizes(16, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1))
 
 
 def test_a_kernel_pays_if_what_it_saves_in_a_model_makes_up_for_the_rest():
-    assert Choice(1, 0.96, 1.0).pays
-    assert Choice(1, 1.04, 1.0).pays
-    assert not Choice(1, 1.06, 1.0).pays
-    assert Choice(1, 12e-6, 5e-6).pays
-    assert not Choice(1, 16e-6, 5e-6).pays
+    assert Choice(ONE_VECTOR, 0.96, 1.0).pays
+    assert Choice(ONE_VECTOR, 1.04, 1.0).pays
+    assert not Choice(ONE_VECTOR, 1.06, 1.0).pays
+    assert Choice(ONE_VECTOR, 12e-6, 5e-6).pays
+    assert not Choice(ONE_VECTOR, 16e-6, 5e-6).pays
     assert not Choice(None, 1.0, 1.0).pays
-    assert Choice(0, 0.5, 1.0).pays  # the depthwise kernel is number 0
+    assert Choice(DEPTHWISE, 0.5, 1.0).pays  # its number is 0
 
 
 @pytest.mark.parametrize("slow", ["theirs", "ours"])
@@ -36,7 +38,7 @@ def test_the_fastest_is_chosen(monkeypatch, slow):
     found = choose(SIZES, (1, 16, 8, 8))
     choices._choose.cache_clear()
     assert found.pays == (slow == "theirs")
-    assert found.kernel in kernels.kernels_for(SIZES, 64)
+    assert found.kernel in kernels_for(SIZES, 64)
 
 
 def test_it_is_measured_once_and_random_numbers_are_left_alone(monkeypatch):
@@ -63,7 +65,7 @@ def test_without_kernels_torch_keeps_the_convolution(monkeypatch):
 def test_a_sum_is_measured_as_one():
     choices._choose.cache_clear()
     found = choose(SIZES, (1, 16, 8, 8), summand=True)
-    assert found.kernel in kernels.kernels_for(SIZES, 64)
+    assert found.kernel in kernels_for(SIZES, 64)
     assert found.seconds > 0
 
 
@@ -75,5 +77,5 @@ def test_few_channels_are_measured_as_they_lie(monkeypatch, planar):
     stem = Sizes(3, 16, 1, (3, 3), (2, 2), (1, 1), (1, 1))
     choices._choose.cache_clear()
     found = choose(stem, (1, 3, 16, 16), planar=planar)
-    assert found.kernel in kernels.kernels_for(stem, 64, planar=planar)
+    assert found.kernel in kernels_for(stem, 64, planar=planar)
     assert {each.is_contiguous() for each in read} == {planar}

@@ -11,21 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fxpasses.kernels import convolution as kernels
-from fxpasses.kernels.convolution import (
-    ACTIVATIONS,
-    BY_PLANES,
-    BY_ROWS,
-    DEPTHWISE,
-    SLIDING,
-    Sizes,
-    kernels_for,
-    pack,
-)
+from fxpasses.kernels import library
+from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
+from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
 
 pytestmark = [
     pytest.mark.vectors,
-    pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+    pytest.mark.skipif(not library.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
 ]
 
 REFERENCES = {
@@ -37,7 +29,17 @@ REFERENCES = {
     "hardsigmoid": functional.hardsigmoid,
     "gelu": functional.gelu,
 }
-EVERY_PRODUCT = (1, 2, 3, 4, 11, 14)
+ONE_VECTOR = Kernel(Kind.PRODUCT, 1)
+EVERY_PRODUCT = tuple(map(Kernel.from_code, (1, 2, 3, 4, 11, 14)))
+
+
+def few_channels(width, *, planar=False):
+    return Kernel(Kind.FEW_CHANNELS, width, planar=planar)
+
+
+def code(kernel):
+    """The name of a case of a test."""
+    return str(kernel.code)
 
 
 def channels_last(*shape):
@@ -47,7 +49,7 @@ def channels_last(*shape):
 def run(x, sizes, kernel, filters, bias=None, summand=None, activation="none"):
     packed = pack(sizes, kernel, filters, bias)
     return torch.ops.fxpasses.convolution(
-        x, packed, summand, sizes.argument(kernel), kernel, ACTIVATIONS.index(activation), -0.5, 1.5
+        x, packed, summand, sizes.argument(kernel), kernel.code, ACTIVATIONS.index(activation), -0.5, 1.5
     )
 
 
@@ -86,14 +88,14 @@ def random_case(chosen: random.Random):
     return sizes, (chosen.choice((1, 2)), channels, *space)
 
 
-def every_kernel(sizes: Sizes) -> list[int]:
+def every_kernel(sizes: Sizes) -> list[Kernel]:
     found = list(EVERY_PRODUCT)
-    if sizes.is_depthwise and sizes.channels >= kernels.vector_length():
+    if sizes.is_depthwise and sizes.channels >= library.vector_length():
         found.append(DEPTHWISE)
     if SLIDING in kernels_for(sizes, 100):
         found.append(SLIDING)
     if sizes.groups == 1 and sizes.dilation[1] == 1:
-        found += [memory + each for memory in (BY_ROWS, BY_PLANES) for each in (1, 2, 3, 4)]
+        found += [few_channels(width, planar=planar) for planar in (False, True) for width in (1, 2, 3, 4)]
     return found
 
 
@@ -110,7 +112,7 @@ def test_every_kernel_equals_float64(seed):
     activation = chosen.choice(ACTIVATIONS)
     total = plain if summand is None else plain + summand
     for kernel in every_kernel(sizes):
-        if kernel == DEPTHWISE and summand is not None:
+        if kernel.kind is Kind.DEPTHWISE and summand is not None:
             continue
         found = run(x, sizes, kernel, filters, bias, summand, activation)
         assert_equal(found, REFERENCES[activation](total), scale=total)
@@ -122,16 +124,16 @@ def test_activations_have_the_values_and_the_specials_of_eager(activation):
     special = torch.tensor([math.nan, math.inf, -math.inf, 100.0, -100.0])
     sizes = Sizes.of_linear(1, 1)
     one = torch.ones(1, 1)
-    found = run(x[:, None], sizes, 1, one, activation=activation)[:, 0]
+    found = run(x[:, None], sizes, ONE_VECTOR, one, activation=activation)[:, 0]
     wanted = REFERENCES[activation](x.double())
     assert ((found - wanted).abs() <= 3e-7 * (1 + x.abs())).all()
-    found = run(special[:, None], sizes, 1, one, activation=activation)[:, 0]
+    found = run(special[:, None], sizes, ONE_VECTOR, one, activation=activation)[:, 0]
     wanted = REFERENCES[activation](special.double())  # eager's float32 gelu of infinity is NaN
     torch.testing.assert_close(found.double(), wanted, equal_nan=True, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 49])
-@pytest.mark.parametrize("kernel", EVERY_PRODUCT)
+@pytest.mark.parametrize("kernel", EVERY_PRODUCT, ids=code)
 def test_a_matrix_is_an_image_of_one_column(rows, kernel):
     torch.manual_seed(rows)
     x, weight, bias, summand = (
@@ -156,24 +158,24 @@ def test_operands_in_other_memory_are_copied_not_misread():
         torch.randn(2, 5, 12, 14)[:, :, ::2, ::2],
         torch.randn(5, 6, 7).expand(2, -1, -1, -1),
     ):
-        for kernel in (2, BY_ROWS + 2, BY_PLANES + 2):
+        for kernel in (Kernel(Kind.PRODUCT, 2), few_channels(2), few_channels(2, planar=True)):
             summand = torch.randn(7, 6, 6, 2).permute(3, 2, 1, 0)
             wanted = expected(x, sizes, filters) + summand
             assert_equal(run(x, sizes, kernel, filters, summand=summand), wanted)
 
 
-@pytest.mark.parametrize("memory", [BY_ROWS, BY_PLANES])
+@pytest.mark.parametrize("planar", [False, True])
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
 @pytest.mark.parametrize("width", [1, 13, 14, 15, 60])
-def test_few_channels_equal_float64_at_every_border(width, stride, memory):
+def test_few_channels_equal_float64_at_every_border(width, stride, planar):
     """Every number of pixels beside a block's, and sums of more and of less than 128 products."""
     torch.manual_seed(width)
     for side, channels in ((3, 3), (4, 1), (7, 3), (7, 15)):
         sizes = Sizes(channels, 37, 1, (side, side), (stride, stride), (side // 2, side // 2), (1, 1))
         filters, bias = torch.randn(37, channels, side, side), torch.randn(37)
         x = torch.randn(2, channels, 9, width)
-        for each in (1, 2, 3, 4):
-            found = run(x, sizes, memory + each, filters, bias, None, "clamp")
+        for vectors in (1, 2, 3, 4):
+            found = run(x, sizes, few_channels(vectors, planar=planar), filters, bias, None, "clamp")
             plain = expected(x, sizes, filters, bias)
             assert_equal(found, plain.clamp(-0.5, 1.5), scale=plain)
 
@@ -203,7 +205,7 @@ def test_groups_of_three_taps_equal_float64_at_every_border(groups, stride):
         assert_equal(found, (plain + summand).clamp(-0.5, 1.5), scale=plain + summand)
 
 
-@pytest.mark.parametrize("kernel", EVERY_PRODUCT)
+@pytest.mark.parametrize("kernel", EVERY_PRODUCT, ids=code)
 @pytest.mark.parametrize("filters", [7, 40, 90, 130])
 def test_many_channels_of_single_pixels_equal_float64(filters, kernel):
     """Parts of the channels after one another, over panels of which the last is not full."""
@@ -223,9 +225,9 @@ def test_nothing_beside_an_image_is_read():
     filters = torch.randn(20, 3, 3, 3)
     wide = torch.full((3, 3, 30, 30), torch.nan)
     wide[1] = 1.0
-    for memory, order in ((BY_PLANES, torch.contiguous_format), (BY_ROWS, torch.channels_last)):
+    for planar, order in ((True, torch.contiguous_format), (False, torch.channels_last)):
         x = wide.contiguous(memory_format=order)[1:2]
-        assert_equal(run(x, sizes, memory + 1, filters), expected(x, sizes, filters))
+        assert_equal(run(x, sizes, few_channels(1, planar=planar), filters), expected(x, sizes, filters))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -253,7 +255,8 @@ def test_the_number_of_threads_changes_no_bit(threads):
 def test_what_does_not_fit_is_refused():
     x, sizes = channels_last(1, 16, 5, 5), Sizes(16, 16, 1, (1, 1), (1, 1), (0, 0), (1, 1))
     filters = torch.randn(16, 16, 1, 1)
-    packed, argument = pack(sizes, 1, filters, None), sizes.argument(1)
+    packed, argument = pack(sizes, ONE_VECTOR, filters, None), sizes.argument(ONE_VECTOR)
+    planar = pack(sizes, few_channels(1, planar=True), filters, None)
     operator = torch.ops.fxpasses.convolution
     for given, message in (
         ((x.double(), packed, None, argument, 1), "float32"),
@@ -261,8 +264,8 @@ def test_what_does_not_fit_is_refused():
         ((x, packed, x[..., 1:], argument, 1), "summand"),
         ((x, packed, None, argument, 0), "depthwise"),
         ((x, packed, None, argument, 21), "no kernel"),
-        ((x, packed, None, argument, SLIDING), "three taps a row"),
-        ((x, pack(sizes, 211, filters, None), None, argument, 211), "several pixels at a time"),
+        ((x, packed, None, argument, SLIDING.code), "three taps a row"),
+        ((x, planar, None, argument, 211), "several pixels at a time"),
         ((x, packed, None, argument[1:], 1), "sizes"),
     ):
         with pytest.raises(RuntimeError, match=message):
@@ -271,7 +274,7 @@ def test_what_does_not_fit_is_refused():
 
 def test_an_empty_batch_gives_an_empty_result():
     sizes = Sizes(3, 4, 1, (3, 3), (1, 1), (1, 1), (1, 1))
-    assert run(channels_last(0, 3, 5, 5), sizes, 1, torch.randn(4, 3, 3, 3)).shape == (0, 4, 5, 5)
+    assert run(channels_last(0, 3, 5, 5), sizes, ONE_VECTOR, torch.randn(4, 3, 3, 3)).shape == (0, 4, 5, 5)
 
 
 @pytest.mark.parametrize(("n", "c", "h", "w"), list(itertools.product((1, 2), (16, 24), (1, 5), (1, 6))))
@@ -279,19 +282,19 @@ def test_fake_results_have_the_sizes_and_strides_of_real_ones(n, c, h, w):
     from fxpasses.torch_internals.fake_tensors import FakeTensorMode
 
     sizes = Sizes(c, 8, 1, (3, 3), (2, 1), (1, 1), (1, 1))
-    packed = pack(sizes, 1, torch.randn(8, c, 3, 3), None)
+    packed = pack(sizes, ONE_VECTOR, torch.randn(8, c, 3, 3), None)
     x = channels_last(n, c, h, w)
-    real = torch.ops.fxpasses.convolution(x, packed, None, sizes.argument(1), 1, 0, 0.0, 0.0)
+    real = torch.ops.fxpasses.convolution(x, packed, None, sizes.argument(ONE_VECTOR), 1, 0, 0.0, 0.0)
     with FakeTensorMode() as mode:
         fake = torch.ops.fxpasses.convolution(
-            mode.from_tensor(x), mode.from_tensor(packed), None, sizes.argument(1), 1, 0, 0.0, 0.0
+            mode.from_tensor(x), mode.from_tensor(packed), None, sizes.argument(ONE_VECTOR), 1, 0, 0.0, 0.0
         )
     assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
 
 
 def test_candidates():
     """Groups are merged up to a vector; few channels are read by rows; one pixel has kernels of its own."""
-    vector = kernels.vector_length()
+    vector = library.vector_length()
     depthwise = Sizes(vector, vector, vector, (3, 3), (1, 1), (1, 1), (1, 1))
     assert kernels_for(depthwise, 100) == (DEPTHWISE,)
     narrow = Sizes(vector // 2, vector // 2, vector // 2, (3, 3), (1, 1), (1, 1), (1, 1))
@@ -308,22 +311,23 @@ def test_candidates():
     ):
         assert SLIDING not in kernels_for(replace(grouped, **changed), 100)
     stem = Sizes(3, 64, 1, (7, 7), (2, 2), (3, 3), (1, 1))
-    assert all(BY_ROWS < each < BY_PLANES for each in kernels_for(stem, 100))
-    assert all(each > BY_PLANES for each in kernels_for(stem, 100, planar=True))
+    for planar in (False, True):
+        found = kernels_for(stem, 100, planar=planar)
+        assert {(kernel.kind, kernel.planar) for kernel in found} == {(Kind.FEW_CHANNELS, planar)}
     assert kernels_for(Sizes.of_linear(8, 64), 100, planar=True) == kernels_for(Sizes.of_linear(8, 64), 100)
-    assert set(kernels_for(Sizes.of_linear(8, 1000), 1)) <= {11, 14}
+    assert {kernel.code for kernel in kernels_for(Sizes.of_linear(8, 1000), 1)} <= {11, 14}
 
 
 def test_without_vectors_there_is_no_kernel(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    kernels.vector_length.cache_clear()
+    library.vector_length.cache_clear()
     try:
         assert kernels_for(Sizes.of_linear(8, 8), 4) == ()
     finally:
-        kernels.vector_length.cache_clear()
+        library.vector_length.cache_clear()
 
 
-@pytest.mark.parametrize("kernel", EVERY_PRODUCT)
+@pytest.mark.parametrize("kernel", EVERY_PRODUCT, ids=code)
 def test_long_sums_are_rounded_no_worse_than_eagers(kernel):
     torch.manual_seed(0)
     x, weight = torch.rand(64, 4096), torch.rand(64, 4096)

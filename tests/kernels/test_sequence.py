@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fxpasses.kernels import convolution as kernels
-from fxpasses.kernels import sequence
-from fxpasses.kernels.convolution import ACTIVATIONS, BY_PLANES, BY_ROWS, DEPTHWISE, Sizes, pack
+from fxpasses.kernels import library, sequence
+from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, pack
+from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 from fxpasses.kernels.sequence import (
     CHAIN,
     GATHER,
     MEAN,
     PRODUCT,
+    Convolution,
     Reading,
     Step,
     floats_of,
@@ -27,7 +28,7 @@ from fxpasses.kernels.sequence import (
 
 pytestmark = [
     pytest.mark.vectors,
-    pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
+    pytest.mark.skipif(not library.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
 ]
 
 LIMITS = (-0.5, 1.5)
@@ -66,9 +67,8 @@ class Program:
         filters /= filters[0].numel() ** 0.5  # so that values stay about one, as errors do
         bias = torch.randn(sizes.filters)
         at = self.constant(pack(sizes, kernel, filters, bias))
-        arguments = (
-            sizes.argument(kernel), kernel, at, summand, ACTIVATIONS.index(activation), *LIMITS
-        )  # fmt: skip
+        which = ACTIVATIONS.index(activation)
+        arguments = Convolution(sizes.argument(kernel), kernel, at, summand, which, *LIMITS)
         space = (sizes.stride, sizes.padding, sizes.dilation)
 
         def exact(image):
@@ -107,9 +107,19 @@ def _renumbered(step, number):
     values = tuple(map(number, reading.values))
     read = Reading(values, reading.widths, gate, reading.scale, reading.shift, reading.limits)
     convolutions = tuple(
-        (*each[:3], None if each[3] is None else number(each[3]), *each[4:]) for each in step.convolutions
+        one._replace(summand=None if one.summand is None else number(one.summand))
+        for one in step.convolutions
     )
     return Step(step.kind, number(step.result), read, step.image, convolutions)
+
+
+def product(width):
+    """The kernel of so many vectors of output channels."""
+    return Kernel(Kind.PRODUCT, width)
+
+
+def few_channels(width, *, planar=False):
+    return Kernel(Kind.FEW_CHANNELS, width, planar=planar)
 
 
 def assert_equal(found, wanted):
@@ -146,14 +156,14 @@ def random_program(chosen: random.Random) -> Program:
             same = [each for each in images if made.exact[each].shape[1] == sizes.filters]
             summand = chosen.choice(same) if same and chosen.random() < 0.5 else None
             activation = chosen.choice(list(REFERENCES))
-            convolution = made.convolution(sizes, chosen.choice((1, 2, 3, 4)), summand, activation)
+            convolution = made.convolution(sizes, product(chosen.choice((1, 2, 3, 4))), summand, activation)
             reading = Reading(values, widths, gate, scale, shift, limits)
             images.append(made.add(PRODUCT, reading, convolution[1], convolution))
         elif kind == "square":
             sizes = Sizes(channels, 20, 1, (3, 3), (1, 1), (1, 1), (1, 1))
-            convolution = made.convolution(sizes, chosen.choice((1, 2)))
+            convolution = made.convolution(sizes, product(chosen.choice((1, 2))))
             images.append(made.add(PRODUCT, made.plain(value), convolution[1], convolution))
-        elif kind == "depthwise" and channels >= kernels.vector_length():
+        elif kind == "depthwise" and channels >= library.vector_length():
             convolution = made.convolution(_depthwise(channels), DEPTHWISE, None, "silu")
             images.append(made.add(PRODUCT, made.plain(value), convolution[1], convolution))
         elif kind == "mean":
@@ -196,14 +206,14 @@ def test_a_chain_row_by_row_equals_float64(image, deep, kind):
     torch.manual_seed(0)
     count, channels, height, width = image
     made = Program([channels_last(*image), torch.randn(count, 3, height, width)])
-    wide = made.convolution(_single(channels, deep.channels), 2, None, "silu")
-    thin = made.convolution(_single(deep.channels, 21), 3, None, "clamp")
-    again = made.convolution(_single(21, deep.channels), 4)
+    wide = made.convolution(_single(channels, deep.channels), product(2), None, "silu")
+    thin = made.convolution(_single(deep.channels, 21), product(3), None, "clamp")
+    again = made.convolution(_single(21, deep.channels), product(4))
     few = Sizes(3, deep.channels, 1, (3, 3), (1, 1), (1, 1), (1, 1))
     filtered = made.convolution(deep, DEPTHWISE, None, "clamp")
     value, convolutions = 0, [wide, filtered]
     if kind in ("planes", "rows"):
-        kernel = (BY_PLANES if kind == "planes" else BY_ROWS) + 2
+        kernel = few_channels(2, planar=kind == "planes")
         value, convolutions = 1, [made.convolution(few, kernel, None, "silu"), filtered, thin]
     elif kind == "deep":
         middle = made.add(PRODUCT, made.plain(0), wide[1], wide)
@@ -213,9 +223,13 @@ def test_a_chain_row_by_row_equals_float64(image, deep, kind):
     elif kind == "summands":
         middle = made.add(PRODUCT, made.plain(0), wide[1], wide)
         end = made.add(PRODUCT, made.plain(middle), filtered[1], filtered)
-        near = made.convolution(_single(channels, deep.channels), 2, middle, "silu")
+        near = made.convolution(_single(channels, deep.channels), product(2), middle, "silu")
         far = made.add(PRODUCT, made.plain(end), thin[1], thin)
-        convolutions = [near, filtered, made.convolution(_single(deep.channels, 21), 3, far, "clamp")]
+        convolutions = [
+            near,
+            filtered,
+            made.convolution(_single(deep.channels, 21), product(3), far, "clamp"),
+        ]
     elif kind == "twice":
         convolutions = [wide, filtered, thin, again, filtered]
         if min(height, width) < 40:
@@ -239,14 +253,14 @@ def test_a_chain_row_by_row_equals_float64(image, deep, kind):
     assert torch.equal(found[0], found[2])
 
 
-def block(image, *, activation="clamp", kernel=2, narrow=24):
+def block(image, *, activation="clamp", narrow=24):
     """Two inputs, an expansion, a depthwise convolution and a product that makes its result narrow."""
     made = Program([channels_last(*image), channels_last(image[0], narrow, *image[2:])])
-    wide = made.convolution(_single(image[1], 64), kernel, None, activation)
+    wide = made.convolution(_single(image[1], 64), product(2), None, activation)
     mid = made.add(PRODUCT, made.plain(0), wide[1], wide)
     deep = made.convolution(_depthwise(64), DEPTHWISE)
     end = made.add(PRODUCT, made.plain(mid), deep[1], deep)
-    thin = made.convolution(_single(64, narrow), 2, 1)
+    thin = made.convolution(_single(64, narrow), product(2), 1)
     made.add(PRODUCT, made.plain(end), thin[1], thin)
     return made
 
@@ -264,7 +278,8 @@ def test_a_large_block_is_made_row_by_row():
 
 def test_a_large_stem_is_the_head_of_a_chain():
     made = Program([torch.randn(1, 3, 160, 128)])
-    stem = made.convolution(Sizes(3, 32, 1, (3, 3), (2, 2), (1, 1), (1, 1)), BY_PLANES + 2, None, "clamp")
+    sizes = Sizes(3, 32, 1, (3, 3), (2, 2), (1, 1), (1, 1))
+    stem = made.convolution(sizes, few_channels(2, planar=True), None, "clamp")
     first = made.add(PRODUCT, made.plain(0), stem[1], stem)
     deep = made.convolution(_depthwise(32), DEPTHWISE)
     made.add(PRODUCT, made.plain(first), deep[1], deep)
@@ -291,7 +306,7 @@ def test_what_is_no_chain_stays_single_steps(why, monkeypatch):
         made = block((1, 8, 2, 4000))
     elif why == "not depthwise":
         del made.steps[1:], made.exact[3:]
-        square = made.convolution(Sizes(64, 64, 1, (3, 3), (1, 1), (1, 1), (1, 1)), 2)
+        square = made.convolution(Sizes(64, 64, 1, (3, 3), (1, 1), (1, 1), (1, 1)), product(2))
         made.add(PRODUCT, made.plain(2), square[1], square)
     elif why == "gated":
         first = made.steps[0]
@@ -299,12 +314,15 @@ def test_what_is_no_chain_stays_single_steps(why, monkeypatch):
         made.steps = [Step(PRODUCT, first.result, read, first.image, first.convolutions), made.steps[1]]
     elif why == "much to fetch":
         made = Program([channels_last(1, 600, 40, 40)])
-        wide, deep = made.convolution(_single(600, 128), 2), made.convolution(_depthwise(128), DEPTHWISE)
+        wide, deep = (
+            made.convolution(_single(600, 128), product(2)),
+            made.convolution(_depthwise(128), DEPTHWISE),
+        )
         made.add(PRODUCT, made.plain(0), wide[1], wide)
         made.add(PRODUCT, made.plain(1), deep[1], deep)
         given = 1
     elif why == "two inputs":
-        both = made.convolution(_single(64 + 24, 16), 2)
+        both = made.convolution(_single(64 + 24, 16), product(2))
         made.steps = made.steps[1:2]
         made.add(PRODUCT, Reading((3, 1), (64, 24)), both[1], both)
     assert Counter(each.kind for each in joined(made.steps, given))[CHAIN] == 0
@@ -313,13 +331,15 @@ def test_what_is_no_chain_stays_single_steps(why, monkeypatch):
 @pytest.mark.parametrize("why", ["square", "few channels behind", "gathered", "strided", "no kernel"])
 def test_what_cannot_be_done_row_by_row_is_refused(why):
     made = Program([channels_last(1, 16, 8, 8)])
-    point = made.convolution(_single(16, 16), 1)
+    point = made.convolution(_single(16, 16), product(1))
     other = {
-        "square": lambda: made.convolution(Sizes(16, 16, 1, (3, 3), (1, 1), (1, 1), (1, 1)), 1),
-        "few channels behind": lambda: made.convolution(_single(16, 16), BY_ROWS + 1),
+        "square": lambda: made.convolution(Sizes(16, 16, 1, (3, 3), (1, 1), (1, 1), (1, 1)), product(1)),
+        "few channels behind": lambda: made.convolution(_single(16, 16), few_channels(1)),
         "gathered": lambda: point,
-        "strided": lambda: made.convolution(_single(16, 16, stride=2), 1),
-        "no kernel": lambda: made.convolution(_single(16, 16), 5),  # refused before threads share the work
+        "strided": lambda: made.convolution(_single(16, 16, stride=2), product(1)),
+        "no kernel": lambda: made.convolution(
+            _single(16, 16), product(5)
+        ),  # refused before threads share the work
     }[why]()
     reading = Reading((0,), (16,), limits=(0.0, 1.0)) if why == "gathered" else made.plain(0)
     made.add(CHAIN, reading, lambda x: other[1](point[1](x)), point, other)
@@ -358,10 +378,10 @@ def test_an_input_is_read_plane_by_plane(order):
     """Whatever memory it is given in; another input of the same values is read pixel by pixel."""
     x = torch.randn(2, 3, 9, 11).contiguous(memory_format=order)
     made = Program([x, x.clone()])
-    for value, kernel in ((0, BY_PLANES + 2), (1, BY_ROWS + 1)):
+    for value, kernel in ((0, few_channels(2, planar=True)), (1, few_channels(1))):
         stem = made.convolution(STEM, kernel, None, "silu")
         made.add(PRODUCT, made.plain(value), stem[1], stem)
-    last = made.convolution(_single(20, 16), 2, None, "clamp")
+    last = made.convolution(_single(20, 16), product(2), None, "clamp")
     made.add(PRODUCT, made.plain(2), last[1], last)
     for found, at in zip(made.run([3, 4]), (3, 4), strict=True):
         assert_equal(found, made.exact[at])
@@ -370,12 +390,13 @@ def test_an_input_is_read_plane_by_plane(order):
 @pytest.mark.parametrize("why", ["result", "both", "mean"])
 def test_what_cannot_be_read_plane_by_plane_is_refused(why):
     made = Program([torch.randn(1, 3, 8, 8)])
-    stem = made.convolution(Sizes(3, 3, 1, (3, 3), (1, 1), (1, 1), (1, 1)), BY_PLANES + 1)
+    sizes = Sizes(3, 3, 1, (3, 3), (1, 1), (1, 1), (1, 1))
+    stem = made.convolution(sizes, few_channels(1, planar=True))
     made.add(PRODUCT, made.plain(0), stem[1], stem)
     if why == "result":
         made.add(PRODUCT, made.plain(1), stem[1], stem)
     elif why == "both":
-        again = made.convolution(_single(3, 8), 1)
+        again = made.convolution(_single(3, 8), product(1))
         made.add(PRODUCT, made.plain(0), again[1], again)
     else:
         made.add(MEAN, made.plain(0), lambda image: image.mean((2, 3), keepdim=True))
@@ -385,7 +406,7 @@ def test_what_cannot_be_read_plane_by_plane_is_refused(why):
 
 def test_a_matrix_is_an_image_of_one_pixel():
     made = Program([torch.randn(3, 24)])
-    layer = made.convolution(Sizes.of_linear(24, 40), 2)
+    layer = made.convolution(Sizes.of_linear(24, 40), product(2))
     reading = Reading((0,), (24,))
     words = program([Step(PRODUCT, 1, reading, (1, 3, 1, 24), (layer[0],))], 2, [])
     (found,) = torch.ops.fxpasses.sequence(made.inputs, made.constants, torch.tensor(words), [3, 40, -1, -1])
@@ -407,7 +428,7 @@ def test_a_matrix_is_an_image_of_one_pixel():
 )
 def test_what_does_not_fit_is_refused(spoil, message):
     made = Program([channels_last(1, 16, 4, 4)])
-    layer = made.convolution(_single(16, 16), 2)
+    layer = made.convolution(_single(16, 16), product(2))
     words = program([Step(PRODUCT, 1, made.plain(0), (1, 4, 4, 16), (layer[0],))], 2, [])
     given = (made.inputs, made.constants)
     spoilt = spoil(words, given)

@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from fxpasses.kernels import convolution as kernels
+from fxpasses.kernels import library as kernels
 from fxpasses.torch_internals.cpp import compile_cpp
 
 pytestmark = pytest.mark.vectors
@@ -28,7 +28,7 @@ AVX512 = re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])\b|%k[0-7]\b")
 def library_for(capability: str) -> tuple[int, str]:
     """The floats of a vector in a process of that capability, and the file of its kernels."""
     program = (
-        "from fxpasses.kernels import convolution as c; from fxpasses.torch_internals import cpp as t\n"
+        "from fxpasses.kernels import library as c; from fxpasses.torch_internals import cpp as t\n"
         "kept = []; c.compile_cpp = lambda *given: kept.append(t.compile_cpp(*given)) or kept[-1]\n"
         "print(c.vector_length(), kept[0]._name)"
     )

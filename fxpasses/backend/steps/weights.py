@@ -18,6 +18,7 @@ from fxpasses.graph.copying import copy_graph_module
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.modes import Modes
 from fxpasses.kernels.convolution import Sizes
+from fxpasses.kernels.kernel import Kernel
 from fxpasses.passes.weights.kept import KeptWeights as KeptTensors
 from fxpasses.passes.weights.packed import OwnKernels, WeightPacking, own_kernel_of_linear
 from fxpasses.passes.weights.parameter_work import PacksLinear, ParameterWork, split_parameter_work
@@ -78,7 +79,7 @@ class PackedWeights(_Split):
 
     def _packs_linear(self, channels: int, filters: int, given: Any) -> bool:
         sizes = Sizes.of_linear(channels, filters)
-        return isinstance(own_kernel_of_linear(self._own, sizes, given), int)
+        return isinstance(own_kernel_of_linear(self._own, sizes, given), Kernel)
 
     @property
     def _own(self) -> OwnKernels:

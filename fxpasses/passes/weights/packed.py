@@ -30,9 +30,12 @@ from fxpasses.graph.decline import Decline
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.kernels.choice import Choice, choose, choose_linear
-from fxpasses.kernels.convolution import ACTIVATIONS, BY_PLANES, DEPTHWISE, Sizes, kernels_for, missing, pack
+from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
+from fxpasses.kernels.kernel import Kernel, Kind
+from fxpasses.kernels.library import missing
 from fxpasses.passes.weights.epilogues import epilogue_of
-from fxpasses.passes.weights.sequences import in_order, write_sequences
+from fxpasses.passes.weights.sequences import write_sequences
+from fxpasses.passes.weights.stride_order import in_order
 from fxpasses.report.data import Remark, Status
 from fxpasses.torch_internals.fake_tensors import RealConstantsAllowed, without_fake_tensors
 from fxpasses.torch_internals.inductor import with_joint_pass, writes_cpp_wrapper
@@ -188,7 +191,7 @@ class WeightPacking:
             lambda: choose(sizes, (count, channels, height, width), summand=summand, planar=planar),
             planar=planar,
         )
-        if isinstance(kernel, int):
+        if isinstance(kernel, Kernel):
             self._write(graph, convolution, (image, weight, bias), kept, sizes, kernel)
             return True
         if kernel is not None:
@@ -208,7 +211,7 @@ class WeightPacking:
                 continue
             sizes = Sizes.of_linear(found.shape[1], found.shape[0])
             kernel = own_kernel_of_linear(self.own, sizes, value)
-            if isinstance(kernel, int):
+            if isinstance(kernel, Kernel):
                 self._write(graph, product, (image, weight, bias), kept, sizes, kernel)
         for each in transposed:
             if not each.users:
@@ -221,7 +224,7 @@ class WeightPacking:
         operands: tuple[Any, Any, Any],
         kept: Sequence[Node],
         sizes: Sizes,
-        kernel: int,
+        kernel: Kernel,
     ) -> None:
         """Replaces a convolution or linear layer, and what follows it, by our operator."""
         image, weight, bias = operands
@@ -235,16 +238,16 @@ class WeightPacking:
         with without_fake_tensors():
             zeros = torch.zeros(filters.shape), torch.zeros(sizes.filters)
             constant = packer(*(zeros if bias is not None else zeros[:1]))
-        epilogue = epilogue_of(producer, summand=kernel != DEPTHWISE)
+        epilogue = epilogue_of(producer, summand=kernel.kind is not Kind.DEPTHWISE)
         last, summand = epilogue.last, epilogue.summand
         with graph.inserting_before(last):
             read = self._constant(graph, self._next_name(), constant, filters.new_empty(constant.shape))
             arguments = (
-                in_order(graph, image, planar=kernel >= BY_PLANES),
+                in_order(graph, image, planar=kernel.planar),
                 read,
                 None if summand is None else in_order(graph, summand),
                 sizes.argument(kernel),
-                kernel,
+                kernel.code,
                 ACTIVATIONS.index(epilogue.activation),
                 epilogue.low,
                 epilogue.high,
@@ -257,7 +260,7 @@ class WeightPacking:
         positions = {each: at for at, each in enumerate(kept)}
         indices = (positions[weight], *((positions[bias],) if bias is not None else ()))
         self.packed.append(PackedWeight(indices, constant, packer))
-        self._remark(producer, "applied", f"kernel {kernel}, followed by {epilogue.activation}")
+        self._remark(producer, "applied", f"kernel {kernel.code}, followed by {epilogue.activation}")
 
     def _remark(self, node: Node, status: Status, message: str, code: str = "applied") -> None:
         """What happened to a node that a kernel of ours may compute."""
@@ -312,7 +315,7 @@ def _pair(given: Sequence[int]) -> tuple[int, int]:
 
 def own_kernel(
     own: OwnKernels, sizes: Sizes, pixels: int, measure: Callable[[], Choice], *, planar: bool = False
-) -> int | Decline | None:
+) -> Kernel | Decline | None:
     """Which of our kernels to take, why torch's is better, or None where there is none of ours.
 
     Args:
@@ -334,7 +337,7 @@ def own_kernel(
     return Decline("not-faster", "torch's kernel took {} µs and ours {} µs", None, figures)
 
 
-def own_kernel_of_linear(own: OwnKernels, sizes: Sizes, rows_of: torch.Tensor) -> int | Decline | None:
+def own_kernel_of_linear(own: OwnKernels, sizes: Sizes, rows_of: torch.Tensor) -> Kernel | Decline | None:
     """The same for a linear layer over a tensor's rows."""
     static = all(type(size) is int for size in rows_of.shape)
     if not static or rows_of.dtype != torch.float32 or rows_of.device.type != "cpu" or not rows_of.numel():

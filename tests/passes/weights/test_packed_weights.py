@@ -13,9 +13,10 @@ from torch import nn
 
 import fxpasses
 from fxpasses.backend import inner as backend_module
-from fxpasses.kernels import convolution
+from fxpasses.kernels import library
 from fxpasses.kernels.choice import Choice
-from fxpasses.kernels.convolution import DEPTHWISE, vector_length
+from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
+from fxpasses.kernels.library import vector_length
 from fxpasses.passes.weights import kept as kept_weights
 from fxpasses.passes.weights import packed as packed_weights
 
@@ -212,7 +213,9 @@ def test_what_was_packed_is_not_held_a_second_time(monkeypatch, own):
     """Four weights; and the biases that kernels of ours have packed with them."""
     if own and not vector_length():
         pytest.skip("needs AVX2 or AVX-512, and a compiler")
-    monkeypatch.setattr(packed_weights, "choose", lambda sizes, image, **given: Choice(1, 1.0, 2.0 * own))
+    monkeypatch.setattr(
+        packed_weights, "choose", lambda sizes, image, **given: Choice(Kernel(Kind.PRODUCT), 1.0, 2.0 * own)
+    )
     model = net()
     run = compiled(model)
     kept = _kept_by(run)
@@ -395,8 +398,12 @@ def test_a_linear_layer_and_a_bias_are_noticed_when_they_change():
 
 @own_kernels
 def test_what_is_slower_is_left_to_onednn_and_the_report_says_so(monkeypatch):
-    monkeypatch.setattr(packed_weights, "choose", lambda sizes, image, **given: Choice(1, 2e-3, 1e-3))
-    monkeypatch.setattr(packed_weights, "choose_linear", lambda *sizes: Choice(1, 2e-3, 1e-3))
+    monkeypatch.setattr(
+        packed_weights, "choose", lambda sizes, image, **given: Choice(Kernel(Kind.PRODUCT), 2e-3, 1e-3)
+    )
+    monkeypatch.setattr(
+        packed_weights, "choose_linear", lambda *sizes: Choice(Kernel(Kind.PRODUCT), 2e-3, 1e-3)
+    )
     model = varied()
     x = torch.randn(2, 3, 12, 12)
     assert_all_fresh(compiled(model), model, x)
@@ -414,7 +421,7 @@ def test_what_is_faster_is_taken(monkeypatch):
     """All but a depthwise convolution that has fewer channels than a vector."""
 
     def faster(sizes, image, **given):
-        return Choice(DEPTHWISE if sizes.is_depthwise else 2, 1e-3, 2e-3)
+        return Choice(DEPTHWISE if sizes.is_depthwise else Kernel(Kind.PRODUCT, 2), 1e-3, 2e-3)
 
     monkeypatch.setattr(packed_weights, "choose", faster)
     model = net()
@@ -424,7 +431,7 @@ def test_what_is_faster_is_taken(monkeypatch):
 
 @pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
 def test_without_kernels_all_is_left_to_onednn_with_one_remark(monkeypatch, capability):
-    monkeypatch.setattr(convolution, "vector_length", lambda: 0)
+    monkeypatch.setattr(library, "vector_length", lambda: 0)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     model = varied()
     x = torch.randn(2, 3, 12, 12)

@@ -10,7 +10,8 @@ from helpers import randomised
 from torch import nn
 
 import fxpasses
-from fxpasses.kernels.convolution import BY_PLANES, vector_length
+from fxpasses.kernels.kernel import Kernel
+from fxpasses.kernels.library import vector_length
 
 pytestmark = [
     pytest.mark.vectors,
@@ -217,7 +218,7 @@ class Stems(nn.Module):
 def _kernels():
     remarks = fxpasses.last_report().remarks
     found = [each.message for each in remarks if each.rule == "own_kernels" and each.status == "applied"]
-    return [int(each.split(",")[0].split()[1]) for each in found]
+    return [Kernel.from_code(int(each.split(",")[0].split()[1])) for each in found]
 
 
 IMAGE = torch.randn(2, 3, 15, 20, generator=torch.Generator().manual_seed(1))
@@ -248,7 +249,7 @@ def test_images_of_few_channels_are_read_as_they_lie(function, planar, order):
     x = IMAGE.contiguous(memory_format=order)
     assert_eagers(run, model, x)
     is_planar = order is torch.contiguous_format
-    assert sum(each >= BY_PLANES for each in _kernels()) == (planar if is_planar else 0)
+    assert sum(kernel.planar for kernel in _kernels()) == (planar if is_planar else 0)
     model.load_state_dict(seeded(lambda: Stems(function), 3).state_dict())
     assert_eagers(run, model, x)
 

@@ -1,0 +1,93 @@
+"""A kernel: which loops compute a convolution, and the number by which the C++ operator knows them.
+
+=================== ========== ==========================================================================
+kind                code       how it computes
+=================== ========== ==========================================================================
+`Kind.DEPTHWISE`    0          one filter a channel, several pixels of a row at a time
+`Kind.PRODUCT`      1-4        so many vectors of output channels and several pixels at a time
+`Kind.PRODUCT`      11, 14     the same, one pixel at a time
+`Kind.SLIDING`      20         groups with three taps a row, one vector of output channels and several
+                               pixels of a row at a time
+`Kind.FEW_CHANNELS` 101-104    as a product, but the taps of a row are read as one: for images of few
+                               channels, such as the first layer's
+`Kind.FEW_CHANNELS` 201-204    the same over an image in contiguous memory, plane by plane
+=================== ========== ==========================================================================
+
+The number is made and read here and in `kernel_of` in the C++ alone; all else asks for attributes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+class Kind(enum.Enum):
+    """The loops of a kernel."""
+
+    DEPTHWISE = "depthwise"
+    PRODUCT = "product"
+    SLIDING = "sliding"
+    FEW_CHANNELS = "few channels"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute a convolution.
+
+    Attributes:
+        kind: its loops.
+        width: how many vectors of output channels it computes at a time.
+        single_pixel: whether it computes one pixel at a time (a product alone does).
+        planar: whether it reads an image in contiguous memory, plane by plane (one for few channels alone
+            does); all others read channels-last memory.
+    """
+
+    kind: Kind
+    width: int = 1
+    single_pixel: bool = False
+    planar: bool = False
+
+    @property
+    def code(self) -> int:
+        """The operator's argument `kernel`."""
+        if self.kind is Kind.DEPTHWISE:
+            return 0
+        if self.kind is Kind.SLIDING:
+            return 20
+        memory = 0 if self.kind is Kind.PRODUCT else 200 if self.planar else 100
+        return memory + 10 * self.single_pixel + self.width
+
+    @staticmethod
+    def from_code(code: int) -> Kernel:
+        """The kernel of a code.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            return _BY_CODE[code]
+        except KeyError:
+            raise ValueError(f"no kernel {code}; there are {', '.join(map(str, _BY_CODE))}") from None
+
+    @property
+    def is_blocked_product(self) -> bool:
+        """Whether it is a product over several pixels at a time, which can gather what it reads."""
+        return self.kind is Kind.PRODUCT and not self.single_pixel
+
+
+DEPTHWISE = Kernel(Kind.DEPTHWISE)
+SLIDING = Kernel(Kind.SLIDING)
+
+
+def _every() -> Iterator[Kernel]:
+    yield DEPTHWISE
+    yield from (Kernel(Kind.PRODUCT, width) for width in (1, 2, 3, 4))
+    yield from (Kernel(Kind.PRODUCT, width, single_pixel=True) for width in (1, 4))
+    yield SLIDING
+    for planar in (False, True):
+        yield from (Kernel(Kind.FEW_CHANNELS, width, planar=planar) for width in (1, 2, 3, 4))
+
+
+_BY_CODE = {kernel.code: kernel for kernel in _every()}
