@@ -27,10 +27,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.environment import comparable
-from benchmarks.reporting import describe_settings
-from benchmarks.results import ModelResult, NoFigureError, Report, ResultsError, VariantResult, load_report
-from benchmarks.statistics import Ratio, unpaired_ratio
+from benchmarks.models.reporting import describe_settings
+from benchmarks.models.results import (
+    ModelResult,
+    NoFigureError,
+    Report,
+    ResultsError,
+    VariantResult,
+    load_report,
+)
+from benchmarks.shared.environment import comparable
+from benchmarks.shared.statistics import Ratio, unpaired_ratio
 from fxpasses.errors import FxpassesError
 
 Verdict = Literal["regression", "improvement", "unchanged", "inconclusive", "not compared"]

@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.fx import Graph, GraphModule, Node
 
-from benchmarks.environment import save_sizes
+from benchmarks.shared.environment import save_sizes
 from fxpasses.options import Options
 from fxpasses.pipeline import run_passes
 from fxpasses.torch_internals.fake_tensors import FakeTensorMode

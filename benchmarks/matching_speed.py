@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.fx import Graph, GraphModule, Node
 
-from benchmarks.environment import save_sizes
+from benchmarks.shared.environment import save_sizes
 from benchmarks.torch_internals import pattern_matcher_pass
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes

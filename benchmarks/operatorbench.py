@@ -36,13 +36,12 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.environment import check_device, environment_block, physical_cores
-from benchmarks.operator_call import Compiler
-from benchmarks.operator_configurations import CONFIGURATIONS, parse_configurations
-from benchmarks.operator_inputs.log import LogError, OperatorLog, read_log, resolve_operator
-from benchmarks.operator_inputs.materialise import Target
-from benchmarks.operator_inputs.suites import MODES, PYTORCH_FOLDERS, SUITES, load_suite
-from benchmarks.operator_rows import (
+from benchmarks.operators.call import Compiler
+from benchmarks.operators.configurations import CONFIGURATIONS, parse_configurations
+from benchmarks.operators.inputs.log import LogError, OperatorLog, read_log, resolve_operator
+from benchmarks.operators.inputs.materialise import Target
+from benchmarks.operators.inputs.suites import MODES, PYTORCH_FOLDERS, SUITES, load_suite
+from benchmarks.operators.rows import (
     EAGER,
     LEVELS,
     Row,
@@ -55,9 +54,10 @@ from benchmarks.operator_rows import (
     row_to_json,
     total_seconds,
 )
-from benchmarks.operator_runs import Plan, measure_operator
-from benchmarks.operator_traces import OperatorTraces
-from benchmarks.turns import Effort
+from benchmarks.operators.runs import Plan, measure_operator
+from benchmarks.operators.traces import OperatorTraces
+from benchmarks.shared.environment import check_device, environment_block, physical_cores
+from benchmarks.shared.interleaving import Effort
 from fxpasses.cli.model_specs import declare_torchvision_operators
 from fxpasses.errors import FxpassesError, unknown_name
 

@@ -19,11 +19,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.chart import CHART, draw_chart, is_drawn
-from benchmarks.means import Figure, Means, short
-from benchmarks.reporting import describe_settings
-from benchmarks.results import KIND, ModelResult, NoFigureError, Report, ResultsError, load_report
-from benchmarks.statistics import Ratio
+from benchmarks.models.reporting import describe_settings
+from benchmarks.models.results import KIND, ModelResult, NoFigureError, Report, ResultsError, load_report
+from benchmarks.pages.chart import CHART, draw_chart, is_drawn
+from benchmarks.pages.means import Figure, Means, short
+from benchmarks.shared.statistics import Ratio
 from fxpasses.errors import FxpassesError
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -29,9 +29,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.caches import evict
-from benchmarks.environment import check_device, environment_block, physical_cores
-from benchmarks.layout_cases import (
+from benchmarks.layout.caches import evict
+from benchmarks.layout.cases import (
     DIRECTIONS,
     DTYPES,
     Convolution,
@@ -40,8 +39,8 @@ from benchmarks.layout_cases import (
     in_layout,
     operands,
 )
-from benchmarks.layout_measure import Comparison, Setting, Variant, measure_convolution
-from benchmarks.layout_report import (
+from benchmarks.layout.measure import Comparison, Setting, Variant, measure_convolution
+from benchmarks.layout.report import (
     comparison_tables,
     comparisons,
     plot_speedups,
@@ -50,9 +49,10 @@ from benchmarks.layout_report import (
     to_json,
     write_csv,
 )
-from benchmarks.layout_sweep import SweepResult, Workload, collect, sweep, tasks, to_profile
-from benchmarks.operator_inputs.suites import MODES, Mode
-from benchmarks.turns import Effort
+from benchmarks.layout.sweep import SweepResult, Workload, collect, sweep, tasks, to_profile
+from benchmarks.operators.inputs.suites import MODES, Mode
+from benchmarks.shared.environment import check_device, environment_block, physical_cores
+from benchmarks.shared.interleaving import Effort
 from fxpasses.devices.profile import COLD, HOT, LAYOUTS
 from fxpasses.devices.store import device_name, file_name, load
 from fxpasses.errors import FxpassesError, unknown_name

@@ -4,8 +4,9 @@
     python -m benchmarks.utilization --model resnet18 --mode inference --backend inductor
 
 `benchmark_utilization(f, input)` does the same for any function. What utilisation means stands in
-`benchmarks.traces`, what counts as a matrix product or convolution in `benchmarks.kernel_patterns`.
-The exit status is 2 where a trace cannot be read or the arguments do not fit.
+`benchmarks.traces.analysis`, what counts as a matrix product or convolution in
+`benchmarks.traces.kernel_patterns`. The exit status is 2 where a trace cannot be read or the arguments do not
+fit.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.cases import MODES, Case, build_inputs, build_model, run_step
-from benchmarks.environment import check_device, environment_block, physical_cores
-from benchmarks.profiled_calls import WINDOW as WINDOW
-from benchmarks.profiled_calls import Function, Protocol, bound, devices_of, traced
-from benchmarks.profiled_calls import UtilizationArgumentError as UtilizationArgumentError
+from benchmarks.models.cases import MODES, Case, build_inputs, build_model, run_step
+from benchmarks.models.variants import build_variant, parse_variant
+from benchmarks.shared.environment import check_device, environment_block, physical_cores
 from benchmarks.torch_internals import visible_cpu_kernels
-from benchmarks.traces import Utilization, analyse, load_trace
-from benchmarks.variants import build_variant, parse_variant
+from benchmarks.traces.analysis import Utilization, analyse, load_trace
+from benchmarks.traces.profiled_calls import WINDOW as WINDOW
+from benchmarks.traces.profiled_calls import Function, Protocol, bound, devices_of, traced
+from benchmarks.traces.profiled_calls import UtilizationArgumentError as UtilizationArgumentError
 from fxpasses.errors import FxpassesError
 
 _COLUMNS = (
@@ -89,7 +90,7 @@ def benchmark_utilization(
     """Runs `f` on `input`, traces it, and reports how busy the device was.
 
     It takes what that of `torch._functorch.benchmark_utils` takes. Warm-up calls, calls for wall time and the
-    window each begin with the same seed (`benchmarks.profiled_calls`).
+    window each begin with the same seed (`benchmarks.traces.profiled_calls`).
 
     Args:
         f: what to run.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.results import ModelResult, Report, VariantResult
+from benchmarks.models.results import ModelResult, Report, VariantResult
 
 SETTINGS: dict[str, object] = {
     "mode": "frozen-training",

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reports import report, timed, two_models
 
 from benchmarks import compare
-from benchmarks.results import ResultsError, VariantResult, load_report, save_report
-from benchmarks.statistics import Ratio
+from benchmarks.models.results import ResultsError, VariantResult, load_report, save_report
+from benchmarks.shared.statistics import Ratio
+from tests.benchmarks.reports import report, timed, two_models
 
 
 def run(tmp_path: Path, before, after, *arguments: str) -> int:

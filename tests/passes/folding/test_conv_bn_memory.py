@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.saved_tensors import saved_bytes
+from benchmarks.models.saved_tensors import saved_bytes
 from fxpasses.testing import assert_close_to_eager, expect
 
 NO_LAYOUT = {"inductor": {"layout_optimization": False}}

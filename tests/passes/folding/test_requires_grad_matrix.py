@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fxpasses
-from benchmarks.saved_tensors import saved_bytes
+from benchmarks.models.saved_tensors import saved_bytes
 from fxpasses.cli.model_specs import load_model
 
 NORM = nn.modules.batchnorm._BatchNorm

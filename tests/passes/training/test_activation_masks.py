@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxpasses
-from benchmarks.saved_tensors import saved_bytes
+from benchmarks.models.saved_tensors import saved_bytes
 
 aten = torch.ops.aten
 SPECIAL = [

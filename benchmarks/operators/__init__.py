@@ -1,0 +1,1 @@
+"""Single operators on recorded inputs: `python -m benchmarks.operatorbench`, and their inputs."""
