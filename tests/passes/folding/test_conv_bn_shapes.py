@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES, RULE, check, check_compiled, image, pair
+from helpers import CAPTURES, RULE, callable_of, check, check_compiled, image, pair
 from torch import nn
 from wiring import everywhere, sampled
 
@@ -45,7 +45,7 @@ def _rewritten(capture: str, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if capture == "compile":
             return torch.compile(model, backend="fxpasses", options=options)(x)
         result = fxpasses.optimize(CAPTURES[capture](model, (x,)), (x,), options)
-        call = result.exported_program.module() if result.exported_program else result.graph_module
+        call = callable_of(result)
         return call(x)
 
 

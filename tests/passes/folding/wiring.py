@@ -11,26 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import EVERYWHERE, SAMPLED, randomised
+from helpers import EVERYWHERE, SAMPLED, Spelled, randomised
 from torch import nn
 
 everywhere = pytest.mark.parametrize("capture", EVERYWHERE)
 sampled = pytest.mark.parametrize("capture", SAMPLED)
 
 
-class Wired(nn.Module):
-    """A convolution, a batch norm and spare parameters, with a function as the forward."""
+class Wired(Spelled):
+    """A convolution, a batch norm and spare parameters."""
 
     def __init__(self, wire: Callable[[Any, torch.Tensor], Any], *, channels: int = 4) -> None:
-        super().__init__()
+        super().__init__(wire)
         self.conv, self.bn = nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels)
         self.conv2, self.bn2 = nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels)
         self.linear, self.bn1d = nn.Linear(3, channels), nn.BatchNorm1d(channels)
         self.vector = nn.Parameter(torch.randn(channels))
-        self.wire = wire
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.wire(self, x)
 
 
 def wired(wire: Callable[[Any, torch.Tensor], Any], dtype: torch.dtype = torch.float64) -> nn.Module:
