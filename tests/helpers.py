@@ -8,7 +8,8 @@ eager to 1e-9 in float64, whatever the outcome was: a declined site must give ea
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -52,6 +53,17 @@ def randomised(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Modul
     return model
 
 
+class Spelled(nn.Module):
+    """Layers that a subclass holds, and a function of them and of the input as the forward."""
+
+    def __init__(self, spell: Callable[[Any, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.spell = spell
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.spell(self, x)
+
+
 def pair(conv: nn.Module, norm: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
     """A convolution (or another layer) and the batch norm after it, randomised and in eval mode."""
     return randomised(nn.Sequential(conv, norm), dtype)
@@ -64,15 +76,15 @@ def image(*shape: int, dtype: torch.dtype = torch.float64, grad: bool = True) ->
 
 # Capture --------------------------------------------------------------------------------------------
 
-Capture = Callable[[nn.Module, tuple[Any, ...]], GraphModule | ExportedProgram]
+Capture = Callable[[Callable[..., Any], tuple[Any, ...]], GraphModule | ExportedProgram]
 
 
-def _pre_dispatch(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
+def _pre_dispatch(model: Callable[..., Any], inputs: tuple[Any, ...]) -> GraphModule:
     with enable_python_dispatcher():
         return make_fx(model, pre_dispatch=True)(*inputs)
 
 
-def _aten(model: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
+def _aten(model: Any, inputs: tuple[Any, ...]) -> ExportedProgram:
     return torch.export.export(model, inputs).run_decompositions()
 
 
@@ -84,11 +96,38 @@ CAPTURES: dict[str, Capture] = {
 }
 """Front ends whose graph the caller holds, by name."""
 
+
+def dynamo_graph(model: Callable[..., Any], *inputs: Any) -> GraphModule:
+    """The graph that Dynamo hands to a backend; there must be just one."""
+    graphs: list[GraphModule] = []
+
+    def keep(graph_module: GraphModule, example_inputs: Any) -> GraphModule:
+        graphs.append(graph_module)
+        return graph_module
+
+    torch.compile(model, backend=keep)(*inputs)
+    (graph_module,) = graphs
+    return graph_module
+
+
+def graph_of(capture: str, model: Callable[..., Any], inputs: tuple[Any, ...]) -> GraphModule:
+    """The graph of any front end, Dynamo's by the name ``"compile"``."""
+    if capture == "compile":
+        return dynamo_graph(model, *inputs)
+    program = CAPTURES[capture](model, inputs)
+    return program.graph_module if isinstance(program, ExportedProgram) else program
+
+
+def callable_of(result: fxpasses.Optimized) -> Callable[..., Any]:
+    """What runs an optimised program, as the caller would run it."""
+    return result.exported_program.module() if result.exported_program else result.graph_module
+
+
 GRAPHS = tuple(CAPTURES)
 EVERYWHERE = ("compile", *GRAPHS)
 SAMPLED = [
-    pytest.param(each, marks=pytest.mark.full) if each in ("pre_dispatch", "aten") else each
-    for each in EVERYWHERE
+    pytest.param(capture, marks=pytest.mark.full) if capture in ("pre_dispatch", "aten") else capture
+    for capture in EVERYWHERE
 ]
 """For large products: export covers most of what the two others find, so they run in the exhaustive run."""
 
@@ -104,9 +143,10 @@ def check(
     inputs: Sequence[Any],
     outcome: Outcome,
     *,
+    rule: str = RULE,
     grads: bool = True,
     profit: str = "model",
-    **compile_arguments: Any,
+    **arguments: Any,
 ) -> Report:
     """Captures, rewrites and compares with eager; fails unless the outcome is the expected one.
 
@@ -114,15 +154,15 @@ def check(
         capture: ``"compile"``, or a key of `CAPTURES`.
         model: a module in the mode that is to be tested; it is not changed.
         inputs: the arguments of one call.
-        outcome: the number of rewritten sites, or the code with which at least one site was declined while
-            none was rewritten.
+        outcome: the number of sites that the rule rewrote, or the code with which it declined at least one
+            site while it rewrote none.
+        rule: the rule that is meant.
         grads: whether to compare gradients too, with autograd recording.
         profit: the option of that name; ``"always"`` where legality alone is the subject.
-        compile_arguments: further arguments of torch.compile.
+        arguments: further arguments of `check_compiled` or of `check_captured`.
     """
-    if capture == "compile":
-        return check_compiled(model, inputs, outcome, grads=grads, profit=profit, **compile_arguments)
-    return check_captured(capture, model, inputs, outcome, grads=grads, profit=profit)
+    checked = check_compiled if capture == "compile" else partial(check_captured, capture)
+    return checked(model, inputs, outcome, rule=rule, grads=grads, profit=profit, **arguments)
 
 
 def check_compiled(
@@ -130,19 +170,21 @@ def check_compiled(
     inputs: Sequence[Any],
     outcome: Outcome,
     *,
+    rule: str = RULE,
     grads: bool = True,
     profit: str = "model",
     inner: str = "eager",
+    options: Mapping[str, Any] | None = None,
     **compile_arguments: Any,
 ) -> Report:
     """`check` for torch.compile: one SGD step, and the outputs after it, are compared as well."""
     torch.compiler.reset()
     fxpasses.reset()
-    options = {"inner": inner, "profit": profit}
+    chosen = {"inner": inner, "profit": profit, **(options or {})}
     count = outcome if isinstance(outcome, int) else 0
-    assert_rewrites(model, inputs, {RULE: count}, grads=grads, options=options, **compile_arguments)
+    assert_rewrites(model, inputs, {rule: count}, grads=grads, options=chosen, **compile_arguments)
     report = Report.merge(fxpasses.reports())
-    require_outcome(report, outcome)
+    require_outcome(report, outcome, rule)
     return report
 
 
@@ -152,35 +194,35 @@ def check_captured(
     inputs: Sequence[Any],
     outcome: Outcome,
     *,
+    rule: str = RULE,
     grads: bool = True,
     profit: str = "model",
+    options: Mapping[str, Any] | None = None,
 ) -> Report:
     """`check` for `fxpasses.optimize`, with the invariants that every optimised graph keeps."""
     eager, ours = copy.deepcopy(model), copy.deepcopy(model)
     with torch.set_grad_enabled(grads):
         program = CAPTURES[capture](ours, tuple(fresh(inputs)))
         before = printed(program)
-        result = fxpasses.optimize(program, tuple(inputs), {"profit": profit})
+        result = fxpasses.optimize(program, tuple(inputs), {"profit": profit, **(options or {})})
         assert printed(program) == before, "the caller's graph was changed"
-        require_outcome(result.report, outcome)
+        require_outcome(result.report, outcome, rule)
         require_wellformed(result.graph_module)
-        program_call = result.exported_program.module() if result.exported_program else result.graph_module
-        found = outputs_and_gradients(program_call, list(ours.parameters()), inputs, grads)
+        found = outputs_and_gradients(callable_of(result), list(ours.parameters()), inputs, grads)
         expected = outputs_and_gradients(eager, list(eager.parameters()), inputs, grads)
     require_equal(found, expected)
     return result.report
 
 
-def require_outcome(report: Report, outcome: Outcome) -> None:
-    """Fails unless as many sites were rewritten, or one was declined with that code and none rewritten."""
+def require_outcome(report: Report, outcome: Outcome, rule: str = RULE) -> None:
+    """Fails unless the rule rewrote as many sites, or declined one with that code and rewrote none."""
     remarks = "\n".join(map(str, report.remarks)) or "(no site was looked at)"
-    failed = [each for each in report.remarks if each.status == "failed"]
-    assert not failed, remarks
+    assert not [remark for remark in report.remarks if remark.status == "failed"], remarks
     if isinstance(outcome, int):
-        assert report.applied.get(RULE, 0) == outcome, remarks
+        assert report.applied.get(rule, 0) == outcome, remarks
     else:
-        assert not report.applied.get(RULE, 0), remarks
-        assert outcome in {each.code for each in report.declined}, remarks
+        assert not report.applied.get(rule, 0), remarks
+        assert outcome in {remark.code for remark in report.declined if remark.rule == rule}, remarks
 
 
 def require_wellformed(graph_module: GraphModule) -> None:
@@ -207,15 +249,17 @@ def printed(program: GraphModule | ExportedProgram) -> str:
     graph_module = program.graph_module if isinstance(program, ExportedProgram) else program
     lines = [node.format_node() or "" for node in graph_module.graph.nodes]
     users = [sorted(user.name for user in node.users) for node in graph_module.graph.nodes]
-    children = [printed(each) for each in graph_module.children() if isinstance(each, GraphModule)]
+    children = [printed(child) for child in graph_module.children() if isinstance(child, GraphModule)]
     return "\n".join([*map(str, lines), str(users), graph_module.code, *children])
 
 
 def fresh(inputs: Sequence[Any]) -> list[Any]:
     """The inputs as new leaves; strides are kept."""
     return [
-        each.detach().clone().requires_grad_(each.requires_grad) if isinstance(each, torch.Tensor) else each
-        for each in inputs
+        given.detach().clone().requires_grad_(given.requires_grad)
+        if isinstance(given, torch.Tensor)
+        else given
+        for given in inputs
     ]
 
 
@@ -224,14 +268,16 @@ def outputs_and_gradients(
 ) -> list[torch.Tensor | None]:
     """The outputs of one call, then the gradients of their sum for parameters and inputs; None for none."""
     arguments = fresh(inputs)
-    leaves = [*parameters, *(each for each in arguments if isinstance(each, torch.Tensor))]
+    leaves = [*parameters, *(given for given in arguments if isinstance(given, torch.Tensor))]
     for leaf in leaves:
         leaf.grad = None
-    outputs = [each for each in tree_leaves(call(*arguments)) if torch.is_tensor(each)]
+    outputs = [result for result in tree_leaves(call(*arguments)) if torch.is_tensor(result)]
     if grads:
-        torch.stack([each.double().sum() for each in outputs if each.requires_grad]).sum().backward()
-    result = [each.detach() for each in outputs]
-    return [*result, *(leaf.grad if leaf.is_leaf else None for leaf in leaves if leaf.requires_grad)]
+        torch.stack([output.double().sum() for output in outputs if output.requires_grad]).sum().backward()
+    return [
+        *(output.detach() for output in outputs),
+        *(leaf.grad if leaf.is_leaf else None for leaf in leaves if leaf.requires_grad),
+    ]
 
 
 def strides_that_matter(given: torch.Tensor) -> list[int]:
@@ -241,52 +287,24 @@ def strides_that_matter(given: torch.Tensor) -> list[int]:
 
 def require_equal(found: list[torch.Tensor | None], expected: list[torch.Tensor | None]) -> None:
     """Fails unless two lists of float64 tensors agree to 1e-9 and are None in the same places."""
-    assert [each is None for each in found] == [each is None for each in expected]
+    assert [result is None for result in found] == [result is None for result in expected]
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
     exact = [b.double() for _, b in pairs]
     assert_close_to_eager("result", [a for a, _ in pairs], [b for _, b in pairs], exact)
-
-
-# Rules in general ----------------------------------------------------------------------------------
 
 
 def check_rule(
     capture: str,
     model: nn.Module,
     inputs: tuple[Any, ...],
-    outcome: int | str,
+    outcome: Outcome,
     *,
     rule: str,
     grads: bool = True,
     **options: Any,
 ) -> Report:
-    """Captures, rewrites with `profit="always"`, and compares outputs and gradients with eager.
-
-    The outcome is a number of applications of the rule, or the code of a declined site where there is none.
-    """
+    """`check` of any rule's legality: with `profit="always"` and further options."""
     chosen = {"profit": "always", **options}
-    ours = copy.deepcopy(model)
-    with torch.set_grad_enabled(grads):
-        if capture == "compile":
-            torch.compiler.reset()
-            fxpasses.reset()
-            call = torch.compile(ours, backend="fxpasses", options={"inner": "eager", **chosen})
-            call(*fresh(inputs))
-            report = Report.merge(fxpasses.reports())
-        else:
-            program = CAPTURES[capture](ours, tuple(fresh(inputs)))
-            result = fxpasses.optimize(program, tuple(inputs), chosen)
-            call = result.exported_program.module() if result.exported_program else result.graph_module
-            report = result.report
-            result.graph_module.graph.lint()
-        found = outputs_and_gradients(call, list(ours.parameters()), inputs, grads)
-        expected = outputs_and_gradients(model, list(model.parameters()), inputs, grads)
-    remarks = "\n".join(map(str, report.remarks)) or "(no site)"
-    assert not [each for each in report.remarks if each.status == "failed"], remarks
-    if isinstance(outcome, int):
-        assert report.applied.get(rule, 0) == outcome, remarks
-    else:
-        assert not report.applied.get(rule, 0), remarks
-        assert outcome in {each.code for each in report.declined if each.rule == rule}, remarks
-    require_equal(found, expected)
-    return report
+    return check(
+        capture, model, inputs, outcome, rule=rule, grads=grads, profit=chosen.pop("profit"), options=chosen
+    )

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CAPTURES, RULE, image, pair, printed
-from test_levels import captured
+from helpers import CAPTURES, RULE, dynamo_graph, image, pair, printed
 from torch import nn
 from torch.fx import GraphModule
 
@@ -39,7 +38,7 @@ def test_changing_the_copy_leaves_the_original(where: str) -> None:
     def call(x: torch.Tensor) -> torch.Tensor:
         return torch.utils.checkpoint.checkpoint(torch.sin, x, use_reentrant=False) + 1
 
-    original = captured(call, image(3))
+    original = dynamo_graph(call, image(3))
     before = printed(original)
     copied = copy_graph_module(original)
     ((_, child, _),) = nested_graphs(copied)
@@ -53,7 +52,7 @@ def test_changing_the_copy_leaves_the_original(where: str) -> None:
 
 
 def test_dynamos_notes_on_placeholders_come_along() -> None:
-    original = captured(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image())
+    original = dynamo_graph(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image())
     copied = copy_graph_module(original)
     pairs = list(zip(copied.graph.nodes, original.graph.nodes, strict=True))
     sources = [(getattr(a, "_dynamo_source", None), getattr(b, "_dynamo_source", None)) for a, b in pairs]

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES
-from test_levels import captured
+from helpers import dynamo_graph, graph_of
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -110,13 +109,9 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 4), torch.randn(2, 4)
 
 
-def graph_of(front: str, model: nn.Module) -> GraphModule:
-    if front == "compile":
-        graph_module = captured(model, *inputs())
-    else:
-        found = CAPTURES[front](model, inputs())
-        assert isinstance(found, GraphModule)
-        graph_module = found
+def described(front: str, model: nn.Module) -> GraphModule:
+    """The graph of a front end, with metadata."""
+    graph_module = graph_of(front, model, inputs())
     ensure_metadata(graph_module, inputs())
     return graph_module
 
@@ -137,7 +132,7 @@ def test_writes_are_seen_under_every_name(front: str, name: str, written: bool) 
     before = x.clone()
     touch(x, y)
     assert written == (not torch.equal(x, before)), "the case does not do what it says"
-    graph_module = graph_of(front, Marked(touch))
+    graph_module = described(front, Marked(touch))
     first, last = marks(graph_module)
     found = Effects(graph_module, graph_module.graph).written_between(first.all_input_nodes, first, last)
     expected = written or (front, name) in OVER_CAUTIOUS
@@ -153,7 +148,7 @@ def test_a_write_before_or_after_is_not_between() -> None:
         x.add_(1)
         return y + z + x
 
-    graph_module = captured(call, torch.rand(3))
+    graph_module = dynamo_graph(call, torch.rand(3))
     first, last = marks(graph_module)
     effects = Effects(graph_module, graph_module.graph)
     assert effects.written_between(first.all_input_nodes, first, last) is None
@@ -169,7 +164,7 @@ def test_inputs_that_share_memory_are_one_tensor_to_dynamos_graph(shared: bool) 
         return z + torch.cos(x)
 
     x = torch.rand(4)
-    graph_module = captured(call, x, x.view(4) if shared else torch.rand(4))
+    graph_module = dynamo_graph(call, x, x.view(4) if shared else torch.rand(4))
     first, last = marks(graph_module)
     found = Effects(graph_module, graph_module.graph).written_between(first.all_input_nodes, first, last)
     assert (found is not None) == shared

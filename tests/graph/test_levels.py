@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from helpers import CAPTURES, image, pair
+from helpers import CAPTURES, dynamo_graph, graph_of, image, pair
 from torch import nn
 
 from fxpasses.graph.levels import Level, attribute, level_of, nested_graphs
@@ -22,27 +20,12 @@ from fxpasses.graph.levels import Level, attribute, level_of, nested_graphs
     ],
 )
 def test_level_of_each_front_end(capture: str, level: Level) -> None:
-    program = CAPTURES[capture](pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (image(),))
-    assert (
-        level_of(program.graph_module.graph if hasattr(program, "graph_module") else program.graph) is level
-    )
-
-
-def captured(model: Any, *inputs: Any) -> torch.fx.GraphModule:
-    """The graph that Dynamo hands to a backend."""
-    graphs: list[torch.fx.GraphModule] = []
-
-    def keep(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
-        graphs.append(gm)
-        return gm
-
-    torch.compile(model, backend=keep)(*inputs)
-    (graph,) = graphs
-    return graph
+    graph_module = graph_of(capture, pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (image(),))
+    assert level_of(graph_module.graph) is level
 
 
 def test_dynamos_graph_is_of_the_torch_level() -> None:
-    assert level_of(captured(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image()).graph) is Level.TORCH
+    assert level_of(dynamo_graph(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image()).graph) is Level.TORCH
 
 
 def test_mode_switches_and_getitem_do_not_make_an_aten_graph_a_torch_one() -> None:
@@ -65,7 +48,7 @@ def test_nested_graphs_are_listed_once_each() -> None:
         first = torch.utils.checkpoint.checkpoint(torch.sin, x, use_reentrant=False)
         return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (first,))
 
-    graph = captured(call, image())
+    graph = dynamo_graph(call, image())
     found = nested_graphs(graph)
     assert len(found) == 3
     assert len({path for path, _, _ in found}) == 3

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CAPTURES, image
-from test_levels import captured
+from helpers import dynamo_graph, graph_of, image
 from torch.fx import GraphModule
 
 from fxpasses.graph.levels import nested_graphs
@@ -39,7 +38,7 @@ def grad_modes(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("front", ["compile", "pre_dispatch"])
 def test_grad_mode_is_that_of_eager(front: str) -> None:
     x = image(3)
-    graph = captured(grad_modes, x) if front == "compile" else CAPTURES[front](grad_modes, (x,))  # type: ignore[arg-type]
+    graph = graph_of(front, grad_modes, (x,))
     found = {name: modes.grad for name, modes in modes_by_name(graph).items()}
     assert found == {"sin": True, "cos": False, "tan": True, "exp": True}
 
@@ -61,7 +60,7 @@ def test_autocast_regions_nest_and_end(front: str) -> None:
         return a, b, c, torch.exp(x)
 
     x = image(3)
-    graph = captured(call, x) if front == "compile" else CAPTURES[front](call, (x,))  # type: ignore[arg-type]
+    graph = graph_of(front, call, (x,))
     found = modes_by_name(graph)
     assert [len(found[name].autocast) for name in ("sin", "cos", "tan", "exp")] == [1, 2, 1, 0]
     assert found["sin"] == found["tan"]
@@ -79,7 +78,7 @@ def test_equal_regions_entered_twice_are_the_same_state() -> None:
             c = torch.tan(x)
         return a, b, c
 
-    found = modes_by_name(captured(call, image(3)))
+    found = modes_by_name(dynamo_graph(call, image(3)))
     assert difference(found["sin"], found["cos"]) is None
     assert difference(found["sin"], found["tan"]) == "autocast"
 
@@ -89,7 +88,7 @@ def test_functorch_levels_open_and_close() -> None:
         inner = torch.func.grad(lambda x: torch.sin(x).sum())(x)
         return inner + torch.cos(x) + torch.func.vmap(torch.tan)(x)
 
-    found = modes_by_name(captured(call, image(3, grad=False)))
+    found = modes_by_name(dynamo_graph(call, image(3, grad=False)))
     assert [len(found[name].functorch) for name in ("sin", "cos", "tan")] == [1, 0, 1]
     assert difference(found["sin"], found["tan"]) == "functorch"
 
@@ -101,7 +100,7 @@ def test_inference_mode_is_a_region() -> None:
             b = torch.cos(x)
         return a, b, torch.tan(x)
 
-    found = modes_by_name(captured(call, image(3, grad=False)))
+    found = modes_by_name(dynamo_graph(call, image(3, grad=False)))
     assert difference(found["sin"], found["cos"]) == "other"
     assert difference(found["sin"], found["tan"]) is None
 

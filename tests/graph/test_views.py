@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CAPTURES, EVERYWHERE, image, pair
+from helpers import EVERYWHERE, graph_of, image, pair
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -23,21 +23,15 @@ from fxpasses.graph.views import (
 )
 
 
-def graph_of(capture: str, model: nn.Module, x: torch.Tensor) -> GraphModule:
+def described(capture: str, model: nn.Module, x: torch.Tensor) -> GraphModule:
     """The graph of a front end, with metadata."""
-    if capture == "compile":
-        graphs: list[GraphModule] = []
-        torch.compile(model, backend=lambda gm, inputs: graphs.append(gm) or gm.forward)(x)
-        graph_module = graphs[0]
-    else:
-        program = CAPTURES[capture](model, (x,))
-        graph_module = program if isinstance(program, GraphModule) else program.graph_module
+    graph_module = graph_of(capture, model, (x,))
     ensure_metadata(graph_module, (x,))
     return graph_module
 
 
 def read_pair(capture: str, model: nn.Module, x: torch.Tensor) -> tuple[Any, Any]:
-    graph = graph_of(capture, model, x).graph
+    graph = described(capture, model, x).graph
     (anchor,) = [node for node in graph.nodes if is_batch_norm(node)]
     norm = read_batch_norm(anchor)
     assert isinstance(norm, BatchNorm)
@@ -95,7 +89,7 @@ def test_the_channel_axis_of_a_linear_layer_is_the_last() -> None:
 def test_a_batch_norm_in_training_says_so(capture: str) -> None:
     model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False))
     model[1].train()  # type: ignore[index]
-    graph = graph_of(capture, model, image(grad=False)).graph
+    graph = described(capture, model, image(grad=False)).graph
     norms = [read_batch_norm(node) for node in graph.nodes if is_batch_norm(node)]
     if capture == "aten":
         # Decomposed into a functional operator that is no site.
@@ -141,7 +135,7 @@ def test_operands_that_are_no_tensors_are_refused() -> None:
 
 
 def test_reading_changes_nothing() -> None:
-    graph_module = graph_of("symbolic_trace", pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image())
+    graph_module = described("symbolic_trace", pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image())
     before = str(graph_module.graph)
     for node in graph_module.graph.nodes:
         read_producer(node)
@@ -163,6 +157,6 @@ def test_a_refusal_is_false_and_formats_late() -> None:
 
 
 def test_metadata_is_what_views_read_shapes_from() -> None:
-    graph_module = graph_of("symbolic_trace", pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image())
+    graph_module = described("symbolic_trace", pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image())
     (anchor,) = [node for node in graph_module.graph.nodes if is_batch_norm(node)]
     assert tensor(anchor).shape == (2, 4, 6, 6)  # type: ignore[union-attr]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CAPTURES, image, pair
+from helpers import CAPTURES, callable_of, check, image, pair, randomised
 from rules import SineToCosine, registered
 from torch import nn
 from torch.fx import Node
@@ -99,7 +99,7 @@ def test_what_is_built_computes_what_it_says(capture: str) -> None:
     x = image(2, 2, grad=False)
     with registered(Recorder()):
         found = fxpasses.optimize(CAPTURES[capture](Model(), (x,)), (x,))
-    call = found.exported_program.module() if found.exported_program else found.graph_module
+    call = callable_of(found)
     value = (x * x + 1.5).rsqrt() + x + x.half().double()
     value = torch.addmm((value @ x.t() + x[0]).reshape(4), value, value.repeat(1, 2))
     value = (value @ x.repeat(1, 2).t() + x[0]) * x
@@ -157,7 +157,5 @@ def test_a_parameter_that_is_read_later_is_read_again() -> None:
             y = self.conv(x)
             x.mul_(2)
             return self.bn(y) + x.mean()
-
-    from helpers import check, randomised
 
     check("pre_dispatch", randomised(Between()), (image(),), 1, grads=False, profit="always")

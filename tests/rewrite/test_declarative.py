@@ -7,6 +7,7 @@ import doctest
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import CAPTURES, callable_of, outputs_and_gradients, require_equal, require_wellformed
 from torch import nn
 
 import fxpasses
@@ -14,7 +15,6 @@ from fxpasses.errors import PatternError
 from fxpasses.rewrite import declarative
 from fxpasses.rewrite.declarative_rule import DeclarativeRule
 from fxpasses.testing import registered
-from tests.helpers import CAPTURES, outputs_and_gradients, require_equal, require_wellformed
 
 LEVELS = ("compile", *CAPTURES)
 SOME_LEVELS = ("compile", "pre_dispatch", "symbolic_trace")
@@ -55,7 +55,7 @@ def run(level, made, model, x):
         else:
             result = fxpasses.optimize(CAPTURES[level](model, (x,)), (x,), options)
             require_wellformed(result.graph_module)
-            call = result.exported_program.module() if result.exported_program else result.graph_module
+            call = callable_of(result)
             parameters = list(call.parameters()) if result.exported_program else list(model.parameters())
             found = outputs_and_gradients(call, parameters, [x], grads=True)
             report = result.report

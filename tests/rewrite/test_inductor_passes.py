@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import require_wellformed
 from torch._inductor.pattern_matcher import (
     Arg,
     CallFunction,
@@ -16,7 +17,6 @@ import fxpasses
 from fxpasses.errors import UnknownRuleError
 from fxpasses.testing import registered
 from fxpasses.testing.captures import capture
-from tests.helpers import require_wellformed
 
 aten = torch.ops.aten
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from helpers import CAPTURES, image, pair, randomised
 from torch import nn
 
 import fxpasses
@@ -14,7 +15,6 @@ from fxpasses.errors import ReproError
 from fxpasses.rewrite import numerics
 from fxpasses.testing import TensorSpec, assert_same_function
 from fxpasses.torch_internals.fake_tensors import FakeTensorMode
-from tests.helpers import CAPTURES, image, pair, randomised
 from tests.rewrite.planted import SoftmaxRule, along_wrong_axis, by_hand, registered
 
 

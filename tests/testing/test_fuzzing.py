@@ -14,6 +14,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import RULE
 from torch import nn
 
 from fxpasses.rewrite import declarative
@@ -21,7 +22,6 @@ from fxpasses.testing import LEVELS, Specimen, check_specimen, fuzz, strategies
 from fxpasses.testing.captures import rewrite_at
 from fxpasses.testing.specimens import _answers, _nudged_answers
 from fxpasses.testing.strategies.parallel import _Window
-from tests.helpers import RULE
 
 SAMPLED = {"torch": 10, "symbolic_trace": 25, "pre_dispatch": 12, "export": 12, "aten": 10}
 """Models at each level; how many depends on what a capture takes."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import RULE, image, pair
 from torch import nn
 
 from fxpasses.errors import FxpassesError
@@ -24,7 +25,6 @@ from fxpasses.testing import (
 )
 from fxpasses.testing.captures import capture, rewrite_at
 from fxpasses.torch_internals.tracing import run_default_decompositions
-from tests.helpers import RULE, image, pair
 from tests.rewrite.planted import SoftmaxRule, by_hand
 from tests.rewrite.test_declarative import AFFINE, NEGATION, RMS, SCALED, rms
 

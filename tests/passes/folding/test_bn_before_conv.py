@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import SAMPLED, check_rule, image, randomised
+from helpers import SAMPLED, Spelled, check_rule, image, randomised
 from torch import nn
 
 import fxpasses
@@ -17,25 +17,21 @@ from fxpasses.testing import Specimen, check_specimen
 RULE = "bn_before_conv"
 
 
-class Spelled(nn.Module):
-    """Batch norms of four channels, layers that read four channels, and a function as the forward."""
+class Layers(Spelled):
+    """Batch norms of four channels, layers that read four channels."""
 
     def __init__(self, spell: Callable[[Any, torch.Tensor], Any]) -> None:
-        super().__init__()
+        super().__init__(spell)
         self.bn, self.bn1d = nn.BatchNorm2d(4), nn.BatchNorm1d(4)
         self.bare = nn.BatchNorm2d(4, affine=False)
         self.three, self.padded = nn.Conv2d(4, 6, 3, 2), nn.Conv2d(4, 6, 3, padding=1)
         self.one, self.same = nn.Conv2d(4, 5, 1, bias=False), nn.Conv2d(4, 5, 1, padding="same")
         self.grouped, self.depthwise = nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(4, 4, 3, groups=4)
         self.up, self.linear = nn.ConvTranspose2d(4, 4, 1), nn.Linear(4, 3)
-        self.spell = spell
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.spell(self, x)
 
 
 def spelled(spell: Callable[[Any, torch.Tensor], Any], dtype: torch.dtype = torch.float64) -> nn.Module:
-    return randomised(Spelled(spell), dtype)
+    return randomised(Layers(spell), dtype)
 
 
 X = (2, 4, 6, 4)

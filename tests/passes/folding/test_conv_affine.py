@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import SAMPLED, check_rule, image, randomised
+from helpers import SAMPLED, Spelled, check_rule, image, randomised
 from torch import nn
 
 import fxpasses
@@ -21,11 +21,11 @@ def check(capture: str, model: nn.Module, inputs: tuple[Any, ...], outcome: int 
     return check_rule(capture, model, inputs, outcome, **{"rule": RULE, **how})
 
 
-class Spelled(nn.Module):
-    """Layers of four channels, parameters to scale and shift by, and a function as the forward."""
+class Layers(Spelled):
+    """Layers of four channels, parameters to scale and shift by."""
 
     def __init__(self, spell: Callable[[Any, torch.Tensor], Any]) -> None:
-        super().__init__()
+        super().__init__(spell)
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
         self.plain = nn.Conv2d(3, 4, 3, bias=False)
         self.up = nn.ConvTranspose2d(3, 4, 3, stride=2)
@@ -37,13 +37,9 @@ class Spelled(nn.Module):
         self.one = nn.Parameter(torch.randn(1))
         self.register_buffer("scale", torch.rand(1, 4, 1, 1) + 0.5)
         self.register_buffer("variance", torch.rand(4) + 0.5)
-        self.spell = spell
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.spell(self, x)
 
 
-class SpelledOfTwo(Spelled):
+class LayersOfTwoInputs(Layers):
     """With a second input."""
 
     def forward(self, x: torch.Tensor, other: torch.Tensor) -> Any:  # type: ignore[override]
@@ -52,7 +48,7 @@ class SpelledOfTwo(Spelled):
 
 def spelled(spell: Callable[..., Any], dtype: torch.dtype = torch.float64) -> nn.Module:
     takes = spell.__code__.co_argcount
-    return randomised((Spelled if takes == 2 else SpelledOfTwo)(spell), dtype)
+    return randomised((Layers if takes == 2 else LayersOfTwoInputs)(spell), dtype)
 
 
 def c(vector: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import EVERYWHERE, RULE, SAMPLED, check, check_compiled, image, pair, randomised
+from helpers import (
+    CAPTURES,
+    EVERYWHERE,
+    RULE,
+    SAMPLED,
+    Spelled,
+    callable_of,
+    check,
+    check_compiled,
+    image,
+    outputs_and_gradients,
+    pair,
+    randomised,
+    require_equal,
+)
 from torch import nn
 
 import fxpasses
@@ -16,21 +30,17 @@ import fxpasses
 everywhere = pytest.mark.parametrize("capture", SAMPLED)
 
 
-class Spelled(nn.Module):
-    """Parameters of a layer and of a batch norm, and a function that spells the computation."""
+class Parameters(Spelled):
+    """Parameters of a layer and of a batch norm."""
 
     def __init__(self, spell: Callable[[Any, torch.Tensor], Any], weight: tuple[int, ...]) -> None:
-        super().__init__()
+        super().__init__(spell)
         self.w, self.b = nn.Parameter(torch.randn(weight)), nn.Parameter(torch.randn(4))
         self.bn = nn.BatchNorm2d(4)
-        self.spell = spell
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.spell(self, x)
 
 
 def spelled(spell: Callable[[Any, torch.Tensor], Any], *weight: int) -> nn.Module:
-    return randomised(Spelled(spell, weight))
+    return randomised(Parameters(spell, weight))
 
 
 def norm(m: Any, y: torch.Tensor) -> torch.Tensor:
@@ -145,10 +155,8 @@ def test_spellings_of_a_linear_layer(capture: str, spelling: str) -> None:
 
 def check_eager_answers(capture: str, model: nn.Module, x: torch.Tensor) -> None:
     """Whatever is decided, eager's outputs and gradients are kept."""
-    from helpers import CAPTURES, outputs_and_gradients, require_equal
-
     result = fxpasses.optimize(CAPTURES[capture](model, (x,)), (x,))
-    call = result.exported_program.module() if result.exported_program else result.graph_module
+    call = callable_of(result)
     parameters = list(model.parameters())
     require_equal(
         outputs_and_gradients(call, parameters, (x,), True),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import SAMPLED, check_rule, image, randomised
+from helpers import SAMPLED, Spelled, check_rule, image, randomised
 from torch import nn
 
 import fxpasses
@@ -19,11 +19,11 @@ from fxpasses.testing import assert_close_to_eager
 MERGE = "parallel_conv_merge"
 
 
-class Spelled(nn.Module):
-    """Layers of four channels and a function as the forward."""
+class Layers(Spelled):
+    """Layers of four channels."""
 
     def __init__(self, spell: Callable[[Any, torch.Tensor], Any]) -> None:
-        super().__init__()
+        super().__init__(spell)
         self.three, self.one = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1, bias=False)
         self.five = nn.Conv2d(4, 4, (5, 3), padding=(2, 1), bias=False)
         self.dilated = nn.Conv2d(4, 4, 3, padding=2, dilation=2)
@@ -35,14 +35,10 @@ class Spelled(nn.Module):
         self.up, self.up1 = nn.ConvTranspose2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 1)
         self.bn, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         self.bare = nn.BatchNorm2d(4, affine=False)
-        self.spell = spell
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.spell(self, x)
 
 
 def spelled(spell: Callable[[Any, torch.Tensor], Any], dtype: torch.dtype = torch.float64) -> nn.Module:
-    return randomised(Spelled(spell), dtype)
+    return randomised(Layers(spell), dtype)
 
 
 X = (2, 4, 6, 6)

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import CAPTURES
 from torch import nn
 from torch.export import Dim
 
@@ -25,7 +26,6 @@ from fxpasses.graph.layouts import C, L
 from fxpasses.graph.modes import Modes
 from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel, seconds_at
-from tests.helpers import CAPTURES
 
 SIZES = ConvolutionSizes((1, 8, 6, 6), (8, 8, 3, 3), (1, 8, 6, 6), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
 PEAKS = Roofline("float32", 1e9, 1e9, 1e8, 1e-6)

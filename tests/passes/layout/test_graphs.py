@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import CAPTURES, GRAPHS, callable_of, fresh, outputs_and_gradients, printed, require_equal
 from torch import nn
 from torch.fx import GraphModule
 
@@ -24,7 +25,6 @@ from fxpasses.passes.layout.edits import NotMaterialisedError
 from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import Role
 from fxpasses.torch_internals.pytree import tree_leaves
-from tests.helpers import CAPTURES, GRAPHS, fresh, outputs_and_gradients, printed, require_equal
 
 X = (2, 4, 8, 8)
 
@@ -163,7 +163,7 @@ def test_values_gradients_and_strides_are_those_of_eager(kind, capture, layout):
     before = printed(program)
     result = fxpasses.optimize(program, (x,), {"layout": layout})
     assert printed(program) == before
-    call = result.exported_program.module() if result.exported_program else result.graph_module
+    call = callable_of(result)
     expected = outputs_and_gradients(model, list(model.parameters()), (x,), True)
     require_equal(outputs_and_gradients(call, list(model.parameters()), (x,), True), expected)
     ours = tree_leaves(call(*fresh((x,))))
@@ -182,7 +182,7 @@ def test_gradients_have_the_strides_of_what_they_belong_to(kind, capture, given)
     other = "channels_last" if given == "contiguous" else "contiguous"
     result = fxpasses.optimize(CAPTURES[capture](model, (x,)), (x,), {"layout": other})
     assert result.report.applied["layout"] == 1
-    call = result.exported_program.module() if result.exported_program else result.graph_module
+    call = callable_of(result)
     leaves = [x, *model.parameters()]
 
     def strides(run):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import CAPTURES
 from torch import nn
 
 from fxpasses.graph.layouts import C, L, order_of, to_channels_last
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.labels import OPERATORS, Kind, kind_of
-from tests.helpers import CAPTURES
 
 
 @pytest.mark.parametrize(
