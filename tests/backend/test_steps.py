@@ -43,23 +43,23 @@ X = torch.randn(2, 3, 8, 8)
 ALWAYS = {"Allocator", "EagersMemory"}
 
 
-@pytest.mark.parametrize(
-    ("grad", "options", "expected"),
-    [
-        (False, {}, ALWAYS),
-        (False, {"weights": "cached"}, {*ALWAYS, "PackedWeights"}),
-        (False, {"weights": "cached", "layout": "channels_last"}, {*ALWAYS, "KeptWeights", "PlannedLayout"}),
-        (False, {"weights": "cached", "inner": "aot_eager"}, {"Allocator", "KeptWeights"}),
-        (False, {"layout": "contiguous"}, {*ALWAYS, "PlannedLayout"}),
-        (True, {}, {*ALWAYS, "ActivationMasks", "InputStrides"}),
-        (True, {"weights": "cached"}, {*ALWAYS, "ActivationMasks", "InputStrides"}),
-        (True, {"layout": "channels_last"}, {*ALWAYS, "ActivationMasks", "PlannedLayout"}),
-        (True, {"layout": "off"}, {*ALWAYS, "ActivationMasks"}),
-        (True, {"disable": ("activation_masks",), "layout": "off"}, ALWAYS),
-        (True, {"inner": "aot_eager"}, {"Allocator"}),
-    ],
-    ids=str,
+TAKEN = (
+    (False, {}, ALWAYS),
+    (False, {"weights": "cached"}, {*ALWAYS, "PackedWeights"}),
+    (False, {"weights": "cached", "layout": "channels_last"}, {*ALWAYS, "KeptWeights", "PlannedLayout"}),
+    (False, {"weights": "cached", "inner": "aot_eager"}, {"Allocator", "KeptWeights"}),
+    (False, {"layout": "contiguous"}, {*ALWAYS, "PlannedLayout"}),
+    (True, {}, {*ALWAYS, "ActivationMasks", "InputStrides"}),
+    (True, {"weights": "cached"}, {*ALWAYS, "ActivationMasks", "InputStrides"}),
+    (True, {"layout": "channels_last"}, {*ALWAYS, "ActivationMasks", "PlannedLayout"}),
+    (True, {"layout": "off"}, {*ALWAYS, "ActivationMasks"}),
+    (True, {"disable": ("activation_masks",), "layout": "off"}, ALWAYS),
+    (True, {"inner": "aot_eager"}, {"Allocator"}),
 )
+"""Whether gradients are on, options, and the steps."""
+
+
+@pytest.mark.parametrize(("grad", "options", "expected"), TAKEN, ids=range(len(TAKEN)))
 def test_the_steps_that_a_network_takes(grad, options, expected):
     assert taken(network(), X, grad=grad, **options)[0] == expected
 
