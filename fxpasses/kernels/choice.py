@@ -32,7 +32,7 @@ _FAR = 2**25
 
 
 @dataclass(frozen=True)
-class Choice:
+class KernelTiming:
     """What was measured for one convolution.
 
     Attributes:
@@ -53,7 +53,7 @@ class Choice:
 
 def choose(
     sizes: Sizes, image: tuple[int, int, int, int], *, summand: bool = False, planar: bool = False
-) -> Choice:
+) -> KernelTiming:
     """Measures a convolution with random operands, once in a process for the same sizes and threads.
 
     Args:
@@ -68,7 +68,7 @@ def choose(
 @functools.cache
 def _choose(
     sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool, threads: int
-) -> Choice:
+) -> KernelTiming:
     del threads  # part of the key
     with without_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=()):
         x = torch.randn(image)
@@ -88,7 +88,7 @@ def _choose(
         if others is None:
             calls = [lambda at: operator(images[at], *given[1:])]
         else:
-            onto = [packed_convolution_onto((each, *arguments[1:]), packed) for each in images]
+            onto = [packed_convolution_onto((image, *arguments[1:]), packed) for image in images]
             calls = [lambda at: onto[at](others[at])]
         for kernel in ours:
             added = None if kernel.kind is Kind.DEPTHWISE else others
@@ -96,7 +96,7 @@ def _choose(
         return _fastest(ours, calls, copies)
 
 
-def choose_linear(rows: int, channels: int, filters: int) -> Choice:
+def choose_linear(rows: int, channels: int, filters: int) -> KernelTiming:
     """Measures a linear layer with random operands against torch's matrix product, once in a process.
 
     Args:
@@ -108,7 +108,7 @@ def choose_linear(rows: int, channels: int, filters: int) -> Choice:
 
 
 @functools.cache
-def _choose_linear(rows: int, channels: int, filters: int, threads: int) -> Choice:
+def _choose_linear(rows: int, channels: int, filters: int, threads: int) -> KernelTiming:
     del threads  # part of the key
     sizes = Sizes.of_linear(channels, filters)
     ours = kernels_for(sizes, rows)
@@ -122,18 +122,20 @@ def _choose_linear(rows: int, channels: int, filters: int, threads: int) -> Choi
         return _fastest(ours, calls, copies)
 
 
-def _fastest(ours: Sequence[Kernel], calls: Sequence[Callable[[int], torch.Tensor]], copies: int) -> Choice:
-    """The choice between torch's call, which is the first, and those of our kernels."""
+def _fastest(
+    ours: Sequence[Kernel], calls: Sequence[Callable[[int], torch.Tensor]], copies: int
+) -> KernelTiming:
+    """What was measured of torch's call, which is the first, and of our kernels' calls."""
     theirs, *seconds = _medians(calls, copies)
     if not ours:
-        return Choice(None, theirs, theirs)
+        return KernelTiming(None, theirs, theirs)
     best, kernel = min(zip(seconds, ours, strict=True), key=lambda timed: (timed[0], timed[1].code))
-    return Choice(kernel, best, theirs)
+    return KernelTiming(kernel, best, theirs)
 
 
 def _copies(*tensors: torch.Tensor) -> int:
     """How many images to read in turn, so that neither they nor the results are near when they come again."""
-    return min(_ROUNDS[1], 1 + _FAR // sum(each.nbytes for each in tensors))
+    return min(_ROUNDS[1], 1 + _FAR // sum(tensor.nbytes for tensor in tensors))
 
 
 def _call(
@@ -150,15 +152,15 @@ def _call(
 
 def _medians(calls: Sequence[Callable[[int], torch.Tensor]], copies: int) -> list[float]:
     """The median time of each call, in turns, as it is among other work: with operands that are not near."""
-    results = deque((each(0) for each in calls), maxlen=copies * len(calls))
+    results = deque((call(0) for call in calls), maxlen=copies * len(calls))
     taken: list[list[float]] = [[] for _ in calls]
     began = time.perf_counter()
     for done in range(_ROUNDS[1]):
         if done >= _ROUNDS[0] and time.perf_counter() - began > _LONG * len(calls):
             break
-        for each, call in zip(taken, calls, strict=True):
+        for times, call in zip(taken, calls, strict=True):
             start = time.perf_counter()
             result = call(done % copies)
-            each.append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
             results.append(result)  # stays alive, so that the next result lies elsewhere
-    return [statistics.median(each) for each in taken]
+    return [statistics.median(times) for times in taken]

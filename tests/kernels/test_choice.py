@@ -7,7 +7,7 @@ import torch
 
 from fxpasses.kernels import choice as choices
 from fxpasses.kernels import library
-from fxpasses.kernels.choice import Choice, choose, choose_linear
+from fxpasses.kernels.choice import KernelTiming, choose, choose_linear
 from fxpasses.kernels.convolution import Sizes, kernels_for
 from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 
@@ -21,13 +21,13 @@ SIZES = Sizes(16, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1))
 
 
 def test_a_kernel_pays_if_what_it_saves_in_a_model_makes_up_for_the_rest():
-    assert Choice(ONE_VECTOR, 0.96, 1.0).pays
-    assert Choice(ONE_VECTOR, 1.04, 1.0).pays
-    assert not Choice(ONE_VECTOR, 1.06, 1.0).pays
-    assert Choice(ONE_VECTOR, 12e-6, 5e-6).pays
-    assert not Choice(ONE_VECTOR, 16e-6, 5e-6).pays
-    assert not Choice(None, 1.0, 1.0).pays
-    assert Choice(DEPTHWISE, 0.5, 1.0).pays  # its number is 0
+    assert KernelTiming(ONE_VECTOR, 0.96, 1.0).pays
+    assert KernelTiming(ONE_VECTOR, 1.04, 1.0).pays
+    assert not KernelTiming(ONE_VECTOR, 1.06, 1.0).pays
+    assert KernelTiming(ONE_VECTOR, 12e-6, 5e-6).pays
+    assert not KernelTiming(ONE_VECTOR, 16e-6, 5e-6).pays
+    assert not KernelTiming(None, 1.0, 1.0).pays
+    assert KernelTiming(DEPTHWISE, 0.5, 1.0).pays  # its number is 0
 
 
 @pytest.mark.parametrize("slow", ["theirs", "ours"])
@@ -49,7 +49,7 @@ def test_it_is_measured_once_and_random_numbers_are_left_alone(monkeypatch):
     assert torch.equal(torch.random.get_rng_state(), state)
     monkeypatch.setattr(choices, "_medians", None)
     assert (choose(SIZES, (1, 16, 8, 8)), choose_linear(4, 16, 32)) == first
-    assert all(each.seconds > 0 and each.theirs > 0 for each in first)
+    assert all(timing.seconds > 0 and timing.theirs > 0 for timing in first)
 
 
 def test_without_kernels_torch_keeps_the_convolution(monkeypatch):
@@ -78,4 +78,4 @@ def test_few_channels_are_measured_as_they_lie(monkeypatch, planar):
     choices._choose.cache_clear()
     found = choose(stem, (1, 3, 16, 16), planar=planar)
     assert found.kernel in kernels_for(stem, 64, planar=planar)
-    assert {each.is_contiguous() for each in read} == {planar}
+    assert {image.is_contiguous() for image in read} == {planar}

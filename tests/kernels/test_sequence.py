@@ -44,7 +44,7 @@ class Program:
 
     def __init__(self, inputs):
         self.inputs = inputs
-        self.exact = [each.double() for each in inputs]
+        self.exact = [image.double() for image in inputs]
         self.constants = []
         self.steps = []
 
@@ -53,7 +53,7 @@ class Program:
         return len(self.constants) - 1
 
     def read(self, reading):
-        image = torch.cat([self.exact[each] for each in reading.values], 1)
+        image = torch.cat([self.exact[value] for value in reading.values], 1)
         if reading.gate is not None:
             image = image * self.exact[reading.gate]
         if reading.scale is not None:
@@ -81,7 +81,7 @@ class Program:
         image = self.read(reading)
         shape = (image.shape[0], *image.shape[2:], image.shape[1])
         self.steps.append(
-            Step(kind, len(self.exact), reading, shape, tuple(each for each, _ in convolutions))
+            Step(kind, len(self.exact), reading, shape, tuple(arguments for arguments, _ in convolutions))
         )
         self.exact.append(result(image))
         return len(self.exact) - 1
@@ -92,12 +92,12 @@ class Program:
     def run(self, results):
         """The values at `results`, which are numbered after the inputs as the operator wants them."""
         given = [*range(len(self.inputs)), *results]
-        order = [*given, *(each for each in range(len(self.exact)) if each not in given)]
+        order = [*given, *(value for value in range(len(self.exact)) if value not in given)]
         number = {value: at for at, value in enumerate(order)}.__getitem__
-        steps = [_renumbered(each, number) for each in self.steps]
-        sizes = [floats_of(self.exact[each].shape) for each in order[len(given) :]]
+        steps = [_renumbered(step, number) for step in self.steps]
+        sizes = [floats_of(self.exact[value].shape) for value in order[len(given) :]]
         words = torch.tensor(program(steps, len(given), sizes))
-        shapes = shapes_argument([self.exact[each].shape for each in results])
+        shapes = shapes_argument([self.exact[value].shape for value in results])
         return torch.ops.fxpasses.sequence(self.inputs, self.constants, words, shapes)
 
 
@@ -138,7 +138,7 @@ def _depthwise(channels, side=3, stride=1, padding=1, dilation=1):
 
 def random_program(chosen: random.Random) -> Program:
     count, height, width = chosen.choice([(1, 6, 5), (2, 4, 7), (3, 1, 1), (1, 17, 9)])
-    made = Program([channels_last(count, each, height, width) for each in (16, 19, 3)])
+    made = Program([channels_last(count, channels, height, width) for channels in (16, 19, 3)])
     images, gates = [0, 1, 2], {}
     for _ in range(8):
         kind = chosen.choice(("gathering", "gathering", "square", "depthwise", "gate", "mean"))
@@ -146,14 +146,14 @@ def random_program(chosen: random.Random) -> Program:
         channels = made.exact[value].shape[1]
         if kind == "gathering":
             values = tuple(chosen.choice(images) for _ in range(chosen.choice((1, 1, 2, 3))))
-            widths = tuple(made.exact[each].shape[1] for each in values)
+            widths = tuple(made.exact[one].shape[1] for one in values)
             total = sum(widths)
             gate = gates.get(values[0]) if len(values) == 1 else None
             scale = made.constant(torch.randn(total)) if gate is None and chosen.random() < 0.5 else None
             shift = made.constant(torch.randn(total)) if chosen.random() < 0.5 else None
             limits = chosen.choice((None, (0.0, 6.0), (0.0, float("inf"))))
             sizes = _single(total, chosen.choice((5, 16, 24, 48, 130)))
-            same = [each for each in images if made.exact[each].shape[1] == sizes.filters]
+            same = [image for image in images if made.exact[image].shape[1] == sizes.filters]
             summand = chosen.choice(same) if same and chosen.random() < 0.5 else None
             activation = chosen.choice(list(REFERENCES))
             convolution = made.convolution(sizes, product(chosen.choice((1, 2, 3, 4))), summand, activation)
@@ -236,8 +236,8 @@ def test_a_chain_row_by_row_equals_float64(image, deep, kind):
             convolutions = [wide, thin, again]
 
     def exact(x):
-        for _, each in convolutions:
-            x = each(x)
+        for _, convolve in convolutions:
+            x = convolve(x)
         return x
 
     at = made.add(CHAIN, made.plain(value), exact, *convolutions)
@@ -325,7 +325,7 @@ def test_what_is_no_chain_stays_single_steps(why, monkeypatch):
         both = made.convolution(_single(64 + 24, 16), product(2))
         made.steps = made.steps[1:2]
         made.add(PRODUCT, Reading((3, 1), (64, 24)), both[1], both)
-    assert Counter(each.kind for each in joined(made.steps, given))[CHAIN] == 0
+    assert Counter(step.kind for step in joined(made.steps, given))[CHAIN] == 0
 
 
 @pytest.mark.parametrize("why", ["square", "few channels behind", "gathered", "strided", "no kernel"])
@@ -359,8 +359,8 @@ def test_values_that_live_at_the_same_time_never_share_memory():
         offsets, floats = sequence._places(steps, given, sizes)
         last = {value: at for at, step in enumerate(steps) for value in (step.result, *step.read)}
         for at in range(count):
-            living = [each for each in range(at + 1) if last[given + each] >= at]
-            taken = [place for each in living for place in range(offsets[each], offsets[each] + sizes[each])]
+            living = [step for step in range(at + 1) if last[given + step] >= at]
+            taken = [place for step in living for place in range(offsets[step], offsets[step] + sizes[step])]
             assert len(taken) == len(set(taken))
             assert max(taken) < floats
 
@@ -444,8 +444,8 @@ def test_fake_results_have_the_sizes_and_strides_of_real_ones():
     results = [len(made.exact) - 1]
     (real,) = made.run(results)
     with FakeTensorMode() as mode:
-        inputs = [mode.from_tensor(each) for each in made.inputs]
-        constants = [mode.from_tensor(each) for each in made.constants]
+        inputs = [mode.from_tensor(image) for image in made.inputs]
+        constants = [mode.from_tensor(constant) for constant in made.constants]
         shapes = shapes_argument([real.shape, (3, 5)])
         words = torch.zeros(4, dtype=torch.int64)
         first, second = torch.ops.fxpasses.sequence(inputs, constants, words, shapes)

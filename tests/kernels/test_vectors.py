@@ -18,7 +18,7 @@ pytestmark = pytest.mark.vectors
 
 FLOATS = {"AVX2": 8, "AVX512": 16}
 CPU = torch.backends.cpu.get_cpu_capability()
-BELOW = [each for each, floats in FLOATS.items() if floats <= FLOATS.get(CPU, 0)]
+BELOW = [capability for capability, floats in FLOATS.items() if floats <= FLOATS.get(CPU, 0)]
 """What this CPU can be told to do, as far as the environment lets this process see it."""
 
 AVX512 = re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])\b|%k[0-7]\b")
@@ -47,14 +47,16 @@ def library_for(capability: str) -> tuple[int, str]:
     not (kernels.vector_length() and shutil.which("objdump")), reason="needs kernels, objdump"
 )
 def test_each_capability_has_a_library_without_longer_vectors():
-    found = {each: library_for(each) for each in BELOW}
-    assert {each: floats for each, (floats, _) in found.items()} == {each: FLOATS[each] for each in BELOW}
+    found = {capability: library_for(capability) for capability in BELOW}
+    assert {capability: floats for capability, (floats, _) in found.items()} == {
+        capability: FLOATS[capability] for capability in BELOW
+    }
     assert len({path for _, path in found.values()}) == len(BELOW)
-    for each, (_, path) in found.items():
+    for capability, (_, path) in found.items():
         command = ["objdump", "-d", "--no-show-raw-insn", path]
         code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert "%ymm" in code
-        assert bool(AVX512.search(code)) == (each == "AVX512")
+        assert bool(AVX512.search(code)) == (capability == "AVX512")
 
 
 @pytest.mark.skipif(not kernels.vector_length(), reason="needs AVX2 or AVX-512, and a compiler")

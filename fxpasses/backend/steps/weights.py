@@ -20,7 +20,8 @@ from fxpasses.graph.modes import Modes
 from fxpasses.kernels.convolution import Sizes
 from fxpasses.kernels.kernel import Kernel
 from fxpasses.passes.weights.kept import KeptWeights as KeptTensors
-from fxpasses.passes.weights.packed import OwnKernels, WeightPacking, own_kernel_of_linear
+from fxpasses.passes.weights.own_kernels import OwnKernels, own_kernel_of_linear
+from fxpasses.passes.weights.packed import WeightPacking
 from fxpasses.passes.weights.parameter_work import PacksLinear, ParameterWork, split_parameter_work
 from fxpasses.pipeline import keeps_weights
 from fxpasses.report.report import Report
@@ -99,7 +100,7 @@ class PackedWeights(_Split):
             yield
 
     def compiled(self, function: Compiled) -> Compiled:
-        return KeptTensors(function, self.work, self.packing.packed, self.packing.husks)
+        return KeptTensors(function, self.work, self.packing.packed, self.packing.unread)
 
     def reported(self, report: Report) -> Report:
         remarks = (*report.remarks, *self.packing.remarks)

@@ -1,8 +1,8 @@
-// Work that threads share: each begins with a part of its own, then helps the others.
+// Work that threads share: each begins with a part of its own, and one that is done early helps the others.
 //
-//     items    |. . . . . . . . . .|. . . . . . . . . .|     two threads, ten items each
-//     thread 0  0 1 2 3 4 5 6 7 8 9           9 8  <- then some of the other's, while there are any
-//     thread 1                      0 1 2 3 4 5 6 7
+//     items      0  1  2  3  4  5  6  7  8  9 | 10 11 12 13 14 15 16 17 18 19
+//     thread 0   0  1  2  3  4  5  6  7  8  9, then 17 18 19, which thread 1 has not begun
+//     thread 1  10 11 12 13 14 15 16
 
 #pragma once
 

@@ -172,9 +172,9 @@ def _why_left(
 
 def _planned(plan: LayoutPlan, names: Iterable[str]) -> Label | None:
     """What the plan wants; torch.export puts a ``p_`` in front of a parameter's name."""
-    known = [canonical(each) for each in names]
-    spelled = [prefix + each for each in known for prefix in ("", "p_")]
-    return next((plan.weights[each] for each in spelled if each in plan.weights), None)
+    known = [canonical(name) for name in names]
+    spelled = [prefix + name for name in known for prefix in ("", "p_")]
+    return next((plan.weights[name] for name in spelled if name in plan.weights), None)
 
 
 def _strides(weight: nn.Parameter, label: Label) -> tuple[int, ...]:
@@ -203,11 +203,11 @@ def _is_plain(weight: nn.Parameter) -> bool:
 
 def _shared_storages(module: nn.Module) -> set[int]:
     """The storages that several distinct parameters or buffers live in; one that is tied by name is one."""
-    held = {id(each): each for each in (*module.parameters(), *module.buffers())}
+    held = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     counts = Counter(
-        each.untyped_storage().data_ptr()
-        for each in held.values()
-        if not isinstance(each, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer))
-        and each.layout is torch.strided
+        tensor.untyped_storage().data_ptr()
+        for tensor in held.values()
+        if not isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer))
+        and tensor.layout is torch.strided
     )
     return {pointer for pointer, count in counts.items() if count > 1}

@@ -92,7 +92,7 @@ def _with_summand(before: Epilogue) -> Epilogue | None:
     (user,) = before.last.users
     if user.target is not aten.add.Tensor or user.kwargs or len(user.args) != 2:
         return None
-    others = [each for each in user.args if each is not before.last]
+    others = [operand for operand in user.args if operand is not before.last]
     if len(others) != 1 or not isinstance(others[0], Node):
         return None
     found, result = tensor(others[0]), tensor(before.last)
@@ -152,7 +152,7 @@ def _matches(node: object, pattern: _Pattern, x: Node, limits: dict[str, float],
         orders.append(node.args[::-1])
     for order in orders:
         trial, gathered = dict(limits), set(inside)
-        if all(_matches(order[at], each, x, trial, gathered) for at, each in enumerate(operands)):
+        if all(_matches(order[at], operand, x, trial, gathered) for at, operand in enumerate(operands)):
             limits.update(trial)
             inside |= gathered | {node}
             return True

@@ -38,7 +38,7 @@ _alive: weakref.WeakSet[KeptWeights] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class _Statistics:
-    """The values of those sources that may change without a sign: buffers that are vectors.
+    """The values of those sources that may change without a new version: buffers that are vectors.
 
     Attributes:
         groups: positions among the sources, by dtype and device, and the values there, end to end.
@@ -51,14 +51,14 @@ class _Statistics:
     @staticmethod
     def of(sources: Sequence[torch.Tensor]) -> _Statistics:
         positions: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
-        for position, each in enumerate(sources):
-            if each.ndim == 1 and not isinstance(each, torch.nn.Parameter):
-                positions[each.dtype, each.device].append(position)
+        for position, source in enumerate(sources):
+            if source.ndim == 1 and not isinstance(source, torch.nn.Parameter):
+                positions[source.dtype, source.device].append(position)
         groups, blocks = [], []
         for group in positions.values():
             members = [sources[at] for at in group]
             values = torch.cat(members)
-            plain = all(each.is_cpu and each.is_contiguous() for each in members)
+            plain = all(member.is_cpu and member.is_contiguous() for member in members)
             if plain and same_memory_function() is not None:
                 blocks.append(_Blocks(members, values))
             else:
@@ -67,7 +67,7 @@ class _Statistics:
 
     def hold(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether the values are what they were, of sources that still lie at the same addresses."""
-        return all(each.hold() for each in self.blocks) and all(
+        return all(block.hold() for block in self.blocks) and all(
             torch.equal(torch.cat([sources[at] for at in group]), was) for group, was in self.groups
         )
 
@@ -78,8 +78,10 @@ class _Blocks:
     def __init__(self, members: Sequence[torch.Tensor], values: torch.Tensor) -> None:
         compare = same_memory_function()
         assert compare is not None
-        addresses = torch.tensor([each.data_ptr() for each in members], dtype=torch.int64)
-        sizes = torch.tensor([each.numel() * each.element_size() for each in members], dtype=torch.int64)
+        addresses = torch.tensor([member.data_ptr() for member in members], dtype=torch.int64)
+        sizes = torch.tensor(
+            [member.numel() * member.element_size() for member in members], dtype=torch.int64
+        )
         self._memory = (addresses, sizes, values, *members)  # stays alive as long as its addresses are used
         self._compare = functools.partial(
             compare, addresses.data_ptr(), sizes.data_ptr(), len(members), values.data_ptr()
@@ -89,8 +91,8 @@ class _Blocks:
         return bool(self._compare())
 
 
-class _Signs:
-    """What tells of a change: which objects tensors are, their versions, and where their memory is."""
+class _SourceGuard:
+    """Tells of a change by which objects tensors are, their version counters and where their memory is."""
 
     def __init__(self, sources: Sequence[torch.Tensor], positions: Sequence[int]) -> None:
         """Args:
@@ -106,8 +108,8 @@ class _Signs:
         if compare is not None:
             with torch.inference_mode(False):
                 lists = (self._positions, self._versions, self._addresses)
-                self._words = [torch.tensor(each, dtype=torch.int64) for each in lists]
-            where, versions, addresses = (each.data_ptr() for each in self._words)
+                self._words = [torch.tensor(numbers, dtype=torch.int64) for numbers in lists]
+            where, versions, addresses = (numbers.data_ptr() for numbers in self._words)
             count, known = len(self._sources), self._sources
             self._native = lambda given: compare(given, where, count, known, versions, addresses)
 
@@ -129,38 +131,38 @@ class _Snapshot:
 
     sources: tuple[torch.Tensor, ...]
     memory: tuple[torch.Tensor, ...]
-    signs: _Signs
+    guard: _SourceGuard
     statistics: _Statistics
     values: tuple[torch.Tensor, ...]
 
     def holds(self, arguments: tuple[Any, ...]) -> bool:
         """Whether the parameters among the arguments of a call are what they were."""
-        return self.signs.hold(arguments) and self.statistics.hold(self.sources)
+        return self.guard.hold(arguments) and self.statistics.hold(self.sources)
 
 
-class _Gate:
-    """Lets any number of calls through at a time, or one renewal of what they all read."""
+class _ReadersWriterLock:
+    """Lets any number of calls read at a time, or one renewal write what they all read."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._calls = 0
+        self._readers = 0
 
     @contextlib.contextmanager
-    def call(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         with self._changed:
-            self._calls += 1
+            self._readers += 1
         try:
             yield
         finally:
             with self._changed:
-                self._calls -= 1
+                self._readers -= 1
                 self._changed.notify_all()
 
     @contextlib.contextmanager
-    def renewal(self) -> Iterator[None]:
-        """Waits until no call is under way, and keeps new ones waiting."""
+    def writing(self) -> Iterator[None]:
+        """Waits until nobody reads, and keeps new readers waiting."""
         with self._changed:
-            self._changed.wait_for(lambda: self._calls == 0)
+            self._changed.wait_for(lambda: self._readers == 0)
             yield
 
 
@@ -186,9 +188,9 @@ class KeptWeights:
         self._inputs = work.inputs
         self._packed = tuple(packed)
         self._unread = tuple(unread)
-        self._husks: dict[int, torch.Tensor] = {}
+        self._storageless: dict[int, torch.Tensor] = {}
         self._snapshot: _Snapshot | None = None
-        self._gate = _Gate()
+        self._lock = _ReadersWriterLock()
         _alive.add(self)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -198,12 +200,12 @@ class KeptWeights:
             if snapshot is None or not snapshot.holds(arguments):
                 return self._compiled(*given, *self._renewed(arguments))
             return self._compiled(*given, *snapshot.values)
-        with self._gate.call():
+        with self._lock.reading():
             snapshot = self._snapshot
             if snapshot is not None and snapshot.holds(arguments):
                 return self._compiled(*given, *snapshot.values)
         # The code reads the packed weights as constants, so this call ends before anyone may change them.
-        with self._gate.renewal():
+        with self._lock.writing():
             return self._compiled(*given, *self._renewed(arguments))
 
     def forget(self) -> None:
@@ -215,34 +217,37 @@ class KeptWeights:
         self._snapshot = None  # what is packed is overwritten now
         if any(map(torch.Tensor.is_inference, sources)):
             return self._compute(sources)  # nothing will tell whether they change
-        # The signs are read first: an update while the work is done makes the snapshot stale, not wrong.
-        signs = _Signs(sources, self._positions)
+        # The guard is made first: an update while the work is done makes the snapshot stale, not wrong.
+        guard = _SourceGuard(sources, self._positions)
         with torch.inference_mode(False), torch.no_grad():
             statistics = _Statistics.of(sources)
-            memory = tuple(each.detach() for each in sources)
+            memory = tuple(source.detach() for source in sources)
         values = self._compute(sources)
-        self._snapshot = _Snapshot(tuple(sources), memory, signs, statistics, values)
+        self._snapshot = _Snapshot(tuple(sources), memory, guard, statistics, values)
         return values
 
     def _compute(self, sources: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The kept tensors. Packed ones go to the constants of the code, and husks stand for them."""
+        """The kept tensors. Packed ones go to the constants of the code.
+
+        Those that the code reads only there are left without memory.
+        """
         # Kept tensors must outlive an inference-mode block, so they are no inference tensors.
         with torch.inference_mode(False), torch.no_grad():
             values: list[torch.Tensor] = list(self._prologue(*sources))
-            for each in self._packed:
-                each.constant.data = each.pack(*(values[index].detach() for index in each.indices))
+            for packed in self._packed:
+                packed.constant.data = packed.pack(*(values[index].detach() for index in packed.indices))
             for index in self._unread:
-                if index not in self._husks:
-                    self._husks[index] = _husk(values[index])
-                values[index] = self._husks[index]
+                if index not in self._storageless:
+                    self._storageless[index] = _without_storage(values[index])
+                values[index] = self._storageless[index]
         return tuple(values)
 
 
-def _husk(dense: torch.Tensor) -> torch.Tensor:
+def _without_storage(dense: torch.Tensor) -> torch.Tensor:
     """A tensor of the same metadata without memory."""
-    husk = torch.empty_strided(dense.shape, dense.stride(), dtype=dense.dtype, device=dense.device)
-    husk.untyped_storage().resize_(0)
-    return husk
+    empty = torch.empty_strided(dense.shape, dense.stride(), dtype=dense.dtype, device=dense.device)
+    empty.untyped_storage().resize_(0)
+    return empty
 
 
 def refresh(compiled: object = None) -> None:
@@ -254,8 +259,8 @@ def refresh(compiled: object = None) -> None:
     """
     held = None
     if isinstance(compiled, torch.nn.Module):
-        held = {id(each) for each in (*compiled.parameters(), *compiled.buffers())}
-    for each in list(_alive):
-        snapshot = each._snapshot
+        held = {id(tensor) for tensor in (*compiled.parameters(), *compiled.buffers())}
+    for kept in list(_alive):
+        snapshot = kept._snapshot
         if held is None or snapshot is None or any(id(source) in held for source in snapshot.sources):
-            each.forget()
+            kept.forget()

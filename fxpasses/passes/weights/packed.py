@@ -13,7 +13,7 @@ code stays, so a refresh costs one pass over the weights. Inductor's own pattern
 convolution (an activation, a sum) into oneDNN's, as they do in a frozen graph; ours are fused here.
 
 A dense tensor that was packed and that nothing else reads is not needed any more: the graph's input for it
-becomes a husk, a tensor of the same shape and strides without memory.
+gets a tensor of the same shape and strides without memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -29,11 +29,17 @@ from torch.fx import Graph, Node
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
-from fxpasses.kernels.choice import Choice, choose, choose_linear
-from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
+from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, pack
 from fxpasses.kernels.kernel import Kernel, Kind
 from fxpasses.kernels.library import missing
 from fxpasses.passes.weights.epilogues import epilogue_of
+from fxpasses.passes.weights.own_kernels import (
+    OwnKernels,
+    may_be_ours,
+    own_kernel_of_convolution,
+    own_kernel_of_linear,
+    sizes_of,
+)
 from fxpasses.passes.weights.sequences import write_sequences
 from fxpasses.passes.weights.stride_order import in_order
 from fxpasses.report.data import Remark, Status
@@ -44,9 +50,6 @@ from fxpasses.torch_internals.onednn import onednn_takes, pack_convolution_weigh
 NAME = "packed_weights"
 OWN = "own_kernels"
 SEQUENCES = "kernel_sequences"
-
-OwnKernels = Literal["measured", "always", "never"]
-"""When kernels of ours are taken: where they were measured to be faster, wherever there are any, or never."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class WeightPacking:
         kept: how many of the inputs are kept tensors.
         own: when kernels of ours are taken.
         packed, remarks: what was packed, and what was not and why.
-        husks: kept tensors of which nothing is read any more.
+        unread: which of the kept tensors the code reads only packed.
         constants_allowed: the block in which inductor compiles the graph.
     """
 
@@ -81,7 +84,7 @@ class WeightPacking:
     kept: int
     own: OwnKernels = "measured"
     packed: list[PackedWeight] = field(default_factory=list)
-    husks: frozenset[int] = frozenset()
+    unread: frozenset[int] = frozenset()
     remarks: list[Remark] = field(default_factory=list)
     constants_allowed: RealConstantsAllowed = field(default_factory=RealConstantsAllowed)
 
@@ -98,7 +101,7 @@ class WeightPacking:
         if not self._corresponds(placeholders):
             self._decline(Decline("inputs-changed", "AOTAutograd gave the graph other inputs"), "")
             return
-        if self.own != "never" and any(map(_may_be_ours, graph.nodes)) and (reason := missing()):
+        if self.own != "never" and any(map(may_be_ours, graph.nodes)) and (reason := missing()):
             none = Decline("no-kernels", "there are no kernels of fxpasses: {}", None, (reason,))
             self._decline(none, "", OWN)
         first = len(placeholders) - self.kept
@@ -106,9 +109,9 @@ class WeightPacking:
         for index, weight in enumerate(placeholders[first:]):
             self._pack_linears(graph, weight, placeholders[first:])
             users = list(weight.users)
-            if not any(each.target is torch.ops.aten.convolution.default for each in users):
+            if not any(user.target is torch.ops.aten.convolution.default for user in users):
                 continue
-            reasons = [why for each in users if (why := _unpackable(each, weight)) is not None]
+            reasons = [why for user in users if (why := _unpackable(user, weight)) is not None]
             if reasons:
                 self._decline(reasons[0], users[0].name)
                 continue
@@ -117,14 +120,14 @@ class WeightPacking:
                 if not self._pack_for_own_kernel(graph, convolution, placeholders[first:], planar):
                     self._pack(graph, convolution, weight, index)
         # Without a kernel of ours its library may not have been loaded, and the operators not exist.
-        has_own = any(each.rule == OWN and each.status == "applied" for each in self.remarks)
+        has_own = any(remark.rule == OWN and remark.status == "applied" for remark in self.remarks)
         if has_own and not writes_cpp_wrapper():
             for kernels in write_sequences(graph, functools.partial(self._constant, graph)):
                 self.remarks.append(
                     Remark(SEQUENCES, "applied", "applied", f"{kernels} kernels in one call", node="")
                 )
-        read = {index for each in self.packed for index in each.indices}
-        self.husks = frozenset(index for index in read if not placeholders[first + index].users)
+        read = {index for packed in self.packed for index in packed.indices}
+        self.unread = frozenset(index for index in read if not placeholders[first + index].users)
 
     def _corresponds(self, placeholders: Sequence[Node]) -> bool:
         """Whether the graph's inputs are those of the compiled function, one by one."""
@@ -174,23 +177,15 @@ class WeightPacking:
     ) -> bool:
         """Writes a convolution and what follows it as our operator, if that is faster; whether it did."""
         image, weight, bias, *_ = convolution.args
-        value, result = tensor(image), tensor(convolution)
-        sizes = _own_sizes(convolution)
-        if sizes is None or value is None or result is None or not result.numel():
+        result = tensor(convolution)
+        sizes = sizes_of(convolution)
+        if sizes is None or result is None or not result.numel():
             return False
         if bias is not None and bias not in kept:
             live = Decline("live-bias", "its bias is worked out in every call", convolution)
             self._remark(convolution, "declined", live.message, live.code)
             return False
-        count, channels, height, width = value.shape
-        summand = not sizes.is_depthwise and epilogue_of(convolution, summand=True).summand is not None
-        kernel = own_kernel(
-            self.own,
-            sizes,
-            result.numel() // sizes.filters,
-            lambda: choose(sizes, (count, channels, height, width), summand=summand, planar=planar),
-            planar=planar,
-        )
+        kernel = own_kernel_of_convolution(self.own, convolution, sizes, planar=planar)
         if isinstance(kernel, Kernel):
             self._write(graph, convolution, (image, weight, bias), kept, sizes, kernel)
             return True
@@ -203,8 +198,8 @@ class WeightPacking:
         found = tensor(weight)
         if found is None or found.ndim != 2 or not weight.users:
             return
-        transposed = [each for each in weight.users if _is_transposition(each)]
-        for product in [user for each in transposed for user in each.users]:
+        transposed = [node for node in weight.users if _is_transposition(node)]
+        for product in [user for node in transposed for user in node.users]:
             image, bias = _operands_of_product(product, transposed)
             value = tensor(image)
             if value is None or not (bias is None or bias in kept):
@@ -213,9 +208,9 @@ class WeightPacking:
             kernel = own_kernel_of_linear(self.own, sizes, value)
             if isinstance(kernel, Kernel):
                 self._write(graph, product, (image, weight, bias), kept, sizes, kernel)
-        for each in transposed:
-            if not each.users:
-                graph.erase_node(each)
+        for node in transposed:
+            if not node.users:
+                graph.erase_node(node)
 
     def _write(
         self,
@@ -255,9 +250,9 @@ class WeightPacking:
             written = graph.call_function(torch.ops.fxpasses.convolution.default, arguments)
         written.meta.update(last.meta)
         last.replace_all_uses_with(written)
-        for each in sorted(epilogue.nodes, reverse=True):
-            graph.erase_node(each)
-        positions = {each: at for at, each in enumerate(kept)}
+        for node in sorted(epilogue.nodes, reverse=True):
+            graph.erase_node(node)
+        positions = {node: position for position, node in enumerate(kept)}
         indices = (positions[weight], *((positions[bias],) if bias is not None else ()))
         self.packed.append(PackedWeight(indices, constant, packer))
         self._remark(producer, "applied", f"kernel {kernel.code}, followed by {epilogue.activation}")
@@ -272,22 +267,12 @@ class WeightPacking:
         self.remarks.append(Remark(rule, "declined", why.code, why.message, node=node, stage="check"))
 
 
-def _may_be_ours(node: Node) -> bool:
-    """Whether it is a 2-D convolution or a matrix product in float32, of constant sizes."""
-    found = tensor(node)
-    if found is None or found.dtype != torch.float32 or not all(type(size) is int for size in found.shape):
-        return False
-    if node.target is torch.ops.aten.convolution.default:
-        return found.ndim == 4
-    return node.target in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
-
-
 def _before_convolutions(graph: Graph) -> set[Node]:
     """The nodes that depend on no convolution, which lie in memory as the graph's inputs do."""
     found: set[Node] = set()
     for node in graph.nodes:
         is_before = node.target is not torch.ops.aten.convolution.default
-        if is_before and all(each in found for each in node.all_input_nodes):
+        if is_before and all(operand in found for operand in node.all_input_nodes):
             found.add(node)
     return found
 
@@ -295,55 +280,6 @@ def _before_convolutions(graph: Graph) -> set[Node]:
 def _is_contiguous(node: Node) -> bool:
     found = tensor(node)
     return found is not None and found.is_contiguous()
-
-
-def _own_sizes(convolution: Node) -> Sizes | None:
-    """The sizes of a 2-D convolution in float32; None for any other."""
-    arguments: tuple[Any, ...] = convolution.args
-    image, weight, _, stride, padding, dilation, _, _, groups = arguments
-    value, filters = tensor(image), tensor(weight)
-    if value is None or filters is None or value.dim() != 4 or value.dtype != torch.float32:
-        return None
-    kernel, *space = (_pair(each) for each in (filters.shape[2:], stride, padding, dilation))
-    return Sizes(value.shape[1], filters.shape[0], groups, kernel, *space)
-
-
-def _pair(given: Sequence[int]) -> tuple[int, int]:
-    """Height and width, which are given as one number where they are equal."""
-    return given[0], given[-1]
-
-
-def own_kernel(
-    own: OwnKernels, sizes: Sizes, pixels: int, measure: Callable[[], Choice], *, planar: bool = False
-) -> Kernel | Decline | None:
-    """Which of our kernels to take, why torch's is better, or None where there is none of ours.
-
-    Args:
-        own: whether ours are wanted.
-        sizes: of the convolution.
-        pixels: how many its result has.
-        measure: tells which is the fastest.
-        planar: whether its image is in contiguous memory.
-    """
-    kernels = kernels_for(sizes, pixels, planar=planar) if own != "never" else ()
-    if not kernels:
-        return None
-    if own == "always":
-        return kernels[0]
-    choice = measure()
-    if choice.pays:
-        return choice.kernel
-    figures = tuple(round(1e6 * each, 1) for each in (choice.theirs, choice.seconds))
-    return Decline("not-faster", "torch's kernel took {} µs and ours {} µs", None, figures)
-
-
-def own_kernel_of_linear(own: OwnKernels, sizes: Sizes, rows_of: torch.Tensor) -> Kernel | Decline | None:
-    """The same for a linear layer over a tensor's rows."""
-    static = all(type(size) is int for size in rows_of.shape)
-    if not static or rows_of.dtype != torch.float32 or rows_of.device.type != "cpu" or not rows_of.numel():
-        return None
-    rows = rows_of.numel() // sizes.channels
-    return own_kernel(own, sizes, rows, lambda: choose_linear(rows, sizes.channels, sizes.filters))
 
 
 def _is_transposition(node: Node) -> bool:

@@ -81,7 +81,7 @@ def split_parameter_work(
         The two parts, or why there is nothing to keep.
     """
     placeholders = context.graph.find_nodes(op="placeholder")
-    sources = [each for each in placeholders if is_module_tensor(each) and not context.is_written(each)]
+    sources = [node for node in placeholders if is_module_tensor(node) and not context.is_written(node)]
     stable = _stable_nodes(context, set(sources))
     moved: frozenset[Node] = frozenset()
     if for_cpu:
@@ -93,14 +93,14 @@ def split_parameter_work(
     kept = _kept_nodes(context, stable)
     if not kept:
         return Decline("no-parameter-work", "no node depends on parameters alone")
-    total, bound = (sum(_bytes(tensor(each)) for each in group) for group in (kept, sources))
+    total, bound = (sum(_bytes(tensor(node)) for node in group) for group in (kept, sources))
     if total > bound:
         return Decline(
             "cached-memory", "keeping {} bytes, more than the {} of the parameters", None, (total, bound)
         )
     prologue, read = _prologue(context, kept, placeholders)
     _replace_by_inputs(context, kept, stable, placeholders[-1], moved)
-    examples = tuple(_metadata(each) for each in kept)
+    examples = tuple(_metadata(node) for node in kept)
     inputs = _drop_unread(context, placeholders)
     return ParameterWork(context.module, inputs, prologue, read, examples)
 
@@ -113,7 +113,7 @@ def _stable_nodes(context: GraphContext, sources: set[Node]) -> dict[Node, None]
             continue
         if not node.all_input_nodes and node.target not in _CONSTANTS:
             continue
-        if all(each in stable for each in node.all_input_nodes) and _is_repeatable(node, context):
+        if all(operand in stable for operand in node.all_input_nodes) and _is_repeatable(node, context):
             stable[node] = None
     return stable
 
@@ -136,14 +136,18 @@ def _write_norms_as_terms(context: GraphContext, stable: dict[Node, None]) -> bo
     norms = [found for node in context.graph.nodes if (found := norm_at(node)) is not None]
     written = False
     for norm in norms:
-        parameters = [each for each in (norm.running_mean, norm.running_var, norm.gamma, norm.beta) if each]
+        parameters = [
+            parameter
+            for parameter in (norm.running_mean, norm.running_var, norm.gamma, norm.beta)
+            if parameter
+        ]
         result = norm.nodes[-1]
-        if result in stable or not all(each in stable for each in parameters):
+        if result in stable or not all(parameter in stable for parameter in parameters):
             continue
-        values = [tensor_of(each) for each in (norm.input, *parameters)]
-        if any(each is None or each.dtype not in (torch.float32, torch.float64) for each in values):
+        values = [tensor_of(operand) for operand in (norm.input, *parameters)]
+        if any(value is None or value.dtype not in (torch.float32, torch.float64) for value in values):
             continue
-        if len({each.dtype for each in values if each is not None}) > 1 or isinstance(norm.eps, Node):
+        if len({value.dtype for value in values if value is not None}) > 1 or isinstance(norm.eps, Node):
             continue
         _write_as_terms(context, norm)
         written = True
@@ -162,8 +166,8 @@ def _write_as_terms(context: GraphContext, norm: BatchNorm) -> None:
     shape = [-1, *[1] * (found.ndim - 1 - norm.channel_axis)]
     scaled = build.mul(build.operand(norm.input), build.reshape(terms.scale, shape))
     result.replace_all_uses_with(build.add(scaled, build.reshape(terms.shift, shape)))
-    for each in reversed(norm.nodes):
-        context.graph.erase_node(each)
+    for node in reversed(norm.nodes):
+        context.graph.erase_node(node)
 
 
 def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> frozenset[Node]:
@@ -180,8 +184,10 @@ def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> froze
     for node in context.graph.nodes:
         if node.target not in CONVOLUTIONS or node in stable:
             continue
-        operands = {each: found for each in node.all_input_nodes if (found := tensor(each)) is not None}
-        if not any(each in stable and found.ndim == 4 for each, found in operands.items()):
+        operands = {
+            operand: found for operand in node.all_input_nodes if (found := tensor(operand)) is not None
+        }
+        if not any(operand in stable and found.ndim == 4 for operand, found in operands.items()):
             continue
         for operand, found in operands.items():
             is_bias = found.ndim == 1 and operand.op == "placeholder"
@@ -208,16 +214,16 @@ def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: P
         if not isinstance(layer, Linear) or layer.weight_axis != 0 or node in stable or len(layer.nodes) > 1:
             continue
         given, weight = tensor_of(layer.input), tensor_of(layer.weight)
-        operands = [each for each in (layer.weight, layer.bias) if each is not None]
+        operands = [operand for operand in (layer.weight, layer.bias) if operand is not None]
         known = given is not None and weight is not None
-        if not known or not all(isinstance(each, Node) and each in stable for each in operands):
+        if not known or not all(isinstance(operand, Node) and operand in stable for operand in operands):
             continue
         assert given is not None
         assert weight is not None
         if weight.dtype == torch.float32 and packs(int(weight.shape[1]), int(weight.shape[0]), given):
-            for each in operands:
-                if isinstance(each, Node) and each.op == "placeholder":
-                    copies.read(node, each, None)
+            for operand in operands:
+                if isinstance(operand, Node) and operand.op == "placeholder":
+                    copies.read(node, operand, None)
 
 
 class _Copies:
@@ -253,16 +259,16 @@ def _kept_nodes(context: GraphContext, stable: dict[Node, None]) -> list[Node]:
     Those that depend on no parameter are left where they are.
     """
     kept: set[Node] = set()
-    dependent = {each for each in stable if each.op == "placeholder"}
+    dependent = {node for node in stable if node.op == "placeholder"}
     for node in stable:
         if not dependent.isdisjoint(node.all_input_nodes):
             dependent.add(node)
     pending = [
-        each
+        operand
         for node in context.graph.nodes
         if node not in stable
-        for each in node.all_input_nodes
-        if each in stable
+        for operand in node.all_input_nodes
+        if operand in stable
     ]
     seen: set[Node] = set()
     while pending:
@@ -290,7 +296,7 @@ def _prologue(
             pending.extend(node.all_input_nodes)
     graph = Graph()
     twins: dict[Node, Node] = {}
-    read = [position for position, each in enumerate(placeholders) if each in needed]
+    read = [position for position, node in enumerate(placeholders) if node in needed]
     for node in context.graph.nodes:
         if node in needed:
             twins[node] = graph.node_copy(node, twins.__getitem__)

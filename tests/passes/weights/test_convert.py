@@ -36,26 +36,26 @@ def is_channels_last(weight: torch.Tensor) -> bool:
 def converted(module: nn.Module, *arguments: object) -> tuple[str, ...]:
     """Converts, and gives the names whose strides have changed, which `conversions` must have foretold."""
     expected = conversions(module, *arguments)
-    before = {name: each.stride() for name, each in initialised(module)}
+    before = {name: weight.stride() for name, weight in initialised(module)}
     assert convert_conv_weights(module, *arguments) is module
-    after = {name: each.stride() for name, each in initialised(module)}
+    after = {name: weight.stride() for name, weight in initialised(module)}
     changed = tuple(name for name in before if before[name] != after[name])
-    assert tuple(each.name for each in expected if each.changes) == changed
-    for each in expected:
-        if each.before:
-            assert (each.before, each.after) == (before[each.name], after[each.name])
+    assert tuple(conversion.name for conversion in expected if conversion.changes) == changed
+    for conversion in expected:
+        if conversion.before:
+            assert (conversion.before, conversion.after) == (before[conversion.name], after[conversion.name])
     return changed
 
 
 def initialised(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     named = module.named_parameters()
-    return [each for each in named if not isinstance(each[1], nn.parameter.UninitializedParameter)]
+    return [pair for pair in named if not isinstance(pair[1], nn.parameter.UninitializedParameter)]
 
 
 def test_every_convolution_is_converted_however_deep():
     model = network()
     assert converted(model, torch.channels_last) == ("0.weight", "1.1.weight", "2.weight")
-    assert all(is_channels_last(each.weight) for each in (model[0], model[1][1], model[2]))
+    assert all(is_channels_last(convolution.weight) for convolution in (model[0], model[1][1], model[2]))
 
 
 def test_the_public_name_is_this_function():
@@ -81,7 +81,7 @@ def test_other_spatial_dimensions_are_refused_and_nothing_is_converted(dims):
     for function in (convert_conv_weights, conversions):
         with pytest.raises(SpatialRankError, match=r"such as \(2, 3\) or \(2,\); got"):
             function(model, torch.channels_last, dims)
-    assert all(each.is_contiguous() for each in model.parameters())
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
 
 
 def test_what_is_converted_and_why_a_weight_is_not_is_known_beforehand():
@@ -117,7 +117,7 @@ def test_a_weight_that_several_convolutions_read_suits_all_of_them():
     first, second = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1, stride=2)
     second.weight = first.weight
     model = nn.ModuleList([first, second])
-    assert [(each.name, each.left) for each in conversions(model, torch.channels_last)] == [
+    assert [(conversion.name, conversion.left) for conversion in conversions(model, torch.channels_last)] == [
         ("0.weight", OVERRUN)
     ]
     assert converted(model, torch.channels_last) == ()
@@ -125,24 +125,26 @@ def test_a_weight_that_several_convolutions_read_suits_all_of_them():
 
 def test_values_and_parameter_objects_are_unchanged():
     model, before = network(), {}
-    for name, each in model.named_parameters():
-        before[name] = (each, each.detach().clone())
+    for name, parameter in model.named_parameters():
+        before[name] = (parameter, parameter.detach().clone())
     convert_conv_weights(model, torch.channels_last)
-    for name, each in model.named_parameters():
-        assert each is before[name][0]
-        assert torch.equal(each, before[name][1])
+    for name, parameter in model.named_parameters():
+        assert parameter is before[name][0]
+        assert torch.equal(parameter, before[name][1])
 
 
 def test_three_dimensional_convolutions_become_channels_last_3d():
     model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.ConvTranspose3d(4, 2, 2))
     assert converted(model, torch.channels_last_3d) == ("0.weight", "1.weight")
-    assert all(each.weight.is_contiguous(memory_format=torch.channels_last_3d) for each in model)
+    assert all(
+        convolution.weight.is_contiguous(memory_format=torch.channels_last_3d) for convolution in model
+    )
 
 
 def test_one_format_serves_modules_of_both_ranks():
     model = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, 3)])
     convert_conv_weights(model, torch.channels_last)
-    assert all(is_channels_last(each.weight) for each in model)
+    assert all(is_channels_last(convolution.weight) for convolution in model)
 
 
 def test_one_dimensional_convolutions_and_linear_layers_are_left_alone():
@@ -152,10 +154,10 @@ def test_one_dimensional_convolutions_and_linear_layers_are_left_alone():
 
 def test_there_and_back_again():
     model = network()
-    strides = [each.stride() for each in model.parameters()]
+    strides = [parameter.stride() for parameter in model.parameters()]
     convert_conv_weights(model, torch.channels_last)
     convert_conv_weights(model, torch.contiguous_format)
-    assert [each.stride() for each in model.parameters()] == strides
+    assert [parameter.stride() for parameter in model.parameters()] == strides
 
 
 def test_a_second_conversion_changes_nothing():
@@ -168,8 +170,8 @@ def test_outputs_and_gradients_stay_the_same():
     model, x = network(), torch.randn(2, 4, 8, 8, dtype=torch.float64)
     reference = copy.deepcopy(model)
     convert_conv_weights(model, torch.channels_last)
-    for each in (model, reference):
-        each(x).square().sum().backward()
+    for module in (model, reference):
+        module(x).square().sum().backward()
     assert torch.allclose(model(x), reference(x), rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
@@ -188,13 +190,13 @@ def test_a_gradient_at_hand_is_converted_with_its_parameter():
 def test_an_optimiser_in_the_middle_of_its_work_goes_on(make):
     model, x = network(), torch.randn(2, 4, 8, 8, dtype=torch.float64)
     reference = copy.deepcopy(model)
-    pairs = [(each, make(each.parameters())) for each in (model, reference)]
+    pairs = [(module, make(module.parameters())) for module in (model, reference)]
     for step in range(4):
         if step == 2:
             convert_conv_weights(model, torch.channels_last)
-        for each, optimiser in pairs:
+        for module, optimiser in pairs:
             optimiser.zero_grad()
-            each(x).square().mean().backward()
+            module(x).square().mean().backward()
             optimiser.step()
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
@@ -285,7 +287,7 @@ def test_a_plan_converts_the_weights_that_it_wants_and_no_others(capture):
     assert converted(model, plan) == ("0.weight", "1.1.weight", "2.weight")
     plan = fxpasses.explain(model, x, options={"layout": "contiguous", "inner": "eager"}).layout
     assert converted(model, plan) == ("0.weight", "1.1.weight", "2.weight")
-    assert all(each.is_contiguous() for each in model.parameters())
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
     stranger = nn.ModuleDict({"elsewhere": nn.Conv2d(4, 8, 3)})
-    assert [each.left for each in conversions(stranger, plan)] == ["the plan does not know it"]
+    assert [conversion.left for conversion in conversions(stranger, plan)] == ["the plan does not know it"]
     assert converted(stranger, plan) == ()

@@ -26,7 +26,7 @@ def epilogue(function, *, summand=True, decompose=True):
 
     table = select_decomp_table() if decompose else {}
     graph = make_fx(run, decomposition_table=table)(X, WEIGHT, OTHER).graph
-    (convolution,) = [each for each in graph.nodes if each.target is CONVOLUTION]
+    (convolution,) = [node for node in graph.nodes if node.target is CONVOLUTION]
     return epilogue_of(convolution, summand=summand), graph
 
 

@@ -94,7 +94,7 @@ def test_the_report_says_what_is_kept_and_how_large_it_is():
     # Two folded weights, two folded biases, the normalised weight, the head's bias with the offset in it.
     assert report.kept_tensors == 6
     assert report.kept_bytes == 8 * (6 * 3 * 9 + 6 + 6 * 2 * 4 + 4 + 5 * 4 + 5)
-    assert report.kept_bytes <= sum(each.numel() * 8 for each in model.state_dict().values())
+    assert report.kept_bytes <= sum(tensor.numel() * 8 for tensor in model.state_dict().values())
 
 
 def _load(model):
@@ -162,7 +162,7 @@ UPDATES = [
 ]
 
 
-@pytest.mark.parametrize("update", UPDATES, ids=lambda each: each.__name__.strip("_"))
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.__name__.strip("_"))
 @pytest.mark.parametrize("inner", ["eager", "inductor"])
 def test_every_update_is_noticed_at_the_next_call(update, inner):
     model = net()
@@ -244,9 +244,9 @@ def test_parameters_are_not_changed_and_stay_usable():
     before = copy.deepcopy(model.state_dict())
     run = compiled(model)
     assert_fresh(run, model)
-    assert all(torch.equal(before[key], each) for key, each in model.state_dict().items())
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     model(X).sum().backward()
-    assert all(each.grad is not None for each in model.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_inference_mode_and_no_grad_may_alternate():
@@ -276,7 +276,7 @@ def test_gradients_on_means_that_nothing_is_kept_and_says_so():
     assert model.stem.weight.grad is not None
     report = fxpasses.last_report()
     assert report.kept_tensors == 0
-    assert [each.code for each in report.remarks if each.rule == "kept_weights"] == ["grad-mode"]
+    assert [remark.code for remark in report.remarks if remark.rule == "kept_weights"] == ["grad-mode"]
 
 
 def test_random_work_on_parameters_is_done_at_every_call():
@@ -327,7 +327,7 @@ def test_what_grows_beyond_the_parameters_is_not_kept():
         torch.testing.assert_close(run(torch.eye(32)), model(torch.eye(32)))
     report = fxpasses.last_report()
     assert report.kept_tensors == 0
-    assert [each.code for each in report.remarks] == ["cached-memory"]
+    assert [remark.code for remark in report.remarks] == ["cached-memory"]
 
 
 def test_several_threads_may_call_at_once():

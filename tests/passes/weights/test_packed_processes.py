@@ -51,7 +51,7 @@ def test_a_process_that_never_needed_our_operators_packs_too(capability, dtype, 
         run = torch.compile(model, backend="fxpasses", options={{"weights": "cached"}})
         with torch.no_grad():
             torch.testing.assert_close(run(x), model(x))
-        print([each.code for each in fxpasses.last_report().remarks if each.rule == "own_kernels"])
+        print([remark.code for remark in fxpasses.last_report().remarks if remark.rule == "own_kernels"])
         """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],

@@ -14,11 +14,11 @@ from torch import nn
 import fxpasses
 from fxpasses.backend import inner as backend_module
 from fxpasses.kernels import library
-from fxpasses.kernels.choice import Choice
+from fxpasses.kernels.choice import KernelTiming
 from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 from fxpasses.kernels.library import vector_length
 from fxpasses.passes.weights import kept as kept_weights
-from fxpasses.passes.weights import packed as packed_weights
+from fxpasses.passes.weights import own_kernels as own_kernels_module
 
 pytestmark = pytest.mark.vectors
 
@@ -141,7 +141,7 @@ def test_two_threads_with_weights_of_their_own_do_not_mix():
     run = compiled(model)
     sets = [dict(net(seed).state_dict()) for seed in (1, 2)]
     with torch.no_grad():
-        expected = [torch.func.functional_call(model, each, (X,)) for each in sets]
+        expected = [torch.func.functional_call(model, state, (X,)) for state in sets]
         torch.func.functional_call(run, {f"_orig_mod.{k}": v for k, v in sets[0].items()}, (X,))
     wrong = []
 
@@ -155,10 +155,10 @@ def test_two_threads_with_weights_of_their_own_do_not_mix():
 
     lock = threading.Lock()  # functional_call itself swaps parameters of one module
     threads = [threading.Thread(target=work, args=(own,)) for own in (0, 1)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not wrong
 
 
@@ -183,8 +183,8 @@ def test_calls_of_several_threads_overlap_and_a_renewal_waits_for_them():
     first.start()
     assert inside.wait(10)
     with torch.no_grad():
-        for each in model.parameters():
-            each.mul_(3)
+        for parameter in model.parameters():
+            parameter.mul_(3)
     second = threading.Thread(target=lambda: _call(run))
     second.start()
     second.join(0.2)
@@ -214,14 +214,16 @@ def test_what_was_packed_is_not_held_a_second_time(monkeypatch, own):
     if own and not vector_length():
         pytest.skip("needs AVX2 or AVX-512, and a compiler")
     monkeypatch.setattr(
-        packed_weights, "choose", lambda sizes, image, **given: Choice(Kernel(Kind.PRODUCT), 1.0, 2.0 * own)
+        own_kernels_module,
+        "choose",
+        lambda sizes, image, **given: KernelTiming(Kernel(Kind.PRODUCT), 1.0, 2.0 * own),
     )
     model = net()
     run = compiled(model)
     kept = _kept_by(run)
-    husks = set(kept._husks)
-    assert len(husks) == 4 + (OWN_IN_NET if own else 0)
-    assert all(kept._snapshot.values[at].untyped_storage().nbytes() == 0 for at in husks)
+    unread = set(kept._storageless)
+    assert len(unread) == 4 + (OWN_IN_NET if own else 0)
+    assert all(kept._snapshot.values[at].untyped_storage().nbytes() == 0 for at in unread)
 
 
 class Two(nn.Module):
@@ -269,8 +271,8 @@ def test_what_onednn_does_not_pack_stays_as_it_was(layer, x, reason):
         torch.testing.assert_close(run(x), torch.relu(layer(x)))
     report = fxpasses.last_report()
     assert report.packed_tensors == 0
-    messages = [each.message for each in report.remarks if each.rule == "packed_weights"]
-    assert any(reason in each for each in messages) if reason else not messages
+    messages = [remark.message for remark in report.remarks if remark.rule == "packed_weights"]
+    assert any(reason in message for message in messages) if reason else not messages
 
 
 def test_symbolic_sizes_are_not_packed_and_the_report_says_so():
@@ -280,7 +282,7 @@ def test_symbolic_sizes_are_not_packed_and_the_report_says_so():
     assert_fresh(run, model, torch.randn(3, 3, 14, 14))
     report = fxpasses.last_report()
     assert report.packed_tensors == 0
-    assert any("symbolic" in each.message for each in report.remarks if each.rule == "packed_weights")
+    assert any("symbolic" in remark.message for remark in report.remarks if remark.rule == "packed_weights")
 
 
 def test_bfloat16_is_packed_where_the_cpu_has_it():
@@ -360,10 +362,12 @@ def test_own_kernels_give_eagers_outputs_and_strides(shape):
     # On an image of one pixel the last sum is a bias, which is not kept, so oneDNN takes that one.
     left = ["live-bias"] if shape == (1, 3, 1, 1) else []
     assert (report.packed_tensors, report.applied["own_kernels"]) == (8, 8 - len(left))
-    assert [each.code for each in report.declined if each.rule == "own_kernels"] == left
-    applied = [each for each in report.remarks if each.rule == "own_kernels" and each.status == "applied"]
-    assert all("test_packed_weights.py" in each.location for each in applied)
-    assert {each.message.split()[-1] for each in applied} >= {"clamp", "silu", "hardswish", "gelu"}
+    assert [remark.code for remark in report.declined if remark.rule == "own_kernels"] == left
+    applied = [
+        remark for remark in report.remarks if remark.rule == "own_kernels" and remark.status == "applied"
+    ]
+    assert all("test_packed_weights.py" in remark.location for remark in applied)
+    assert {remark.message.split()[-1] for remark in applied} >= {"clamp", "silu", "hardswish", "gelu"}
 
 
 @own_kernels
@@ -399,10 +403,12 @@ def test_a_linear_layer_and_a_bias_are_noticed_when_they_change():
 @own_kernels
 def test_what_is_slower_is_left_to_onednn_and_the_report_says_so(monkeypatch):
     monkeypatch.setattr(
-        packed_weights, "choose", lambda sizes, image, **given: Choice(Kernel(Kind.PRODUCT), 2e-3, 1e-3)
+        own_kernels_module,
+        "choose",
+        lambda sizes, image, **given: KernelTiming(Kernel(Kind.PRODUCT), 2e-3, 1e-3),
     )
     monkeypatch.setattr(
-        packed_weights, "choose_linear", lambda *sizes: Choice(Kernel(Kind.PRODUCT), 2e-3, 1e-3)
+        own_kernels_module, "choose_linear", lambda *sizes: KernelTiming(Kernel(Kind.PRODUCT), 2e-3, 1e-3)
     )
     model = varied()
     x = torch.randn(2, 3, 12, 12)
@@ -410,8 +416,8 @@ def test_what_is_slower_is_left_to_onednn_and_the_report_says_so(monkeypatch):
     report = fxpasses.last_report()
     assert "own_kernels" not in report.applied
     assert report.packed_tensors == 6
-    remarks = [each for each in report.remarks if each.rule == "own_kernels"]
-    assert {each.code for each in remarks} == {"not-faster"}
+    remarks = [remark for remark in report.remarks if remark.rule == "own_kernels"]
+    assert {remark.code for remark in remarks} == {"not-faster"}
     assert len(remarks) == 6
     assert "torch's kernel took 1000.0 µs and ours 2000.0 µs" in remarks[0].message
 
@@ -421,9 +427,9 @@ def test_what_is_faster_is_taken(monkeypatch):
     """All but a depthwise convolution that has fewer channels than a vector."""
 
     def faster(sizes, image, **given):
-        return Choice(DEPTHWISE if sizes.is_depthwise else Kernel(Kind.PRODUCT, 2), 1e-3, 2e-3)
+        return KernelTiming(DEPTHWISE if sizes.is_depthwise else Kernel(Kind.PRODUCT, 2), 1e-3, 2e-3)
 
-    monkeypatch.setattr(packed_weights, "choose", faster)
+    monkeypatch.setattr(own_kernels_module, "choose", faster)
     model = net()
     assert_fresh(compiled(model), model)
     assert fxpasses.last_report().applied["own_kernels"] == OWN_IN_NET
@@ -438,7 +444,7 @@ def test_without_kernels_all_is_left_to_onednn_with_one_remark(monkeypatch, capa
     assert_all_fresh(compiled(model, profit="always"), model, x)
     report = fxpasses.last_report()
     assert report.packed_tensors == 6
-    (remark,) = [each for each in report.remarks if each.rule == "own_kernels"]
+    (remark,) = [remark for remark in report.remarks if remark.rule == "own_kernels"]
     assert (remark.status, remark.code) == ("declined", "no-kernels")
     assert ("do not compile" if capability == "AVX2" else "the vectors of DEFAULT") in remark.message
 
@@ -467,8 +473,8 @@ def test_shared_weights_are_packed_for_each_reader():
     run = compiled(model, profit="always")
     assert_all_fresh(run, model, x)
     with torch.no_grad():
-        for each in model.parameters():
-            each.mul_(1.5)
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
     assert_all_fresh(run, model, x)
 
 

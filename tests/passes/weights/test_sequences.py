@@ -32,8 +32,11 @@ def seeded(kind, seed=0):
 def assert_eagers(run, model, *inputs):
     """Within twice of eager's own rounding error of a float64 reference, and with eager's strides."""
     with torch.no_grad():
-        exact = copy.deepcopy(model).double()(*(each.double() for each in inputs))
-        eager, found = model(*(each.clone() for each in inputs)), run(*(each.clone() for each in inputs))
+        exact = copy.deepcopy(model).double()(*(tensor.double() for tensor in inputs))
+        eager, found = (
+            model(*(tensor.clone() for tensor in inputs)),
+            run(*(tensor.clone() for tensor in inputs)),
+        )
     if isinstance(found, torch.Tensor):
         exact, eager, found = (exact,), (eager,), (found,)
     for want, plain, got in zip(exact, eager, found, strict=True):
@@ -45,7 +48,7 @@ def assert_eagers(run, model, *inputs):
 def calls():
     """How many kernels each call has."""
     remarks = fxpasses.last_report().remarks
-    return [int(each.message.split()[0]) for each in remarks if each.rule == "kernel_sequences"]
+    return [int(remark.message.split()[0]) for remark in remarks if remark.rule == "kernel_sequences"]
 
 
 class Dense(nn.Module):
@@ -217,8 +220,10 @@ class Stems(nn.Module):
 
 def _kernels():
     remarks = fxpasses.last_report().remarks
-    found = [each.message for each in remarks if each.rule == "own_kernels" and each.status == "applied"]
-    return [Kernel.from_code(int(each.split(",")[0].split()[1])) for each in found]
+    found = [
+        remark.message for remark in remarks if remark.rule == "own_kernels" and remark.status == "applied"
+    ]
+    return [Kernel.from_code(int(message.split(",")[0].split()[1])) for message in found]
 
 
 IMAGE = torch.randn(2, 3, 15, 20, generator=torch.Generator().manual_seed(1))
@@ -293,7 +298,7 @@ def test_several_threads_share_a_sequence():
     run = compiled(model)
     inputs = [torch.randn(1, 16, 12, 12) for _ in range(8)]
     with torch.no_grad():
-        wanted = [run(each) for each in inputs]
+        wanted = [run(tensor) for tensor in inputs]
 
     def call(x):
         with torch.no_grad():

@@ -1,0 +1,100 @@
+"""Which of our kernels computes a convolution or a linear layer of inductor's graph, if one does.
+
+They take float32 of constant sizes on a CPU; which of them is taken, or torch's, is measured
+(`fxpasses.kernels.choice`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch.fx import Node
+
+from fxpasses.graph.decline import Decline
+from fxpasses.graph.metadata import tensor
+from fxpasses.kernels.choice import KernelTiming, choose, choose_linear
+from fxpasses.kernels.convolution import Sizes, kernels_for
+from fxpasses.kernels.kernel import Kernel
+from fxpasses.passes.weights.epilogues import epilogue_of
+
+OwnKernels = Literal["measured", "always", "never"]
+"""When kernels of ours are taken: where they were measured to be faster, wherever there are any, or never."""
+
+
+def may_be_ours(node: Node) -> bool:
+    """Whether it is a 2-D convolution or a matrix product in float32, of constant sizes."""
+    found = tensor(node)
+    if found is None or found.dtype != torch.float32 or not all(type(size) is int for size in found.shape):
+        return False
+    if node.target is torch.ops.aten.convolution.default:
+        return found.ndim == 4
+    return node.target in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
+
+
+def sizes_of(convolution: Node) -> Sizes | None:
+    """The sizes of a 2-D convolution in float32; None for any other."""
+    arguments: tuple[Any, ...] = convolution.args
+    image, weight, _, stride, padding, dilation, _, _, groups = arguments
+    value, filters = tensor(image), tensor(weight)
+    if value is None or filters is None or value.dim() != 4 or value.dtype != torch.float32:
+        return None
+    kernel, *space = map(_pair, (filters.shape[2:], stride, padding, dilation))
+    return Sizes(value.shape[1], filters.shape[0], groups, kernel, *space)
+
+
+def _pair(given: Sequence[int]) -> tuple[int, int]:
+    """Height and width, which are given as one number where they are equal."""
+    return given[0], given[-1]
+
+
+def own_kernel(
+    own: OwnKernels, sizes: Sizes, pixels: int, measure: Callable[[], KernelTiming], *, planar: bool = False
+) -> Kernel | Decline | None:
+    """Which of our kernels to take, why torch's is better, or None where there is none of ours.
+
+    Args:
+        own: whether ours are wanted.
+        sizes: of the convolution.
+        pixels: how many its result has.
+        measure: tells which is the fastest.
+        planar: whether its image is in contiguous memory.
+    """
+    kernels = kernels_for(sizes, pixels, planar=planar) if own != "never" else ()
+    if not kernels:
+        return None
+    if own == "always":
+        return kernels[0]
+    timing = measure()
+    if timing.pays:
+        return timing.kernel
+    figures = tuple(round(1e6 * seconds, 1) for seconds in (timing.theirs, timing.seconds))
+    return Decline("not-faster", "torch's kernel took {} µs and ours {} µs", None, figures)
+
+
+def own_kernel_of_convolution(
+    own: OwnKernels, convolution: Node, sizes: Sizes, *, planar: bool
+) -> Kernel | Decline | None:
+    """The same for a convolution of those sizes, with a summand where one follows it."""
+    value, result = tensor(convolution.args[0]), tensor(convolution)
+    assert value is not None
+    assert result is not None
+    count, channels, height, width = value.shape
+    summand = not sizes.is_depthwise and epilogue_of(convolution, summand=True).summand is not None
+    return own_kernel(
+        own,
+        sizes,
+        result.numel() // sizes.filters,
+        lambda: choose(sizes, (count, channels, height, width), summand=summand, planar=planar),
+        planar=planar,
+    )
+
+
+def own_kernel_of_linear(own: OwnKernels, sizes: Sizes, rows_of: torch.Tensor) -> Kernel | Decline | None:
+    """The same for a linear layer over a tensor's rows; None also where ours do not take that tensor."""
+    static = all(type(size) is int for size in rows_of.shape)
+    if not static or rows_of.dtype != torch.float32 or rows_of.device.type != "cpu" or not rows_of.numel():
+        return None
+    rows = rows_of.numel() // sizes.channels
+    return own_kernel(own, sizes, rows, lambda: choose_linear(rows, sizes.channels, sizes.filters))
