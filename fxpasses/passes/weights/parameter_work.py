@@ -9,7 +9,8 @@ copies belong to the prologue too. And it works out a batch norm's 1 / sqrt(var 
 so a norm that nothing folded becomes x · s + t, which is how eager's kernel computes it.
 
 A convolution follows the layout of its weight, and whoever reads memory behind it must find eager's strides.
-So the main part is traced over weights in eager's strides, of which `read_kept_weights` rids it afterwards:
+So the main part is traced over copies of the weights in eager's strides. In inductor's graph they have done
+their service, and `passes.layout.raw_memory.read_kept_weights` takes them out:
 
     convolution(x, clone(kept, contiguous))  ->  convolution(x, kept)
 
