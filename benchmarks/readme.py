@@ -1,4 +1,4 @@
-"""What the pages say of `benchmarks/results/*.json`, generated and never typed: two sections and the chart.
+"""What the pages say of `benchmarks/results/*.json`, generated and never typed: sections and the chart.
 
 `python -m benchmarks.readme --check` exits with 1 where something is not what the results say, `--write`
 makes it so. A section stands between two markers:
@@ -7,6 +7,8 @@ makes it so. A section stands between two markers:
     <!-- means: end -->
     <!-- performance: begin -->    every model of every file, in benchmarks/README.md
     <!-- performance: end -->
+    <!-- ablation: begin -->       what each part is worth, in benchmarks/README.md; empty if not measured
+    <!-- ablation: end -->
 
 Files of other benchmarks in the folder are left out by their `kind`; a file that cannot be read is an error.
 """
@@ -21,9 +23,10 @@ from pathlib import Path
 
 from benchmarks.models.reporting import describe_settings
 from benchmarks.models.results import KIND, ModelResult, NoFigureError, Report, ResultsError, load_report
+from benchmarks.pages.ablations import ablation_section
 from benchmarks.pages.chart import CHART, draw_chart, is_drawn
+from benchmarks.pages.markdown import format_ratio, table_row
 from benchmarks.pages.means import Figure, Means, short
-from benchmarks.shared.statistics import Ratio
 from fxpasses.errors import FxpassesError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -63,14 +66,14 @@ def means_section(results: Path) -> str:
         f"How many times as fast as stock inductor ({means.common}): geometric means with their 95 % "
         "intervals, and the number of models.",
         "",
-        _row(["", "compiled by", *map(short, means.machines)]),
-        _row(["---"] * (2 + len(means.machines))),
+        table_row(["", "compiled by", *map(short, means.machines)]),
+        table_row(["---"] * (2 + len(means.machines))),
     ]
     above = ""
     for row in means.rows:
         cells = [_mean_cell(means.figures.get((row, machine))) for machine in means.machines]
         setting = means.setting(row)
-        lines.append(_row(["" if setting == above else setting, row.compiler, *cells]))
+        lines.append(table_row(["" if setting == above else setting, row.compiler, *cells]))
         above = setting
     return "\n".join(lines)
 
@@ -87,6 +90,7 @@ def means_of(results: Path) -> Means:
 SECTIONS: Mapping[str, Callable[[Path], str]] = {
     "means": means_section,
     "performance": performance_section,
+    "ablation": ablation_section,
 }
 """The sections, by the name in their markers."""
 
@@ -153,12 +157,15 @@ def _file_section(path: Path, report: Report, results: Path) -> str:
     lines = [
         f"**{describe_settings(report)}** ({where}; `{source}`)",
         "",
-        _row(["model", *names]),
-        _row(["---"] * (len(names) + 1)),
-        *(_row([model.model, *(_cell(report, model, name) for name in names)]) for model in report.models),
+        table_row(["model", *names]),
+        table_row(["---"] * (len(names) + 1)),
+        *(
+            table_row([model.model, *(_cell(report, model, name) for name in names)])
+            for model in report.models
+        ),
     ]
     if len(report.models) > 1:
-        lines.append(_row(["geometric mean", *(_mean(report, name) for name in names)]))
+        lines.append(table_row(["geometric mean", *(_mean(report, name) for name in names)]))
     return "\n".join(lines)
 
 
@@ -181,7 +188,7 @@ def _cell(report: Report, model: ModelResult, name: str) -> str:
 
 def _against_baseline(report: Report, model: ModelResult, name: str) -> str:
     try:
-        return _ratio(model.ratio(name, report.baseline))
+        return format_ratio(model.ratio(name, report.baseline))
     except NoFigureError:
         return "no baseline"
 
@@ -190,7 +197,7 @@ def _mean(report: Report, name: str) -> str:
     if name == report.baseline:
         return "1"
     try:
-        return _ratio(report.geometric_mean(name, report.baseline))
+        return format_ratio(report.geometric_mean(name, report.baseline))
     except NoFigureError:
         return "-"
 
@@ -198,19 +205,8 @@ def _mean(report: Report, name: str) -> str:
 def _mean_cell(figure: Figure | None) -> str:
     if figure is None or figure.mean is None:
         return "-"
-    ratio = _ratio(figure.mean).replace(" [", "\u00a0[").replace(", ", ",\u00a0", 1)  # on one line
+    ratio = format_ratio(figure.mean).replace(" [", "\u00a0[").replace(", ", ",\u00a0", 1)  # on one line
     return f"{ratio}<br>{len(figure.models)} models"
-
-
-def _ratio(ratio: Ratio) -> str:
-    if ratio.low is None or ratio.high is None:
-        return f"{ratio.value:.2f}, *inconclusive*: {ratio.n} rounds"
-    note = ", *inconclusive*" if ratio.verdict == "inconclusive" else ""
-    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]{note}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

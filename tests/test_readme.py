@@ -36,7 +36,7 @@ PAGES = {
     )
 }
 README, PASSES, KIT, BENCHMARKS = PAGES.values()
-GENERATED = r"<!-- (means|performance): begin -->.*?<!-- \1: end -->"
+GENERATED = r"<!-- (means|performance|ablation): begin -->.*?<!-- \1: end -->"
 
 UNSPELLED_CODES = {"check", "profit", "check-error", "rewrite-error", "verify-structure", "verify-numerics"}
 """Codes that the code puts together or hands on, so that no call holds them."""

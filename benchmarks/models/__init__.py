@@ -2,9 +2,9 @@
 
     __main__ (the command) ─ suite ─ workers ═ worker (one process a variant)
                                │                 └ cases, variants, accuracy, memory, saved_tensors
-                               └ results ─ reporting, gates
+                               └ results ─ reporting, gates, worth
 
-`messages` is what goes over the double line.
+`messages` is what goes over the double line; `parts` is what `python -m benchmarks.ablation` leaves out.
 """
 
 from collections.abc import Sequence

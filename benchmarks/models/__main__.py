@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.models.cases import DTYPES, DYNAMICS, MODES, Case
 from benchmarks.models.gates import Gate, parse_gate
+from benchmarks.models.progress import shown_progress
 from benchmarks.models.reporting import plot_report, print_gates, print_report, write_csv
 from benchmarks.models.results import ModelResult, Report, save_report
 from benchmarks.models.suite import Suite, check_models, names_of, run_suite
@@ -69,14 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_models(suite)
     except FxpassesError as error:
         _refuse(parser, str(error))
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=errors) as bar:
-        task = bar.add_task("starting", total=suite.units_of_work)
-
-        def progress(text: str, done: int = 0) -> None:
-            bar.update(task, description=text, advance=done)
-            if not errors.is_terminal:  # where a bar cannot be seen, a log can
-                errors.log(text)
-
+    with shown_progress(errors, suite.units_of_work) as progress:
         models = run_suite(suite, progress)
     report = _report(suite, environment, baseline, models, gates)
     print_report(report, console)

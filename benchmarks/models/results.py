@@ -241,13 +241,14 @@ def load_report(path: Path) -> Report:
         found = f"schema {content['schema']!r} of kind {content.get('kind')!r}"
         raise ResultsError(f"{path}: has {found}, this version reads schema {SCHEMA} of kind {KIND!r}.")
     try:
-        return _report(content)
+        return report_of(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"{type(error).__name__}: {error}"
         raise ResultsError(f"{path}: a field is missing or of the wrong type ({detail}).") from error
 
 
-def _report(content: Mapping[str, object]) -> Report:
+def report_of(content: Mapping[str, object]) -> Report:
+    """The report that `Report.to_json` gave; an error of Python's where a field is missing or mistyped."""
     models = cast(Sequence[Mapping[str, object]], content["results"])
     return Report(
         dict(cast(Mapping[str, object], content["settings"])),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -48,6 +48,10 @@ class Suite:
         only_saved_bytes: whether to run one unchecked forward and nothing else.
         at_once: how many references or variants are computed, compiled and checked at the same time; the
             workers of all models stay until their turns where it is more than one.
+        shares_caches: whether variants of a model share inductor's caches: what they have in common is then
+            compiled once, and no variant's compilation is cold. It needs `at_once` to be 1.
+        wanted: told of a variant and of the rewrites in the first one, whether to run it on this model; None
+            runs all.
     """
 
     case: Case
@@ -57,6 +61,8 @@ class Suite:
     launches: int = 2
     only_saved_bytes: bool = False
     at_once: int = 1
+    shares_caches: bool = False
+    wanted: Callable[[Variant, Mapping[str, int]], bool] | None = None
 
     @property
     def rounds_of_launches(self) -> tuple[int, ...]:
@@ -91,19 +97,19 @@ def run_suite(suite: Suite, progress: Progress) -> tuple[ModelResult, ...]:
         for names in groups:
             with tempfile.TemporaryDirectory() as folder:
                 runs = [
-                    _Run(suite, replace(suite.case, model=name), Path(folder) / str(number), progress)
+                    _ModelRun(suite, replace(suite.case, model=name), Path(folder) / str(number), progress)
                     for number, name in enumerate(names)
                 ]
                 # float64 takes four times the memory of a half type.
                 with ThreadPoolExecutor(max(1, suite.at_once // 4)) as few:
-                    list(few.map(_Run.make_reference, runs))  # raises what one of them raised
+                    list(few.map(_ModelRun.make_reference, runs))  # raises what one of them raised
                 for number, rounds in enumerate(suite.rounds_of_launches):
                     _launch(runs, number, rounds, pool)
                 results += [run.result() for run in runs]
     return tuple(results)
 
 
-def _launch(runs: Sequence[_Run], number: int, rounds: int, pool: ThreadPoolExecutor) -> None:
+def _launch(runs: Sequence[_ModelRun], number: int, rounds: int, pool: ThreadPoolExecutor) -> None:
     """Starts a worker for every variant that is right so far and lets them take their turns."""
     with contextlib.ExitStack() as stack:
         tasks = [task for run in runs for task in run.preparations(number, stack)]
@@ -113,7 +119,7 @@ def _launch(runs: Sequence[_Run], number: int, rounds: int, pool: ThreadPoolExec
 
 
 @dataclass
-class _Run:
+class _ModelRun:
     """The launches of one model; `results` grows with each."""
 
     suite: Suite
@@ -153,8 +159,9 @@ class _Run:
     def _prepare(self, position: int, number: int, stack: contextlib.ExitStack) -> None:
         variant, label = self.suite.variants[position], self._label(number)
         self.progress(f"{label}: {variant.name}: compiling and checking")
-        if number == 0 or self.results[variant.name].status == "ok":
-            worker = stack.enter_context(_worker(self.suite, self.folder / f"caches-{position}"))
+        if self._runs(variant, number):
+            caches = "caches" if self.suite.shares_caches else f"caches-{position}"
+            worker = stack.enter_context(_worker(self.suite, self.folder / caches))
             result = _prepare(self.suite, self.case, variant, self._reference, worker)
             self.results[variant.name] = _merge(variant, self.results.get(variant.name), result)
             if result.status == "ok":
@@ -162,6 +169,12 @@ class _Run:
             else:
                 worker.close()
         self.progress(f"{label}: {variant.name}", 1)
+
+    def _runs(self, variant: Variant, number: int) -> bool:
+        if number > 0:
+            return variant.name in self.results and self.results[variant.name].status == "ok"
+        first = self.results.get(self.suite.variants[0].name)
+        return self.suite.wanted is None or first is None or self.suite.wanted(variant, first.rules)
 
     def _label(self, number: int) -> str:
         return f"{self.case.model}, launch {number + 1} of {len(self.suite.rounds_of_launches)}"
@@ -171,7 +184,7 @@ class _Run:
         variants = self.suite.variants
         if self._failure is not None:
             return ModelResult(self.case.model, tuple(_failed(each, self._failure) for each in variants))
-        ordered = tuple(self.results[each.name] for each in variants)
+        ordered = tuple(self.results[name] for name in names_of(variants) if name in self.results)
         return ModelResult(self.case.model, ordered, self.suite.rounds_of_launches)
 
     def time(self, number: int, rounds: int) -> None:
