@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -236,70 +234,6 @@ def test_other_batch_sizes_are_right(dynamic):
     for batch in (2, 5, 1):
         x = torch.randn(batch, 3, 8, 8, dtype=torch.float64)
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-12, atol=1e-12)
-
-
-SCRIPT = """
-import json, sys
-import torch
-from torch._dynamo.utils import counters
-import fxpasses
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
-x = torch.randn(2, 3, 8, 8)
-out = torch.compile(model, backend="fxpasses")(x)
-out.sum().backward()
-assert torch.allclose(out, model(x), atol=1e-5)
-print(json.dumps({"ours": dict(counters["fxpasses"]), "inductor": dict(counters["inductor"]),
-                  "aot": dict(counters["aot_autograd"]), "remarks": len(fxpasses.last_report().remarks)}))
-"""
-
-
-def test_a_warm_second_process_hits_the_caches_and_counts_the_same(tmp_path):
-    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    cold, warm = (
-        json.loads(
-            subprocess.run(
-                [sys.executable, "-c", SCRIPT], env=env, check=True, capture_output=True, text=True
-            ).stdout.splitlines()[-1]
-        )
-        for _ in range(2)
-    )
-    assert cold["ours"] == warm["ours"] == {RULE: 1}
-    assert cold["remarks"] == warm["remarks"] == 1
-    hits = [
-        each["inductor"].get("fxgraph_cache_hit", 0) + each["aot"].get("autograd_cache_hit", 0)
-        for each in (cold, warm)
-    ]
-    assert hits[0] == 0
-    assert hits[1] > 0
-    assert warm["inductor"].get("fxgraph_cache_miss", 0) == 0
-    assert warm["inductor"].get("fxgraph_cache_bypass", 0) == 0
-    assert warm["aot"].get("autograd_cache_bypass", 0) == 0
-
-
-CAPABILITIES = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2", "default")}
-
-
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() not in CAPABILITIES, reason="needs AVX2 or AVX-512"
-)
-def test_code_for_longer_vectors_does_not_come_back_from_a_cache(tmp_path):
-    """Stock inductor's keys do not tell for which vectors a graph was compiled."""
-    program = (
-        "import torch, fxpasses; x = torch.linspace(-3, 3, 1000); f = lambda x: torch.sin(x) * 2 + x.exp()\n"
-        "torch.testing.assert_close(torch.compile(f, backend='fxpasses')(x), f(x))\n"
-        "print(torch.backends.cpu.get_cpu_capability().lower())"
-    )
-    for capability in CAPABILITIES[torch.backends.cpu.get_cpu_capability()]:
-        environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "ATEN_CPU_CAPABILITY": capability}
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, **environment},
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.strip() == capability
 
 
 def test_importing_the_package_imports_neither_dynamo_nor_inductor():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -181,32 +182,6 @@ def test_symbolic_sizes_run_on_their_hints():
 # Saved applications ----------------------------------------------------------------------------------------
 
 
-def pytest_says(path):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=path.parent)
-
-
-def test_the_file_of_a_miscompile_fails_and_that_of_a_right_rewrite_passes(tmp_path):
-    for name, write, expected in (("right", by_hand, 0), ("wrong", along_wrong_axis, 1)):
-        report = run(SoftmaxRule(write), {"keep_repro": True}, torch.randn(4, 4))
-        (path,) = report.save_repro(tmp_path / name)
-        done = pytest_says(path)
-        assert done.returncode == expected, done.stdout
-
-
-def test_the_file_of_a_conv_bn_pair_in_modules_passes(tmp_path):
-    model = pair(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    traced = torch.fx.symbolic_trace(model)
-    options = {"keep_repro": True, "profit": "always"}
-    report = fxpasses.optimize(traced, (image(),), options).report
-    (path,) = report.save_repro(tmp_path)
-    text = path.read_text()
-    assert "torch.nn.BatchNorm2d" in text
-    assert "stride=" in text
-    done = pytest_says(path)
-    assert done.returncode == 0, done.stdout
-
-
 class ProductRule(SoftmaxRule):
     """Matches `torch.mm`."""
 
@@ -215,24 +190,47 @@ class ProductRule(SoftmaxRule):
         return lambda node: node.target is torch.mm
 
 
-@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-def test_the_file_of_a_rewrite_under_autocast_runs_under_autocast(tmp_path, grad):
-    def under_autocast(x, y):
-        with torch.autocast("cpu", torch.bfloat16):
-            return torch.mm(x, y)
+def under_autocast(x, y):
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.mm(x, y)
 
-    def in_bfloat16(rule, node, build):
-        # What autocast makes of torch.mm, and nothing without it: float32 would come out as bfloat16.
-        x, y = (build.call("to", (operand, torch.bfloat16)) for operand in node.args)
-        return build.call(torch.matmul, (x, y))
 
-    with torch.set_grad_enabled(grad):
-        inputs = torch.randn(4, 4), torch.randn(4, 4)
-        report = run(ProductRule(in_bfloat16), {"keep_repro": True}, *inputs, function=under_autocast)
-    (path,) = report.save_repro(tmp_path)
-    assert ("torch.no_grad()" in path.read_text()) is not grad
-    done = pytest_says(path)
-    assert done.returncode == 0, done.stdout
+def in_bfloat16(rule, node, build):
+    # What autocast makes of torch.mm, and nothing without it: float32 would come out as bfloat16.
+    x, y = (build.call("to", (operand, torch.bfloat16)) for operand in node.args)
+    return build.call(torch.matmul, (x, y))
+
+
+def reports_of_rewrites():
+    """Reports of one application each, by what was rewritten."""
+    keep = {"keep_repro": True}
+    x = torch.randn(4, 4)
+    yield "right", run(SoftmaxRule(by_hand), keep, x)
+    yield "wrong", run(SoftmaxRule(along_wrong_axis), keep, x)
+    model = torch.fx.symbolic_trace(pair(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    yield "modules", fxpasses.optimize(model, (image(),), {**keep, "profit": "always"}).report
+    for name, grad in (("grad", True), ("no_grad", False)):
+        with torch.set_grad_enabled(grad):
+            yield name, run(ProductRule(in_bfloat16), keep, x, x + 1, function=under_autocast)
+
+
+def test_the_saved_file_of_a_miscompile_fails_and_those_of_right_rewrites_pass(tmp_path):
+    """In one process of pytest; autocast and grad mode are those of the place of the rewrite."""
+    texts = {}
+    for name, report in reports_of_rewrites():
+        (path,) = report.save_repro(tmp_path / name)
+        path = path.rename(tmp_path / f"test_{name}.py")
+        texts[name] = path.read_text()
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout
+    outcomes = re.findall(r"^(PASSED|FAILED|ERROR) test_(\w+)\.py", done.stdout, re.MULTILINE)
+    assert {name: outcome for outcome, name in outcomes} == {
+        name: "FAILED" if name == "wrong" else "PASSED" for name in texts
+    }, done.stdout
+    assert "torch.nn.BatchNorm2d" in texts["modules"]
+    assert "stride=" in texts["modules"]
+    assert ("torch.no_grad()" in texts["grad"], "torch.no_grad()" in texts["no_grad"]) == (False, True)
 
 
 def test_nothing_is_kept_unless_asked_for(tmp_path):

@@ -153,7 +153,9 @@ def test_the_cost_model_sees_the_sizes_that_dynamic_shapes_were_traced_with() ->
         assert [dict(each.applied) for each in fxpasses.reports()] == [applied], "no guard was added"
 
 
-@pytest.mark.parametrize(("profit", "weights"), itertools.product(("model", "always"), ("live", "cached")))
+@pytest.mark.parametrize(
+    ("profit", "weights"), list(itertools.product(("model", "always"), ("live", "cached")))
+)
 def test_options_override_the_cost_model(profit: str, weights: str) -> None:
     model, x = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(grad=False)
     options = {"profit": profit, "weights": weights, "inner": lambda gm, inputs: gm.forward}

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -161,35 +158,6 @@ def test_dynamic_sizes_compile_once_for_all_sizes(dims, mode):
                 assert a.stride() == b.stride()
     assert len(fxpasses.reports()) == 1
     assert fxpasses.last_report().applied["layout"] == 1
-
-
-MARKED = """
-import torch, fxpasses
-from torch import nn
-torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).double()
-compiled = torch.compile(model, backend="fxpasses", options={"layout": "channels_last"})
-with torch.no_grad():
-    compiled(torch.ones(1, 4, 8, 8, dtype=torch.float64))
-report = fxpasses.last_report()
-hits = torch._dynamo.utils.counters["aot_autograd"].get("autograd_cache_hit", 0)
-print(hits, dict(report.applied), report.layout.converted, len(report.layout.cut_edges))
-print(torch._dynamo.utils.counters["fxpasses"]["layout"])
-"""
-
-
-@pytest.mark.full
-def test_a_second_process_takes_the_graph_from_the_cache_with_the_same_plan_and_counters(tmp_path):
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    cold, warm = (
-        subprocess.run(
-            [sys.executable, "-c", MARKED], env=environment, capture_output=True, text=True, check=True
-        ).stdout.split(" ", 1)
-        for _ in range(2)
-    )
-    assert (cold[0], warm[0]) == ("0", "1")
-    assert cold[1] == warm[1]
-    assert "'layout': 1" in warm[1]
 
 
 def test_a_pass_of_the_users_in_the_same_slot_runs_too():

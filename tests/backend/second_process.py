@@ -1,0 +1,77 @@
+"""Compiles four networks and prints what the reports and inductor's counters say, for a process of its own.
+
+A first process fills inductor's caches, a second finds all in them: what is counted, remarked, planned and
+packed must be the same, although none of our passes behind the caches has run. See test_second_process.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+import fxpasses
+
+
+def pair() -> dict[str, Any]:
+    """A convolution and a batch norm that train with frozen statistics."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    x = torch.randn(2, 3, 8, 8)
+    out = torch.compile(model, backend="fxpasses")(x)
+    out.sum().backward()
+    assert torch.allclose(out, model(x), atol=1e-5)
+    return {"ours": dict(counters["fxpasses"]), "remarks": len(fxpasses.last_report().remarks)}
+
+
+def mask() -> dict[str, Any]:
+    """A ReLU6, whose mask is read off its result in the joint graph."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6()).eval()
+    torch.compile(model, backend="fxpasses")(torch.randn(1, 3, 9, 9)).sum().backward()
+    return {"masks": fxpasses.last_report().applied["activation_masks"]}
+
+
+def plan() -> dict[str, Any]:
+    """A layout plan."""
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).double()
+    compiled = torch.compile(model, backend="fxpasses", options={"layout": "channels_last"})
+    with torch.no_grad():
+        compiled(torch.ones(1, 4, 8, 8, dtype=torch.float64))
+    report = fxpasses.last_report()
+    return {
+        "applied": dict(report.applied),
+        "counted": counters["fxpasses"]["layout"],
+        "plan": [report.layout.converted, len(report.layout.cut_edges)],
+    }
+
+
+def constants() -> dict[str, Any]:
+    """Cached weights, which are constants of the process and not of the graph that a cache holds."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
+    x = torch.randn(1, 3, 9, 9)
+    run = torch.compile(model, backend="fxpasses", options={"weights": "cached"})
+    with torch.no_grad():
+        right = (run(x) - model(x)).abs().max().item() < 1e-5
+    return {"right": right, "packed": fxpasses.last_report().packed_tensors}
+
+
+def main() -> None:
+    printed = {}
+    for network in (pair, mask, plan, constants):
+        torch.compiler.reset()
+        fxpasses.reset()
+        counters.clear()
+        torch.manual_seed(0)
+        told = network()
+        printed[network.__name__] = {
+            "told": told,
+            "inductor": dict(counters["inductor"]),
+            "aot": dict(counters["aot_autograd"]),
+        }
+    print(json.dumps(printed))
+
+
+if __name__ == "__main__":
+    main()
