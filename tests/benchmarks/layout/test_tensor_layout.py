@@ -37,7 +37,7 @@ from benchmarks.layout.measure import Candidates, Setting, Variant, compare, mea
 from benchmarks.layout.operators import layout_sensitive, measure_operator
 from benchmarks.layout.sweep import SweepError, Workload, _measure_copy, collect, sweep, tasks, to_profile
 from benchmarks.operators.inputs.notation import Call, TensorSpec, parse_call
-from benchmarks.shared.interleaving import Effort, measure_in_turns
+from benchmarks.shared.interleaving import Effort, measure_interleaved
 from benchmarks.torch_internals import TorchDispatchMode
 from fxpasses.devices.profile import (
     CHANNEL_AFFINE,
@@ -153,8 +153,8 @@ def test_every_dtype_passes_the_comparison(dtype: str) -> None:
     for direction in DIRECTIONS:
         variants = measure_convolution(CASES["pointwise"], direction, setting)
         # A CPU may lack the prepacked kernel of a dtype; none may be wrong.
-        assert {each.status for each in variants} <= {"measured", "unsupported"}
-        assert all(len(each.times) == 2 for each in variants if each.status == "measured")
+        assert {variant.status for variant in variants} <= {"measured", "unsupported"}
+        assert all(len(variant.times) == 2 for variant in variants if variant.status == "measured")
         assert compare(variants) is not None
 
 
@@ -211,11 +211,11 @@ def test_operands_come_again_only_after_all_others_were_read(
     case = CASES["grouped"]
     monkeypatch.setattr("benchmarks.layout.caches.far", lambda device: 6 * operands_of(case).num_bytes)
     variants = measure_convolution(case, "forward", Setting("float32", CPU, QUICK))
-    assert {each.status for each in variants} == {"measured"}
+    assert {variant.status for variant in variants} == {"measured"}
     timed = reads[len(variants) :]  # the first call of each is compared with float64
     assert len(timed) > 14
     for tensor in ("input", "weight"):
-        places = [getattr(each, tensor).data_ptr() for each in timed]
+        places = [getattr(variant, tensor).data_ptr() for variant in timed]
         assert all(len({*places[at : at + 7]}) == 7 for at in range(len(places) - 6))
 
 
@@ -228,7 +228,7 @@ def test_hot_operands_are_the_same_in_every_call(
 ) -> None:
     monkeypatch.setattr("benchmarks.layout.caches.far", lambda device: 2**30)
     measure_convolution(CASES["plain"], "weight_grad", SETTING)
-    assert len({id(each) for each in reads}) == len(LAYOUTS)
+    assert len({id(read) for read in reads}) == len(LAYOUTS)
 
 
 @pytest.mark.parametrize(("hot", "sets"), [(False, 3), (True, 1)])
@@ -254,7 +254,7 @@ def test_operators_and_copies_have_cold_operands_too(
     assert {layout for layout, _ in kept} == {*LAYOUTS}
     for builds in kept.values():
         kernels = [build() for build in builds]
-        assert len({place_read_by(each) for each in kernels}) == len(kernels) == sets
+        assert len({place_read_by(kernel) for kernel in kernels}) == len(kernels) == sets
 
 
 def place_read_by(kernel: Kernel) -> int:
@@ -279,10 +279,10 @@ class FirstRead(TorchDispatchMode):
 @pytest.mark.usefixtures("wrong_in_channels_last")
 def test_a_wrong_result_has_no_time_and_takes_those_of_its_case_with_it() -> None:
     variants = measure_convolution(CASES["plain"], "forward", SETTING)
-    status = {(each.layout, each.implementation): each.status for each in variants}
+    status = {(variant.layout, variant.implementation): variant.status for variant in variants}
     assert status["channels_last", "aten.convolution"] == "mismatch"
     assert status["contiguous", "aten.convolution"] == "untimed"
-    assert all(each.times == () and each.reason for each in variants)
+    assert all(variant.times == () and variant.reason for variant in variants)
     assert compare(variants) is None
 
 
@@ -310,11 +310,11 @@ def test_an_unsupported_implementation_does_not_stop_the_others(monkeypatch: pyt
 
     monkeypatch.setattr(layout_cases, "_prepacked", missing)
     variants = measure_convolution(CASES["plain"], "forward", SETTING)
-    assert {each.implementation: each.status for each in variants} == {
+    assert {variant.implementation: variant.status for variant in variants} == {
         "aten.convolution": "measured",
         "mkldnn.prepacked": "unsupported",
     }
-    reasons = {each.reason for each in variants if each.status == "unsupported"}
+    reasons = {variant.reason for variant in variants if variant.status == "unsupported"}
     assert reasons == {"RuntimeError: no such kernel"}
 
 
@@ -322,7 +322,7 @@ def test_an_unsupported_implementation_does_not_stop_the_others(monkeypatch: pyt
 def test_a_kernel_that_writes_past_its_end_is_not_run(channels: int, status: str) -> None:
     case = Convolution.of((2, channels, 8, 8), (8, channels, 1, 1), (2,))
     variants = measure_convolution(case, "weight_grad", SETTING)
-    assert {each.layout: each.status for each in variants} == {
+    assert {variant.layout: variant.status for variant in variants} == {
         "contiguous": "measured",
         "channels_last": status,
     }
@@ -340,7 +340,7 @@ def test_measuring_leaves_the_precision_settings_as_they_were() -> None:
 def test_callables_take_turns_and_have_one_sample_a_round() -> None:
     calls: list[str] = []
     callables = {name: (lambda name=name: calls.append(name)) for name in "ab"}
-    times = measure_in_turns(callables, CPU, Effort(rounds=7, sample_seconds=0, case_seconds=10))
+    times = measure_interleaved(callables, CPU, Effort(rounds=7, sample_seconds=0, case_seconds=10))
     assert {name: len(samples) for name, samples in times.items()} == {"a": 7, "b": 7}
     rounds = calls[4:]  # two calls of each came first, to warm up and to estimate
     assert [sorted(pair) for pair in zip(rounds[::2], rounds[1::2], strict=True)] == [["a", "b"]] * 7
@@ -348,7 +348,7 @@ def test_callables_take_turns_and_have_one_sample_a_round() -> None:
 
 def test_a_case_that_would_take_too_long_has_fewer_rounds() -> None:
     slow = {"slow": lambda: time.sleep(0.002)}
-    assert len(measure_in_turns(slow, CPU, Effort(rounds=50, case_seconds=0.001))["slow"]) == 6
+    assert len(measure_interleaved(slow, CPU, Effort(rounds=50, case_seconds=0.001))["slow"]) == 6
 
 
 def test_the_sweep_finds_a_models_distinct_convolutions_with_their_occurrences() -> None:
@@ -407,12 +407,14 @@ X = TensorSpec((2, 6, 8, 8), torch.float32)
         ("aten.sum.dim_IntList", Call((X, [0, 2, 3]), {})),
         ("aten.var_mean.correction", Call((X, [0, 2, 3]), {"correction": 0})),
     ],
-    ids=lambda each: each if isinstance(each, str) else "",
+    ids=lambda given: given if isinstance(given, str) else "",
 )
 def test_operators_whose_cost_depends_on_the_layout_are_measured_in_both(overload: str, call: Call) -> None:
     (case,) = layout_sensitive(overload, call, training=False)
     variants = measure_operator(case, SETTING)
-    assert [(each.layout, each.status) for each in variants] == [(each, "measured") for each in LAYOUTS]
+    assert [(variant.layout, variant.status) for variant in variants] == [
+        (layout, "measured") for layout in LAYOUTS
+    ]
 
 
 def test_the_backward_of_a_maximum_is_replayed_at_the_maxima() -> None:
@@ -420,7 +422,7 @@ def test_the_backward_of_a_maximum_is_replayed_at_the_maxima() -> None:
     grad = TensorSpec((2, 6, 4, 4), torch.float32)
     call = Call((grad, X, [2, 2], [2, 2], [0, 0], [1, 1], False, indices), {})
     (case,) = layout_sensitive("aten.max_pool2d_with_indices_backward.default", call, training=True)
-    assert {each.status for each in measure_operator(case, SETTING)} == {"measured"}
+    assert {variant.status for variant in measure_operator(case, SETTING)} == {"measured"}
 
 
 @pytest.mark.parametrize(
@@ -441,7 +443,9 @@ def test_a_batch_norm_stands_for_its_arithmetic() -> None:
     def operators(training: bool) -> list[str]:
         call = Call((X, *[TensorSpec((6,), torch.float32)] * 4, training, 0.1, 1e-5), {})
         cases = layout_sensitive("aten.native_batch_norm.default", call, training=training)
-        assert {each.status for case in cases for each in measure_operator(case, SETTING)} == {"measured"}
+        assert {variant.status for case in cases for variant in measure_operator(case, SETTING)} == {
+            "measured"
+        }
         return [case.operator for case in cases]
 
     assert operators(False) == [CHANNEL_AFFINE]
@@ -473,18 +477,18 @@ def test_the_command_writes_everything_it_offers(tmp_path: Path, capsys: pytest.
 
     data = json.loads(out["json"].read_text("utf-8"))
     assert data["environment"]["libraries"]["torch"] == torch.__version__
-    measured = [each for each in data["variants"] if each["status"] == "measured"]
+    measured = [variant for variant in data["variants"] if variant["status"] == "measured"]
     assert len(measured) >= 2 * 3 * 3  # dtypes x directions x (two layouts, and mm)
-    assert all(seconds > 0 for each in measured for seconds in each["times"])
+    assert all(seconds > 0 for variant in measured for seconds in variant["times"])
     assert len(data["speedups"]) == 2 * 3
 
     with out["csv"].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(data["variants"])
-    assert all(float(each["seconds"]) > 0 for each in rows if each["status"] == "measured")
+    assert all(float(row["seconds"]) > 0 for row in rows if row["status"] == "measured")
     assert out["png"].read_bytes().startswith(b"\x89PNG")
-    labels = {each["name"] for each in json.loads(out["trace"].read_text("utf-8"))["traceEvents"]}
-    assert any(str(each).startswith("weight_grad channels_last input=2x16x8x8") for each in labels)
+    labels = {event["name"] for event in json.loads(out["trace"].read_text("utf-8"))["traceEvents"]}
+    assert any(str(label).startswith("weight_grad channels_last input=2x16x8x8") for label in labels)
 
 
 @pytest.mark.parametrize("hot", [True, False], ids=["hot", "cold"])
@@ -492,19 +496,21 @@ def test_a_trace_has_the_python_stacks_of_labelled_calls(tmp_path: Path, hot: bo
     path = tmp_path / "trace.json"
     setting = Setting("float32", CPU, QUICK, hot=hot)
     tensor_layout._write_trace(path, [CASES["plain"]], ["weight_grad"], setting)
-    events = [each for each in json.loads(path.read_text("utf-8"))["traceEvents"] if "dur" in each]
-    frames = [each for each in events if each["cat"] == "python_function"]
+    events = [event for event in json.loads(path.read_text("utf-8"))["traceEvents"] if "dur" in event]
+    frames = [event for event in events if event["cat"] == "python_function"]
     for layout in LAYOUTS:
         label = f"weight_grad {layout} {CASES['plain'].key}"
-        (span,) = (each for each in events if each["name"] == label and each["cat"] == "user_annotation")
+        (span,) = (event for event in events if event["name"] == label and event["cat"] == "user_annotation")
         (operator,) = (
-            each for each in events if each["name"] == "aten::convolution_backward" and encloses(span, each)
+            event
+            for event in events
+            if event["name"] == "aten::convolution_backward" and encloses(span, event)
         )
-        around = [each["name"] for each in frames if encloses(each, operator)]
-        assert any("benchmarks/tensor_layout.py" in each for each in around)
-        assert any("benchmarks/layout/cases.py" in each for each in around)
+        around = [frame["name"] for frame in frames if encloses(frame, operator)]
+        assert any("benchmarks/tensor_layout.py" in frame for frame in around)
+        assert any("benchmarks/layout/cases.py" in frame for frame in around)
     # What clears the caches before each of the two.
-    assert sum(each["name"] == "aten::zero_" for each in events) == (0 if hot else 2)
+    assert sum(event["name"] == "aten::zero_" for event in events) == (0 if hot else 2)
 
 
 def encloses(outer: dict[str, float], inner: dict[str, float]) -> bool:
@@ -579,7 +585,10 @@ def test_a_sweep_writes_a_profile_that_answers_and_grows(
 
 def test_a_profile_says_whether_its_operands_were_in_a_cache() -> None:
     profiles = {hot: to_profile([], CPU, tf32=False, hot=hot) for hot in (True, False)}
-    assert {hot: each.settings["operands"] for hot, each in profiles.items()} == {True: "hot", False: "cold"}
+    assert {hot: profile.settings["operands"] for hot, profile in profiles.items()} == {
+        True: "hot",
+        False: "cold",
+    }
 
 
 def test_cold_measurements_do_not_go_into_a_profile_of_hot_ones(
@@ -649,5 +658,5 @@ def test_a_gpu_is_measured_in_both_layouts(dtype: str) -> None:
     setting = Setting(dtype, torch.device("cuda"), QUICK)
     for direction in DIRECTIONS:
         variants = measure_convolution(CASES["pointwise"], direction, setting)
-        assert {each.status for each in variants} == {"measured"}
-        assert all(seconds > 0 for each in variants for seconds in each.times)
+        assert {variant.status for variant in variants} == {"measured"}
+        assert all(seconds > 0 for variant in variants for seconds in variant.times)

@@ -140,12 +140,14 @@ def test_a_name_that_torch_has_changed_since_is_translated(published):
 
 def test_what_is_read_is_written_alike(published, tmp_path):
     log = read_log(published)
-    counts = {name: Counter({each.text: each.count for each in log.samples(name)}) for name in log.names()}
+    counts = {
+        name: Counter({sample.text: sample.count for sample in log.samples(name)}) for name in log.names()
+    }
     write_log(tmp_path / "again.txt", counts)
     again = read_log(tmp_path / "again.txt")
     assert again.names() == log.names()
     for name in log.names():
-        assert {each.text: each.count for each in again.samples(name)} == dict(counts[name])
+        assert {sample.text: sample.count for sample in again.samples(name)} == dict(counts[name])
 
 
 def test_compressed_logs_blank_lines_and_comments_are_read(tmp_path):
@@ -265,8 +267,8 @@ def test_an_operator_that_torch_does_not_have_is_named():
 def test_occurrences_of_an_input_add_up_over_files(published):
     once, twice = read_log(published), read_logs([published, published])
     for name in once.names():
-        expected = [2 * each.count for each in once.samples(name)]
-        assert [each.count for each in twice.samples(name)] == expected
+        expected = [2 * sample.count for sample in once.samples(name)]
+        assert [sample.count for sample in twice.samples(name)] == expected
 
 
 # Recording.
@@ -299,7 +301,7 @@ def test_what_is_recorded_is_what_is_read_back(tmp_path):
     backward = only_call(log, "aten.convolution_backward.default")
     assert backward.args[-1] == [False, True, True]
     for name in log.names():
-        assert {each.text: each.count for each in log.samples(name)} == dict(recorder.counts[name])
+        assert {sample.text: sample.count for sample in log.samples(name)} == dict(recorder.counts[name])
 
 
 def test_views_and_constructors_are_not_recorded():
@@ -366,10 +368,10 @@ def test_every_shipped_log_is_in_the_manifest_and_all_are_small():
     expected = {LOGS / suite / "manifest.json" for suite in SUITES}
     for suite in SUITES:
         manifest = json.loads((LOGS / suite / "manifest.json").read_text())
-        assert sorted(manifest) == sorted(each.name for each in entries_of(suite))
-        for each in entries_of(suite):
-            assert manifest[each.name]["batch"] == each.batch
-            expected |= {log_path(LOGS, suite, each.name, mode) for mode in MODES}
+        assert sorted(manifest) == sorted(entry.name for entry in entries_of(suite))
+        for recorded in entries_of(suite):
+            assert manifest[recorded.name]["batch"] == recorded.batch
+            expected |= {log_path(LOGS, suite, recorded.name, mode) for mode in MODES}
     assert set(files) == expected
 
 
@@ -463,7 +465,7 @@ def test_strides_are_honoured_gaps_and_overlaps_included():
         "T([3, 2], f32, stride=(1, 1))), {})"
     )
     tensors, _ = materialise(aten.addcmul.default, _three_tensors(text), CPU)
-    assert [each.stride() for each in tensors] == [(1, 2), (0, 0), (8, 2)]
+    assert [tensor.stride() for tensor in tensors] == [(1, 2), (0, 0), (8, 2)]
     (overlapping,), _ = made(aten.relu.default, "((T([3, 2], f32, stride=(1, 1)),), {})")
     assert overlapping.stride() == (1, 1)
     assert overlapping[1, 0] == overlapping[0, 1]
@@ -549,9 +551,9 @@ def test_floating_dtypes_are_converted_and_others_kept():
         "layout": torch.strided,
     }
     args, _ = made(aten.add.Tensor, "((T([2], f16), T([2], b8)), {})", target)
-    assert [each.dtype for each in args] == [torch.float32, torch.bool]
+    assert [argument.dtype for argument in args] == [torch.float32, torch.bool]
     args, _ = made(aten.add.Tensor, "((T([2], f16), T([2], f64)), {})")
-    assert [each.dtype for each in args] == [torch.float16, torch.float64]
+    assert [argument.dtype for argument in args] == [torch.float16, torch.float64]
     args, kwargs = made(aten._to_copy.default, "((T([2], c32),), {'dtype': c32})", target)
     assert (args[0].dtype, kwargs["dtype"]) == (torch.complex64, torch.complex64)
 

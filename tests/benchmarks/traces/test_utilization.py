@@ -82,7 +82,10 @@ def test_overlapping_streams_count_once(write: Write) -> None:
     result = analysed(write([kernel(0, 60), kernel(40, 100, stream=20), kernel(150, 200)]))
     assert result.utilization == 150 / 200
     (device,) = result.devices
-    assert {each.stream: each.utilization for each in device.streams} == {"7": 110 / 200, "20": 60 / 200}
+    assert {stream.stream: stream.utilization for stream in device.streams} == {
+        "7": 110 / 200,
+        "20": 60 / 200,
+    }
     assert device.busy_seconds == 150e-6
 
 
@@ -105,7 +108,7 @@ def test_a_kernel_is_clipped_to_the_window(write: Write) -> None:
 
 def test_a_device_that_is_always_busy_is_never_above_1(write: Write) -> None:
     events = [annotation(100, 200, "ProfilerStep#1")]
-    events += [kernel(0, 300, GEMM, stream=each) for each in range(4)]
+    events += [kernel(0, 300, GEMM, stream=index) for index in range(4)]
     result = analysed(write(events))
     assert (result.utilization, result.mm_conv_utilization, result.mm_conv_share) == (1.0, 1.0, 1.0)
 
@@ -129,8 +132,8 @@ def test_a_window_that_is_not_there_lists_those_that_are(write: Write) -> None:
 
 def test_two_devices_are_averaged_and_told_apart(write: Write) -> None:
     result = analysed(write([kernel(0, 100, GEMM), kernel(0, 50, CONV, device=1), kernel(50, 60, device=1)]))
-    assert [each.device for each in result.devices] == ["0", "1"]
-    assert [each.utilization for each in result.devices] == [1.0, 0.6]
+    assert [device.device for device in result.devices] == ["0", "1"]
+    assert [device.utilization for device in result.devices] == [1.0, 0.6]
     assert result.utilization == 0.8
     assert result.mm_conv_utilization == 0.75
     assert result.mm_conv_share == 150 / 160
@@ -138,13 +141,13 @@ def test_two_devices_are_averaged_and_told_apart(write: Write) -> None:
 
 def test_the_same_stream_number_on_two_devices_is_two_streams(write: Write) -> None:
     result = analysed(write([kernel(0, 100), kernel(0, 100, device=1)]))
-    assert [[each.stream for each in device.streams] for device in result.devices] == [["7"], ["7"]]
+    assert [[stream.stream for stream in device.streams] for device in result.devices] == [["7"], ["7"]]
     assert [device.busy_seconds for device in result.devices] == [100e-6, 100e-6]
 
 
 def test_ten_devices_stand_in_the_order_of_their_numbers(write: Write) -> None:
-    result = analysed(write([kernel(0, 10, device=each) for each in range(12)]))
-    assert [each.device for each in result.devices] == [str(each) for each in range(12)]
+    result = analysed(write([kernel(0, 10, device=index) for index in range(12)]))
+    assert [device.device for device in result.devices] == [str(index) for index in range(12)]
 
 
 def test_products_and_convolutions_that_overlap_count_once_together(write: Write) -> None:
@@ -180,7 +183,10 @@ def test_equal_nested_operators_of_two_threads_are_not_confused(write: Write) ->
     events = [operator(0, 50, "aten::mm"), operator(0, 100, "aten::mm", thread=2)]
     (device,) = analysed(write(events)).devices
     assert device.matmul_seconds == 100e-6
-    assert {each.stream: each.busy_seconds for each in device.streams} == {"99/1": 50e-6, "99/2": 100e-6}
+    assert {stream.stream: stream.busy_seconds for stream in device.streams} == {
+        "99/1": 50e-6,
+        "99/2": 100e-6,
+    }
 
 
 def test_frames_are_not_work(write: Write) -> None:
@@ -220,7 +226,7 @@ def test_over_wall_time_it_is_what_pytorchs_own_utility_computes(write: Write) -
 
     labels: Raw = {"ph": "M", "name": "process_labels", "pid": 0, "args": {"labels": "GPU 0"}}
     times = [(0, 60), (40, 100), (150, 200), (160, 170)]
-    path = write([labels, *(kernel(*each, GEMM, stream=at) for at, each in enumerate(times))])
+    path = write([labels, *(kernel(*time, GEMM, stream=at) for at, time in enumerate(times))])
     result = analyse(load_trace(path), wall_seconds=120e-6)
     assert result.wall_utilization == pytest.approx(compute_utilization(str(path), 120e-6)[0]) == 150 / 120
     assert result.mm_conv_wall_utilization == pytest.approx(compute_utilization(str(path), 120e-6)[1])
@@ -228,10 +234,10 @@ def test_over_wall_time_it_is_what_pytorchs_own_utility_computes(write: Write) -
 
 def test_busy_intervals_and_kinds_are_functions_of_events(write: Write) -> None:
     events = load_trace(write([kernel(0, 10), kernel(5, 20, GEMM), kernel(30, 40, CONV)])).events
-    shifted = [replace(each, start=each.start - 10**9, end=each.end - 10**9) for each in events]
+    shifted = [replace(event, start=event.start - 10**9, end=event.end - 10**9) for event in events]
     assert busy_intervals(shifted, ((0, 35_000),)) == ((0, 20_000), (30_000, 35_000))
-    assert [each.name for each in of_kind(shifted, "matmul")] == [GEMM]
-    assert [each.name for each in of_kind(shifted, "convolution")] == [CONV]
+    assert [event.name for event in of_kind(shifted, "matmul")] == [GEMM]
+    assert [event.name for event in of_kind(shifted, "convolution")] == [CONV]
 
 
 def test_the_trace_of_a_gpu_gives_the_values_worked_out_by_hand() -> None:
@@ -243,7 +249,7 @@ def test_the_trace_of_a_gpu_gives_the_values_worked_out_by_hand() -> None:
     assert result.window_seconds == 1000e-6
     (device,) = result.devices
     assert (device.device, device.name) == ("0", "NVIDIA A100-SXM4-40GB")
-    assert {each.stream: each.busy_seconds for each in device.streams} == {"7": 535e-6, "20": 250e-6}
+    assert {stream.stream: stream.busy_seconds for stream in device.streams} == {"7": 535e-6, "20": 250e-6}
     assert device.busy_seconds == 645e-6
     assert device.convolution_seconds == 300e-6
     assert device.matmul_seconds == 200e-6
@@ -418,7 +424,7 @@ def test_a_trace_of_todays_profiler_is_understood(tmp_path: Path, small_model: n
     assert 0 < found[1] <= found[0] <= 1
 
     trace = load_trace(kept)
-    names = [each.name for each in trace.events]
+    names = [event.name for event in trace.events]
     assert names.count(utilization.WINDOW) == 1
     # Two repeats lie in the window; what came before is not in the trace.
     assert names.count("aten::conv2d") == names.count("aten::addmm") == 2
@@ -435,7 +441,7 @@ def test_the_backward_is_in_the_trace_of_a_training_step(tmp_path: Path, small_m
     benchmark_utilization(
         lambda x: small_model(x).sum().backward(), torch.randn(2, 3, 32, 32), trace_path=path, repeats=1
     )
-    names = {each.name for each in of_kind(load_trace(path).events, "convolution")}
+    names = {event.name for event in of_kind(load_trace(path).events, "convolution")}
     assert "aten::convolution_backward" in names
 
 
@@ -443,7 +449,7 @@ def test_what_the_optimizer_returns_is_what_runs(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     a, b = torch.randn(64, 64), torch.randn(64, 64)
     benchmark_utilization(torch.add, (a, b), trace_path=path, optimizer=lambda _: torch.mm, repeats=1)
-    names = {each.name for each in load_trace(path).events}
+    names = {event.name for event in load_trace(path).events}
     assert "aten::mm" in names
     assert "aten::add" not in names
 
@@ -457,7 +463,7 @@ def test_generated_kernels_of_a_compiled_function_are_seen(tmp_path: Path) -> No
     found = benchmark_utilization(function, torch.randn(64, 64), path, optimizer=torch.compile)
     assert found[0] > 0
     assert found[1] == 0
-    assert any("cpp_fused" in each.name for each in load_trace(path).events)
+    assert any("cpp_fused" in event.name for event in load_trace(path).events)
 
 
 # What is called, and how ---------------------------------------------------------------------------------
@@ -513,7 +519,7 @@ def test_an_argument_of_any_structure_arrives_as_it_is(given: object) -> None:
 
     benchmark_utilization(one_argument, given)
     assert seen
-    assert all(each is given for each in seen)
+    assert all(device is given for device in seen)
 
 
 def test_a_tuple_of_as_many_values_as_there_are_arguments_is_spread_out() -> None:
@@ -589,7 +595,7 @@ def test_everything_runs_in_the_context_which_is_entered_once(tmp_path: Path) ->
     )
     assert entered == ["in", "out"]
     assert states == {(False, True)}
-    assert "aten::mm" in {each.name for each in load_trace(path).events}
+    assert "aten::mm" in {event.name for event in load_trace(path).events}
     assert torch.is_grad_enabled()
 
 
@@ -598,8 +604,8 @@ def test_the_profiler_takes_arguments_of_its_own(tmp_path: Path) -> None:
     given = {"with_stack": True, "record_shapes": True, "activities": []}
     benchmark_utilization(torch.mm, (X, X.t()), path, kwargs_for_profiler=given)
     events = json.loads(path.read_text("utf-8"))["traceEvents"]
-    assert "python_function" in {each.get("cat") for each in events}
-    (sizes,) = {str(each["args"]["Input Dims"]) for each in events if each["name"] == "aten::mm"}
+    assert "python_function" in {event.get("cat") for event in events}
+    (sizes,) = {str(event["args"]["Input Dims"]) for event in events if event["name"] == "aten::mm"}
     assert sizes == "[[2, 3], [3, 2]]"
 
 
@@ -665,7 +671,7 @@ def test_a_device_that_is_named_is_where_it_runs(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     benchmark_utilization(torch.neg, X, device="cuda:1")
     benchmark_utilization(torch.neg, X, device=torch.device("cpu"))
-    assert [each.devices for each in protocols] == [(torch.device("cuda:1"),), (torch.device("cpu"),)]
+    assert [protocol.devices for protocol in protocols] == [(torch.device("cuda:1"),), (torch.device("cpu"),)]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UnavailableDeviceError, match="'cuda' does not exist here"):
         benchmark_utilization(torch.neg, X, device="cuda")
@@ -698,11 +704,11 @@ def test_the_command_reads_traces_and_writes_what_it_found(
     assert utilization.main([str(GPU_TRACE), str(second), "--json", str(out), "--csv", str(rows)]) == 0
     assert "64.5%" in capsys.readouterr().out
     data = json.loads(out.read_text("utf-8"))
-    assert [each["utilization"] for each in data["traces"]] == [0.645, 0.25]
+    assert [trace["utilization"] for trace in data["traces"]] == [0.645, 0.25]
     assert data["environment"] is None
     with rows.open(encoding="utf-8", newline="") as file:
         read = list(csv.DictReader(file))
-    assert [(each["device"], each["stream"]) for each in read] == [
+    assert [(trace["device"], trace["stream"]) for trace in read] == [
         ("0", "all"),
         ("0", "7"),
         ("0", "20"),
@@ -729,7 +735,7 @@ def test_the_command_traces_a_model(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert 0 < found["mm_conv_wall_utilization"] <= found["wall_utilization"]
     assert data["environment"]["libraries"]["torch"] == torch.__version__
     # 20 convolutions forward, and as many operators backward.
-    names = [each.name for each in load_trace(trace).events]
+    names = [event.name for event in load_trace(trace).events]
     assert names.count("aten::convolution") == names.count("aten::convolution_backward") == 20
 
 
