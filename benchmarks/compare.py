@@ -93,7 +93,7 @@ def compare_reports(
         else:
             side = "BEFORE" if name in old else "AFTER"
             changes.append(Change(name, "", "status", None, "not compared", f"only in {side}"))
-    if not any(each.quantity != "status" or each.verdict == "regression" for each in changes):
+    if not any(change.quantity != "status" or change.verdict == "regression" for change in changes):
         raise ResultsError("the files have no model and variant in common that ran in both.")
     return tuple(changes)
 
@@ -114,7 +114,7 @@ def _compare_models(
     old: ModelResult, new: ModelResult, threshold: float, relative_to: str | None
 ) -> list[Change]:
     changes = []
-    olds, news = ({each.name: each for each in model.variants} for model in (old, new))
+    olds, news = ({variant.name: variant for variant in model.variants} for model in (old, new))
     for name in dict.fromkeys([*olds, *news]):
         if name not in olds or name not in news:
             side = "BEFORE" if name in olds else "AFTER"
@@ -161,7 +161,7 @@ def _times(model: ModelResult, name: str, relative_to: str | None) -> list[float
     seconds = model.seconds(name)
     if relative_to is None:
         return list(seconds)
-    return [each / base for each, base in zip(seconds, model.seconds(relative_to), strict=True)]
+    return [own / base for own, base in zip(seconds, model.seconds(relative_to), strict=True)]
 
 
 def _compare_bytes(model: str, name: str, old: int, new: int, threshold: float) -> Change:
@@ -185,7 +185,7 @@ def print_changes(changes: Sequence[Change], title: str, console: Console) -> No
         colour = _COLOURS.get(change.verdict, "")
         verdict = f"[{colour}]{change.verdict}[/{colour}]" if colour else change.verdict
         cells = (change.model, change.variant, change.quantity, _cell(change))
-        table.add_row(*(escape(each) for each in cells), verdict, escape(change.note))
+        table.add_row(*(escape(cell) for cell in cells), verdict, escape(change.note))
     console.print(table)
 
 

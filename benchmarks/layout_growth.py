@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, model, x in subjects:
         graph_module = joint_graph(model, x)
         runs, convolutions = measure(graph_module, arguments.repeat)
-        medians = (f"{statistics.median(each):.3f}" for each in zip(*runs, strict=True))
+        medians = (f"{statistics.median(times):.3f}" for times in zip(*runs, strict=True))
         both = [planning + carrying for planning, _, carrying in runs]
         spread = f"{statistics.median(both):.3f}", f"{min(both):.2f}-{max(both):.2f}"
         table.add_row(name, str(len(graph_module.graph.nodes)), str(convolutions), *medians, *spread)

@@ -127,7 +127,7 @@ def measure(nodes: int, repeats: int) -> dict[str, float]:
             seconds[name].append(time.perf_counter() - start)
     if matches["ours"] != matches["inductor"]:
         raise SystemExit(f"the patterns are not equivalent: {matches}")
-    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    medians = {name: statistics.median(samples) for name, samples in seconds.items()}
     ratios = [theirs / own for own, theirs in zip(seconds["ours"], seconds["inductor"], strict=True)]
     return {
         "nodes": nodes,

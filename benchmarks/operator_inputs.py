@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entries = [entry(options.suite, name) for name in options.models.split(",") if name]
         entries = entries or list(entries_of(options.suite))
         if options.batch:
-            entries = [dataclasses.replace(each, batch=options.batch) for each in entries]
+            entries = [dataclasses.replace(entry, batch=options.batch) for entry in entries]
         if options.record:
             _record(options.suite, entries, options.modes, options.dtype, options.output)
         _list(options.suite, entries, options.modes, options.output)
@@ -76,11 +76,11 @@ def _record(suite: str, entries: list[Entry], modes: list[Mode], dtype: str, out
     directory.mkdir(parents=True, exist_ok=True)
     manifest_path = directory / "manifest.json"
     manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
-    for each in track(entries, description=f"Recording {suite}"):
+    for chosen in track(entries, description=f"Recording {suite}"):
         for mode in modes:
-            write_log(log_path(output, suite, each.name, mode), record(each, mode, _DTYPES[dtype]).counts)
-        manifest[each.name] = {
-            **dataclasses.asdict(each),
+            write_log(log_path(output, suite, chosen.name, mode), record(chosen, mode, _DTYPES[dtype]).counts)
+        manifest[chosen.name] = {
+            **dataclasses.asdict(chosen),
             "dtype": dtype,
             "attention": "math",
             "torch": torch.__version__,
@@ -91,9 +91,9 @@ def _record(suite: str, entries: list[Entry], modes: list[Mode], dtype: str, out
 
 def _list(suite: str, entries: list[Entry], modes: list[Mode], output: Path) -> None:
     table = Table("log", "operators", "inputs", "occurrences", title=f"Operator inputs of suite {suite}")
-    for each in entries:
+    for chosen in entries:
         for mode in modes:
-            path = log_path(output, suite, each.name, mode)
+            path = log_path(output, suite, chosen.name, mode)
             log = read_log(path)
             counts = [sample.count for name in log.names() for sample in log.samples(name)]
             table.add_row(path.name, str(len(log.names())), str(len(counts)), str(sum(counts)))

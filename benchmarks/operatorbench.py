@@ -301,7 +301,7 @@ def _row(name: str, log: OperatorLog, plan: Plan, options: argparse.Namespace) -
     except LogError as error:
         reason, measurements = str(error), []
     elapsed = time.perf_counter() - start
-    logged = sum(each.count for each in samples)
+    logged = sum(sample.count for sample in samples)
     return make_row(name, reason, measurements, list(plan.configurations), logged, elapsed)
 
 
@@ -352,7 +352,7 @@ def _figures(rows: Sequence[Row], configurations: Sequence[str]) -> Table:
         first.append(f"{row.seconds[EAGER]:.3g}" if row.seconds else "")
         for name in [f"{a}/{b}" for a, b in pairs(configurations)]:
             if name in row.ratios:
-                table.add_row(*first, name, *(f"{each:.2f}" for each in vars(row.ratios[name]).values()))
+                table.add_row(*first, name, *(f"{figure:.2f}" for figure in vars(row.ratios[name]).values()))
                 first = [""] * 4
     return table
 

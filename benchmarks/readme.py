@@ -43,7 +43,7 @@ def performance_section(results: Path) -> str:
     Raises:
         ResultsError: a file is no JSON or has another schema, or there is none.
     """
-    return "\n\n".join([_HEAD, *(_file_section(path, each, results) for path, each in _reports(results))])
+    return "\n\n".join([_HEAD, *(_file_section(path, report, results) for path, report in _reports(results))])
 
 
 _HEAD = (

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     cases = _cases(args)
-    directions = [_one_of("pass", each, DIRECTIONS) for each in args.passes]
+    directions = [_one_of("pass", name, DIRECTIONS) for name in args.passes]
     todo = [
         (case, direction, setting)
         for setting in _settings(args)
@@ -120,7 +120,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace) -> int:
     deadline = time.monotonic() + args.budget
-    modes: list[Mode] = [_one_of("mode", each, MODES) for each in args.modes]
+    modes: list[Mode] = [_one_of("mode", name, MODES) for name in args.modes]
     device = check_device(args.device)
     path = _profile_path(args, device)
     existing = load(path) if path and path.exists() else None
@@ -144,7 +144,7 @@ def _sweep(args: argparse.Namespace) -> int:
     if path:
         (known.merged(measured) if known else measured).save(path)
         print(f"{path}: {len(measured.measurements)} measurements on {measured.device}")
-    variants = [each for result in results for each in result.variants]
+    variants = [variant for result in results for variant in result.variants]
     compared = comparisons(variants)
     _console().print(sweep_table(compared, measured))
     not_measured = [label for result in results for label in result.not_measured]
@@ -197,8 +197,8 @@ def _with_batch(case: Convolution, batch: int) -> Convolution:
 def _settings(args: argparse.Namespace) -> list[Setting]:
     device = check_device(args.device)
     effort = Effort(rounds=args.repeats, case_seconds=args.case_seconds)
-    dtypes = [_one_of("dtype", each, tuple(DTYPES)) for each in args.dtype]
-    return [Setting(each, device, effort, args.tf32, args.hot) for each in dtypes]
+    dtypes = [_one_of("dtype", name, tuple(DTYPES)) for name in args.dtype]
+    return [Setting(dtype, device, effort, args.tf32, args.hot) for dtype in dtypes]
 
 
 def _write_trace(
@@ -250,10 +250,10 @@ def _write(
 
 def _status(variants: Sequence[Variant]) -> int:
     """1 where a result was wrong, after naming it; else 0."""
-    wrong = [each for each in variants if each.status == "mismatch"]
-    for each in wrong:
-        name = f"{each.operator} {each.key} {each.dtype} {each.layout} {each.implementation}"
-        print(f"error: {name} is wrong, no time is reported: {each.reason}", file=sys.stderr)
+    wrong = [variant for variant in variants if variant.status == "mismatch"]
+    for variant in wrong:
+        name = f"{variant.operator} {variant.key} {variant.dtype} {variant.layout} {variant.implementation}"
+        print(f"error: {name} is wrong, no time is reported: {variant.reason}", file=sys.stderr)
     return 1 if wrong else 0
 
 
@@ -268,19 +268,19 @@ def _progress_console() -> Console:
 
 
 def _one_of(kind: str, given: str, valid: Sequence[Name]) -> Name:
-    for each in valid:
-        if each == given:
-            return each
+    for name in valid:
+        if name == given:
+            return name
     raise ArgumentError(unknown_name(kind, given, valid))
 
 
 def _numbers(text: str) -> list[int]:
     """`8,64,56,56` or `8x64x56x56`."""
-    return [int(each) for each in text.replace("x", ",").split(",")]
+    return [int(number) for number in text.replace("x", ",").split(",")]
 
 
 def _names(text: str) -> list[str]:
-    return [each.strip() for each in text.split(",") if each.strip()]
+    return [piece.strip() for piece in text.split(",") if piece.strip()]
 
 
 def _positive(convert: Callable[[str], Number]) -> Callable[[str], Number]:
@@ -294,7 +294,7 @@ def _positive(convert: Callable[[str], Number]) -> Callable[[str], Number]:
 
 
 def _batches(text: str) -> list[int]:
-    return [_positive(int)(each) for each in text.split(",")]
+    return [_positive(int)(piece) for piece in text.split(",")]
 
 
 def _size(text: str) -> list[int]:
@@ -324,8 +324,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", metavar="FILE", help="write all samples")
     add("--csv", metavar="FILE", help="write one line a variant")
     add("--plot", metavar="FILE", help="write a PNG")
-    one = parser.add_argument_group("one convolution")
-    add = one.add_argument
+    _add_convolution(parser)
+    _add_sweep(parser)
+    return parser
+
+
+def _add_convolution(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("one convolution").add_argument
     add("--kinds", type=_names, default=["plain"], help=f"all, or any of {','.join(KINDS)} (default: plain)")
     add("--input", type=_numbers, metavar="N,C,H,W", help="size of the input, 4-D or 5-D")
     add("--weight", type=_numbers, metavar="K,C,R,S", help="size of the weight (transposed: C,K,R,S)")
@@ -345,8 +350,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"any of {','.join(DIRECTIONS)} (default: all)",
     )
     add("--trace", metavar="FILE", help="write a profiler trace of both layouts, with stacks (.json[.gz])")
-    many = parser.add_argument_group("a sweep over the convolutions of models")
-    add = many.add_argument
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("a sweep over the convolutions of models").add_argument
     add(
         "--sweep",
         type=_names,
@@ -367,7 +374,6 @@ def _parser() -> argparse.ArgumentParser:
         default=300.0,
         help="seconds after which no case is begun (default: 300)",
     )
-    return parser
 
 
 if __name__ == "__main__":

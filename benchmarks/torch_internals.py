@@ -93,7 +93,7 @@ def inductor_compile(
     compiled = cast(
         "Callable[..., Sequence[object]]", compile_fx(graph, inputs, config_patches=dict(patches))
     )
-    if not patches.get("triton.cudagraphs") or not any(each.is_cuda for each in inputs):
+    if not patches.get("triton.cudagraphs") or not any(tensor.is_cuda for tensor in inputs):
         return compiled
 
     def begun_anew(*tensors: torch.Tensor) -> Sequence[object]:

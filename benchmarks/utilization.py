@@ -156,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model = _DEFAULT_MODEL
         torch.set_num_threads(args.threads or physical_cores())
         results = [_model(args)] if args.model is not None else _traces(args)
-        for each in results:
-            Console(width=None if sys.stdout.isatty() else 140).print(_table(each))
+        for result in results:
+            Console(width=None if sys.stdout.isatty() else 140).print(_table(result))
         _write(args, results)
     except (FxpassesError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -240,7 +240,7 @@ def _write(args: argparse.Namespace, results: Sequence[Utilization]) -> None:
         # A trace read from a file was made elsewhere: this machine's environment says nothing about it.
         block = environment_block(args.device) if args.model is not None else None
         data = {"benchmark": "utilization", "environment": block, "arguments": vars(args)}
-        text = json.dumps(data | {"traces": [_to_json(each) for each in results]}, indent=1)
+        text = json.dumps(data | {"traces": [_to_json(result) for result in results]}, indent=1)
         Path(args.json).write_text(text + "\n", "utf-8")
     if args.csv:
         with Path(args.csv).open("w", encoding="utf-8", newline="") as file:

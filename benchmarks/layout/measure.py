@@ -35,7 +35,7 @@ from benchmarks.layout.cases import (
     operands,
     reference,
 )
-from benchmarks.shared.interleaving import Effort, measure_in_turns
+from benchmarks.shared.interleaving import Effort, measure_interleaved
 from benchmarks.shared.statistics import Ratio, Summary, paired_ratio, summarize
 from fxpasses.comparison import kernel_tolerance
 from fxpasses.devices.profile import LAYOUTS, Layout, Measurement
@@ -161,8 +161,8 @@ def measure_convolution(case: Convolution, direction: Direction, setting: Settin
         candidates: Candidates = defaultdict(list)
         for layout in LAYOUTS:
             # Of the three tensors each direction reads two and writes the third.
-            for each in setting.sets(in_layout(values, layout), Operands.copied, values.num_bytes):
-                for name, build in implementations(case, direction, layout, each).items():
+            for tensors in setting.sets(in_layout(values, layout), Operands.copied, values.num_bytes):
+                for name, build in implementations(case, direction, layout, tensors).items():
                     candidates[layout, name].append(build)
         expected = reference(case, direction, values)
         return measure(OPERATORS[direction], case.key, candidates, [expected], setting)
@@ -199,12 +199,12 @@ def measure(
         else:
             kernels[candidate] = built
     if any(status == "mismatch" for status, _ in failures.values()):
-        culprits = [" ".join(each) for each, (status, _) in failures.items() if status == "mismatch"]
+        culprits = [" ".join(place) for place, (status, _) in failures.items() if status == "mismatch"]
         reason = f"{', '.join(culprits)} of the same operator is wrong"
         failures |= dict.fromkeys(kernels, ("untimed", reason))
         kernels = {}
     named = {" ".join(candidate): built for candidate, built in kernels.items()}
-    times = measure_in_turns(in_turn(named), setting.device, setting.effort)
+    times = measure_interleaved(in_turn(named), setting.device, setting.effort)
     return [
         _variant(operator, key, candidate, setting.dtype, failures, times.get(" ".join(candidate), []))
         for candidate in candidates
@@ -221,15 +221,15 @@ def compare(variants: Sequence[Variant], implementation: str | None = None) -> C
     best: dict[Layout, Variant] = {}
     for layout in LAYOUTS:
         measured = [
-            each
-            for each in variants
-            if each.layout == layout
-            and each.status == "measured"
-            and implementation in (None, each.implementation)
+            variant
+            for variant in variants
+            if variant.layout == layout
+            and variant.status == "measured"
+            and implementation in (None, variant.implementation)
         ]
         if not measured:
             return None
-        best[layout] = min(measured, key=lambda each: each.summary.median)
+        best[layout] = min(measured, key=lambda variant: variant.summary.median)
     slow, fast = best["contiguous"], best["channels_last"]
     return Comparison(slow, fast, paired_ratio(fast.times, slow.times))
 
@@ -250,7 +250,7 @@ def _difference(result: object, expected: Sequence[Tensor], tolerance: float) ->
     """How the results differ from those expected; empty where they do not."""
     results = result if isinstance(result, tuple) else (result,)
     # Indices are left out: of two equal values in a window, any may be the maximum.
-    floating = [each for each in results if isinstance(each, Tensor) and each.is_floating_point()]
+    floating = [result for result in results if isinstance(result, Tensor) and result.is_floating_point()]
     if len(floating) != len(expected):
         return f"{len(floating)} floating-point results instead of {len(expected)}"
     for actual, wanted in zip(floating, expected, strict=True):

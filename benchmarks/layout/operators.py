@@ -89,7 +89,7 @@ class OperatorCase:
     @property
     def elements(self) -> int:
         """The number of elements of its arguments, as a measure of its work."""
-        return sum(math.prod(each.shape) for each in self.call.tensors())
+        return sum(math.prod(spec.shape) for spec in self.call.tensors())
 
 
 def layout_sensitive(overload: str, call: Call, *, training: bool) -> list[OperatorCase]:
@@ -126,23 +126,23 @@ def measure_operator(case: OperatorCase, setting: Setting) -> list[Variant]:
             def run() -> Tensor | tuple[Tensor, ...]:
                 result = laid_out.passed_to(target)
                 if isinstance(result, tuple):
-                    return tuple(to_layout(each, layout) for each in result)
+                    return tuple(to_layout(tensor, layout) for tensor in result)
                 return to_layout(result, layout)
 
             return run
 
-        floating = [each for each in results if each.is_floating_point()]
-        written = sum(each.numel() for each in floating) * setting.torch_dtype.itemsize
+        floating = [result for result in results if result.is_floating_point()]
+        written = sum(tensor.numel() for tensor in floating) * setting.torch_dtype.itemsize
         candidates: Candidates = {}
         for layout in LAYOUTS:
             laid_out = values.changed(partial(to_layout, layout=layout))
             sets = setting.sets(laid_out, _Arguments.copied, values.num_bytes + written)
-            candidates[layout, case.overload] = [partial(build, each, layout) for each in sets]
+            candidates[layout, case.overload] = [partial(build, operands, layout) for operands in sets]
         return measure(case.operator, case.key, candidates, floating, setting)
 
 
 def _case(overload: str, call: Call) -> OperatorCase:
-    plain = Call(tuple(_strideless(each) for each in call.args), dict(call.kwargs))
+    plain = Call(tuple(_strideless(argument) for argument in call.args), dict(call.kwargs))
     target = attrgetter(overload)(torch.ops)
     return OperatorCase(overload, operator_key(target, plain.args, plain.kwargs), overload, plain)
 
@@ -153,7 +153,7 @@ def _batch_norm(x: TensorSpec, training: bool) -> list[OperatorCase]:
     affine = Call((channel, x, channel), {})
     cases = [OperatorCase(CHANNEL_AFFINE, shape_key(x.shape), "aten.addcmul.default", affine)]
     if training:
-        dims: list[Value] = [each for each in range(len(x.shape)) if each != 1]
+        dims: list[Value] = [dim for dim in range(len(x.shape)) if dim != 1]
         cases.append(_case("aten.var_mean.correction", Call((x, dims), {"correction": 0, "keepdim": True})))
         cases.append(_case("aten.sum.dim_IntList", Call((x, dims), {})))
     return cases
@@ -165,7 +165,7 @@ def _dims(call: Call, dim: int) -> set[int]:
     if isinstance(given, int):
         return {given % dim}
     if isinstance(given, (list, tuple)):
-        return {each % dim for each in given if isinstance(each, int)}
+        return {index % dim for index in given if isinstance(index, int)}
     return set(range(dim))
 
 
@@ -173,7 +173,7 @@ def _strideless(value: Value) -> Value:
     if isinstance(value, TensorSpec):
         return replace(value, stride=None)
     if isinstance(value, list):
-        return [_strideless(each) for each in value]
+        return [_strideless(item) for item in value]
     return value
 
 
@@ -184,8 +184,8 @@ class _Arguments:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> _Arguments:
         """The same arguments with every tensor changed."""
-        args = tuple(_mapped(each, change) for each in self.args)
-        return _Arguments(args, {name: _mapped(each, change) for name, each in self.kwargs.items()})
+        args = tuple(_mapped(argument, change) for argument in self.args)
+        return _Arguments(args, {name: _mapped(argument, change) for name, argument in self.kwargs.items()})
 
     def copied(self) -> _Arguments:
         """The same arguments with tensors elsewhere in memory."""
@@ -195,7 +195,7 @@ class _Arguments:
     def num_bytes(self) -> int:
         """What all tensors take together."""
         leaves = tree_leaves((self.args, self.kwargs))
-        return sum(each.nbytes for each in leaves if isinstance(each, Tensor))
+        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
 
     def passed_to(self, target: Target) -> Tensor | tuple[Tensor, ...]:
         """What `target` makes of them."""
@@ -209,9 +209,9 @@ def _materialised(case: OperatorCase, setting: Setting) -> _Arguments:
         if isinstance(value, TensorSpec):
             values = torch.randn(value.shape, generator=generator, device=setting.device)
             return values.to(setting.torch_dtype)
-        return [made(each) for each in value] if isinstance(value, list) else value
+        return [made(item) for item in value] if isinstance(value, list) else value
 
-    args = [made(each) for each in case.call.args]
+    args = [made(argument) for argument in case.call.args]
     if case.overload in _MAX_POOL_BACKWARD:
         # Indices must be those of maxima: others would be written to in another order than in life.
         x, *window = args[1:7]
@@ -222,7 +222,7 @@ def _materialised(case: OperatorCase, setting: Setting) -> _Arguments:
 def _mapped(value: object, change: Callable[[Tensor], Tensor]) -> object:
     if isinstance(value, Tensor):
         return change(value)
-    return [_mapped(each, change) for each in value] if isinstance(value, list) else value
+    return [_mapped(item, change) for item in value] if isinstance(value, list) else value
 
 
 def _to_double(tensor: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ _COLUMNS = (
 def by_operator(variants: Sequence[Variant]) -> list[list[Variant]]:
     """The variants of each operator, key and dtype, in the order in which they came."""
     groups: dict[tuple[str, str, str], list[Variant]] = defaultdict(list)
-    for each in variants:
-        groups[each.operator, each.key, each.dtype].append(each)
+    for variant in variants:
+        groups[variant.operator, variant.key, variant.dtype].append(variant)
     return list(groups.values())
 
 
@@ -47,8 +47,8 @@ def comparisons(variants: Sequence[Variant]) -> list[Comparison]:
 
     Copies are left out: one direction is no alternative to the other.
     """
-    groups = [each for each in by_operator(variants) if each[0].operator != LAYOUT_COPY]
-    return [found for each in groups if (found := compare(each)) is not None]
+    groups = [group for group in by_operator(variants) if group[0].operator != LAYOUT_COPY]
+    return [found for group in groups if (found := compare(group)) is not None]
 
 
 def comparison_tables(variants: Sequence[Variant], device: str) -> list[Table]:
@@ -72,9 +72,9 @@ def comparison_tables(variants: Sequence[Variant], device: str) -> list[Table]:
 
 
 def _rows(group: Sequence[Variant]) -> Iterator[tuple[str, ...]]:
-    names = list(dict.fromkeys(each.implementation for each in group))
+    names = list(dict.fromkeys(variant.implementation for variant in group))
     for name in names:
-        cells = {each.layout: _cell(each) for each in group if each.implementation == name}
+        cells = {variant.layout: _cell(variant) for variant in group if variant.implementation == name}
         found = compare(group, name)
         yield (
             group[0].operator,
@@ -99,17 +99,17 @@ def sweep_table(compared: Sequence[Comparison], profile: DeviceProfile) -> Table
     for column in ("cases", "faster", "slower", "inconclusive", "geometric mean", "channels_last by"):
         table.add_column(column, justify="right")
     groups: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
-    for each in compared:
-        groups[each.contiguous.operator, each.contiguous.dtype].append(each)
+    for comparison in compared:
+        groups[comparison.contiguous.operator, comparison.contiguous.dtype].append(comparison)
     for (operator, dtype), group in groups.items():
-        verdicts = Counter(each.speedup.verdict for each in group)
-        winners = Counter(each.channels_last.implementation for each in group)
+        verdicts = Counter(comparison.speedup.verdict for comparison in group)
+        winners = Counter(comparison.channels_last.implementation for comparison in group)
         table.add_row(
             operator,
             dtype,
             str(len(group)),
             *(str(verdicts[name]) for name in ("faster", "slower", "inconclusive")),
-            f"{scipy.stats.gmean([each.speedup.value for each in group]):.2f}x",
+            f"{scipy.stats.gmean([comparison.speedup.value for comparison in group]):.2f}x",
             ", ".join(f"{name} {count}" for name, count in winners.most_common()),
         )
     return table
@@ -119,16 +119,16 @@ def to_json(variants: Sequence[Variant], compared: Sequence[Comparison]) -> dict
     """All samples and all speed-ups."""
     speedups = [
         {
-            "operator": each.contiguous.operator,
-            "key": each.contiguous.key,
-            "dtype": each.contiguous.dtype,
-            "contiguous": each.contiguous.implementation,
-            "channels_last": each.channels_last.implementation,
-            "speedup": each.speedup.to_json(),
+            "operator": comparison.contiguous.operator,
+            "key": comparison.contiguous.key,
+            "dtype": comparison.contiguous.dtype,
+            "contiguous": comparison.contiguous.implementation,
+            "channels_last": comparison.channels_last.implementation,
+            "speedup": comparison.speedup.to_json(),
         }
-        for each in compared
+        for comparison in compared
     ]
-    return {"variants": [asdict(each) for each in variants], "speedups": speedups}
+    return {"variants": [asdict(variant) for variant in variants], "speedups": speedups}
 
 
 def write_csv(path: Path, variants: Sequence[Variant]) -> None:
@@ -136,22 +136,23 @@ def write_csv(path: Path, variants: Sequence[Variant]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
         writer.writeheader()
-        for each in variants:
+        for variant in variants:
             figures: dict[str, float] = {"samples": 0}
-            if each.times:
-                summary = each.summary
+            if variant.times:
+                summary = variant.summary
                 figures = {"seconds": summary.median, "iqr": summary.iqr, "samples": summary.n}
-            writer.writerow(asdict(each) | figures)
+            writer.writerow(asdict(variant) | figures)
 
 
 def plot_speedups(compared: Sequence[Comparison], path: Path) -> None:
     """A bar for each operator with its confidence interval, on a logarithmic axis."""
     figure, axes = plt.subplots(figsize=(10, 1.5 + 0.4 * len(compared)), layout="constrained")
     names = [
-        f"{each.contiguous.operator} {each.contiguous.dtype}\n{each.contiguous.key}" for each in compared
+        f"{comparison.contiguous.operator} {comparison.contiguous.dtype}\n{comparison.contiguous.key}"
+        for comparison in compared
     ]
-    for row, each in enumerate(compared):
-        ratio = each.speedup
+    for row, comparison in enumerate(compared):
+        ratio = comparison.speedup
         low, high = ratio.low or ratio.value, ratio.high or ratio.value
         error = [[max(0.0, ratio.value - low)], [max(0.0, high - ratio.value)]]
         axes.barh(row, ratio.value - 1, left=1, xerr=error, capsize=3, color="tab:blue")
@@ -167,9 +168,9 @@ def plot_times(compared: Sequence[Comparison], path: Path) -> None:
     """Time in channels_last over time in contiguous: a point for each case, a colour for each operator."""
     figure, axes = plt.subplots(figsize=(8, 7), layout="constrained")
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for each in compared:
-        times = each.contiguous.summary.median, each.channels_last.summary.median
-        points[f"{each.contiguous.operator} {each.contiguous.dtype}"].append(times)
+    for comparison in compared:
+        times = comparison.contiguous.summary.median, comparison.channels_last.summary.median
+        points[f"{comparison.contiguous.operator} {comparison.contiguous.dtype}"].append(times)
     for name, pairs in points.items():
         axes.scatter([x for x, _ in pairs], [y for _, y in pairs], s=12, label=name)
     both = [time for pairs in points.values() for pair in pairs for time in pair]

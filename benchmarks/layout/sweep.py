@@ -36,7 +36,7 @@ from benchmarks.layout.operators import OperatorCase, layout_sensitive, measure_
 from benchmarks.operators.inputs.notation import Call, TensorSpec, parse_call
 from benchmarks.operators.inputs.suites import Entry, Mode, record
 from benchmarks.shared.environment import environment_block
-from benchmarks.shared.interleaving import measure_in_turns
+from benchmarks.shared.interleaving import measure_interleaved
 from benchmarks.shared.statistics import summarize
 from fxpasses.backend.memory import arrange_memory
 from fxpasses.devices.keys import bytes_key
@@ -218,7 +218,7 @@ def to_profile(
     """
     block = environment_block(str(device))
     libraries = {name: str(block[name]) for name in ("onednn", "cudnn", "cuda") if block.get(name)}
-    rows = [each for result in results for each in result.variants if each.status == "measured"]
+    rows = [variant for result in results for variant in result.variants if variant.status == "measured"]
     return DeviceProfile(
         device=device_name(device),
         torch_version=torch.__version__,
@@ -227,8 +227,8 @@ def to_profile(
             "float32_precision": "tf32" if tf32 and device.type == "cuda" else "ieee",
             OPERANDS: HOT if hot else COLD,
         },
-        rooflines=tuple(each.roofline for each in results),
-        measurements=tuple(each.measurement() for each in rows),
+        rooflines=tuple(result.roofline for result in results),
+        measurements=tuple(variant.measurement() for variant in rows),
     )
 
 
@@ -245,7 +245,7 @@ def measure_roofline(setting: Setting) -> Roofline:
     )
     with setting.arithmetic():
         kernels = _peak_kernels(n, num_bytes, case, setting)
-        times = measure_in_turns(kernels, setting.device, setting.effort)
+        times = measure_interleaved(kernels, setting.device, setting.effort)
     medians = {name: summarize(samples).median for name, samples in times.items()}
     return Roofline(
         dtype=setting.dtype,
@@ -271,7 +271,7 @@ def _peak_kernels(
         given = Operands(ones(*case.input_size), ones(*case.weight_size), ones(*case.output_size))
         sets = setting.sets(in_layout(given, layout), Operands.copied, given.num_bytes)
         run = aten.convolution.default
-        return [partial(run, each.input, each.weight, None, *case.arguments) for each in sets]
+        return [partial(run, operands.input, operands.weight, None, *case.arguments) for operands in sets]
 
     few = ones(16)
     copies = pairs(num_bytes // setting.torch_dtype.itemsize)
@@ -301,5 +301,5 @@ def _measure_copy(num_bytes: int, setting: Setting) -> list[Variant]:
         for layout in LAYOUTS:
             source = to_layout(values, "contiguous" if layout == "channels_last" else "channels_last")
             sets = setting.sets(source, torch.clone, 2 * num_bytes)
-            candidates[layout, "aten.contiguous"] = [partial(build, each, layout) for each in sets]
+            candidates[layout, "aten.contiguous"] = [partial(build, operands, layout) for operands in sets]
         return measure(LAYOUT_COPY, bytes_key(num_bytes), candidates, [values.double()], setting)

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_csv(report, given.csv)
     if given.plot:
         plot_report(report, given.plot)
-    return 0 if all(each.passed for each in report.gates) else 1
+    return 0 if all(gate.passed for gate in report.gates) else 1
 
 
 def _plan(given: argparse.Namespace) -> tuple[Suite, tuple[Gate, ...], str]:
@@ -100,7 +100,7 @@ def _plan(given: argparse.Namespace) -> tuple[Suite, tuple[Gate, ...], str]:
     variants = parse_variants(given.variants)
     for variant in variants:
         variant.check(case)
-    models = tuple(dict.fromkeys(each.strip() for each in given.models.split(",") if each.strip()))
+    models = tuple(dict.fromkeys(name.strip() for name in given.models.split(",") if name.strip()))
     if not models:
         raise VariantError("--models names no model; write one such as resnet18.")
     if given.rounds < 1:
@@ -112,7 +112,7 @@ def _plan(given: argparse.Namespace) -> tuple[Suite, tuple[Gate, ...], str]:
     if given.launches < 1:
         raise VariantError(f"--launches {given.launches} starts nothing; write 1 or more.")
     launches = 1 if given.no_warm else given.launches
-    gates = tuple(parse_gate(each) for each in given.require)
+    gates = tuple(parse_gate(gate) for gate in given.require)
     if given.at_once < 1:
         raise VariantError(f"--at-once {given.at_once} prepares nothing; write 1 or more.")
     suite = Suite(case, models, variants, given.rounds, launches, given.only_saved_bytes, given.at_once)
@@ -172,6 +172,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=tuple(DTYPES), default="float32", help="default: float32")
     add("--device", default="cpu", help="default: cpu")
     add("--dynamic", choices=DYNAMICS, default="none", help="sizes that are dynamic; default: none")
+    _add_measurement(parser)
+    add("--json", type=Path, metavar="FILE", help="write the results, with the seconds of every round")
+    add("--csv", type=Path, metavar="FILE", help="write one row for each model and variant")
+    add("--plot", type=Path, metavar="FILE", help="write a PNG of the ratios")
+    return parser
+
+
+def _add_measurement(parser: argparse.ArgumentParser) -> None:
+    """What is compared with what, how often, and what must come of it."""
+    add = parser.add_argument
     add("--variants", default="eager,inductor,fxpasses", help="default: eager,inductor,fxpasses")
     add("--baseline", help="the variant that ratios are taken to; default: inductor, or else the first")
     add(
@@ -209,10 +219,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="GATE",
         help="exit with 1 unless it holds; repeatable",
     )
-    add("--json", type=Path, metavar="FILE", help="write the results, with the seconds of every round")
-    add("--csv", type=Path, metavar="FILE", help="write one row for each model and variant")
-    add("--plot", type=Path, metavar="FILE", help="write a PNG of the ratios")
-    return parser
 
 
 if __name__ == "__main__":

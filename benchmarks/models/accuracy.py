@@ -79,7 +79,7 @@ def make_reference(case: Case) -> Reference:
     """
     state = initial_state(case)
     exact_values, exact_gradients = _run(case, state, "float64", case.seed)
-    bad = [name for name, each in (exact_values | exact_gradients).items() if not each.isfinite().all()]
+    bad = [name for name, tensor in (exact_values | exact_gradients).items() if not tensor.isfinite().all()]
     if bad:
         raise CaseError(f"{case.model}: {bad[0]} is not finite in float64: there is nothing to compare with.")
     values, gradients = _run(case, state, case.dtype, case.seed)
@@ -96,20 +96,22 @@ def initial_state(case: Case) -> Tensors:
     single = Case(**{**case.__dict__, "dtype": "float32"})
     model = build_model(single)
     randomise_batch_norms(single, model)
-    return {name: each.detach().cpu() for name, each in model.state_dict().items()}
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
 
 
 def results_of(step: Step, model: torch.nn.Module, before: Tensors) -> tuple[Tensors, Tensors]:
     """The named values and gradients of a step: outputs, loss, and the buffers that it changed."""
-    values = {f"output {number}": each.detach() for number, each in enumerate(step.outputs)}
+    values = {f"output {number}": output.detach() for number, output in enumerate(step.outputs)}
     if step.loss is not None:
         values["loss"] = step.loss.detach()
     for name, buffer in model.named_buffers():
         if name in before and buffer.is_floating_point() and model.training:
             values[f"buffer {name}"] = buffer.detach()
-    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-    return {name: each.cpu() for name, each in values.items()}, {
-        name: each.cpu() for name, each in gradients.items()
+    gradients = {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    return {name: value.cpu() for name, value in values.items()}, {
+        name: gradient.cpu() for name, gradient in gradients.items()
     }
 
 
@@ -135,7 +137,7 @@ def judge(case: Case, values: Tensors, gradients: Tensors, reference: Reference)
 def _run(case: Case, state: Tensors, dtype: str, seed: int) -> tuple[Tensors, Tensors]:
     model = build_model(case, state).to(DTYPES[dtype])
     inputs = build_inputs(case, model)
-    inputs = tuple(each.to(DTYPES[dtype]) if each.is_floating_point() else each for each in inputs)
+    inputs = tuple(tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor for tensor in inputs)
     torch.manual_seed(seed)
     step = run_step(case, model, list(model.parameters()), inputs)
     return results_of(step, model, state)
@@ -153,5 +155,5 @@ def _value_error(value: torch.Tensor | None, exact: torch.Tensor) -> float:
 def _worst(errors: dict[str, float]) -> tuple[float, str]:
     if not errors:
         return 0.0, "nothing"
-    name = max(errors, key=lambda each: errors[each])
+    name = max(errors, key=lambda name: errors[name])
     return errors[name], name

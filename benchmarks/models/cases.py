@@ -169,14 +169,16 @@ def build_inputs(case: Case, model: torch.nn.Module) -> Inputs:
         shape = (case.batch, _channels(model), *frames, case.size, case.size)
         inputs = (torch.randn(shape, generator=generator),)
     dtype = DTYPES[case.dtype]
-    return tuple(each.to(case.device, dtype if each.is_floating_point() else each.dtype) for each in inputs)
+    return tuple(
+        tensor.to(case.device, dtype if tensor.is_floating_point() else tensor.dtype) for tensor in inputs
+    )
 
 
 def mark_dynamic_batch(case: Case, inputs: Inputs) -> None:
     """Marks the batch dimension where the case asks for it."""
     if case.dynamic == "batch":
-        for each in inputs:
-            mark_dynamic(each, (0,))
+        for tensor in inputs:
+            mark_dynamic(tensor, (0,))
 
 
 def _channels(model: torch.nn.Module) -> int:
@@ -205,7 +207,9 @@ def tensors_of(outputs: object) -> list[torch.Tensor]:
 
 def mean_square(outputs: list[torch.Tensor]) -> torch.Tensor:
     """The loss: the sum over the differentiable outputs of their mean square."""
-    terms = [each.square().mean() for each in outputs if each.is_floating_point() and each.requires_grad]
+    terms = [
+        output.square().mean() for output in outputs if output.is_floating_point() and output.requires_grad
+    ]
     if not terms:
         raise CaseError(
             "the model has no output that depends on a parameter: it cannot be trained. Use inference."
@@ -231,7 +235,9 @@ def randomise_batch_norms(case: Case, model: torch.nn.Module) -> None:
         _adopt_statistics(norm, arguments[0], generator)
 
     handles = [
-        each.register_forward_pre_hook(adopt) for each in model.modules() if isinstance(each, _BATCH_NORMS)
+        module.register_forward_pre_hook(adopt)
+        for module in model.modules()
+        if isinstance(module, _BATCH_NORMS)
     ]
     if not handles:
         return

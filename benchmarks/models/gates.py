@@ -70,7 +70,7 @@ class Gate:
             return GateResult(self.text, None, False, str(error))
         figure = self._combine(list(figures.values()))
         passed = _OPERATORS[self.operator](figure, self.bound)
-        worst = min(figures, key=lambda each: figures[each] * self._direction)
+        worst = min(figures, key=lambda name: figures[name] * self._direction)
         low, high = self._interval(report, figures, figure)
         return GateResult(self.text, figure, passed, f"worst: {worst} with {figures[worst]:.3f}", low, high)
 
@@ -96,7 +96,7 @@ class Gate:
             return None, None
         models = self._models(report)
         if self.aggregate != "geomean":
-            models = [each for each in models if figures[each.model] == figure][:1]
+            models = [model for model in models if figures[model.model] == figure][:1]
         ratio = replace(report, models=tuple(models)).geometric_mean(self.variant, self.other)
         return ratio.low, ratio.high
 
@@ -125,8 +125,8 @@ def parse_gate(text: str) -> Gate:
         aggregate, quantity = outer["aggregate"], outer["measure"].strip()
     if (inner := _AGGREGATE.fullmatch(quantity)) and inner["aggregate"] == "saved_bytes":
         saved, quantity = True, inner["measure"].strip()
-    variant, slash, other = (each.strip() for each in quantity.partition("/"))
-    names = [variant, *(each.strip() for each in other.split(FASTER))]
+    variant, slash, other = (piece.strip() for piece in quantity.partition("/"))
+    names = [variant, *(name.strip() for name in other.split(FASTER))]
     malformed = not slash or "/" in other or FASTER in variant or (saved and FASTER in other)
     if malformed or any(not name or _unbalanced(name) for name in names):
         valid = f"Aggregates: {', '.join(_AGGREGATES)}"
@@ -137,7 +137,7 @@ def parse_gate(text: str) -> Gate:
     bound = float(match["bound"])
     if not np.isfinite(bound):
         raise GateError(f"gate {text!r}: the bound {match['bound']} is not finite.")
-    models = tuple(each.strip() for each in (match["models"] or "").split(",") if each.strip())
+    models = tuple(name.strip() for name in (match["models"] or "").split(",") if name.strip())
     return Gate(text.strip(), aggregate, saved, variant, other, match["operator"], bound, models)
 
 

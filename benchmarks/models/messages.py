@@ -45,11 +45,11 @@ class Prepare:
 
 
 @dataclass(frozen=True)
-class TakeTurn:
+class TimeSteps:
     """Times the steps of one turn; replies the seconds of one step."""
 
 
-Request = CheckModels | MakeReference | Prepare | TakeTurn
+Request = CheckModels | MakeReference | Prepare | TimeSteps
 
 
 @dataclass(frozen=True)

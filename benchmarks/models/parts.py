@@ -92,7 +92,9 @@ def parts_of(mode: str, names: Sequence[str] = ()) -> tuple[Part, ...]:
 def _known() -> list[Part]:
     """Every rule and pass of graphs in the default pipeline, and the options."""
     register_all()
-    names = ([rule.name for rule in each.rules] or [each.name] for each in REGISTRY.pipeline(Options()))
+    names = (
+        [rule.name for rule in selected.rules] or [selected.name] for selected in REGISTRY.pipeline(Options())
+    )
     rules = [Part(name, name) for several in names for name in several if name not in _LEFT_OUT]
     return [*rules, Part("layout", "layout"), *(Part(name, None) for name in ("memory", "weights", "profit"))]
 

@@ -147,7 +147,7 @@ def _model_table(report: Report, model: ModelResult) -> Table:
         ratio = "baseline" if is_baseline else format_ratio(_ratio(model, variant.name, report.baseline))
         cells = [*time, ratio, _compile_cell(variant), _mebibytes(variant.peak_bytes)]
         cells += [_mebibytes(variant.saved_bytes)] if trains else []
-        table.add_row(*(escape(each) for each in (variant.name, *cells, _rules_cell(variant))))
+        table.add_row(*(escape(cell) for cell in (variant.name, *cells, _rules_cell(variant))))
     return table
 
 

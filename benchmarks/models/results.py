@@ -86,10 +86,10 @@ class ModelResult:
         Raises:
             NoFigureError: it was not run.
         """
-        for each in self.variants:
-            if each.name == name:
-                return each
-        names = ", ".join(each.name for each in self.variants)
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        names = ", ".join(variant.name for variant in self.variants)
         raise NoFigureError(f"variant {name!r} was not run on {self.model}; run were: {names}")
 
     def seconds(self, name: str) -> tuple[float, ...]:
@@ -99,7 +99,7 @@ class ModelResult:
             NoFigureError: it, or one of several, was not run, failed, is wrong, or was not timed.
         """
         if FASTER in name:
-            several = [self.seconds(each.strip()) for each in name.split(FASTER)]
+            several = [self.seconds(piece.strip()) for piece in name.split(FASTER)]
             return min(several, key=lambda seconds: summarize(seconds).median)
         found = self.variant(name)
         if found.status != "ok":
@@ -119,12 +119,14 @@ class ModelResult:
             NoFigureError: one was not run, is not right, or saves nothing because it has no backward.
         """
         figures = []
-        for each in (name, other):
-            found = self.variant(each)
+        for compared in (name, other):
+            found = self.variant(compared)
             if found.status != "ok":
-                raise NoFigureError(f"variant {each!r} of {self.model} is {found.status}: {found.message}")
+                raise NoFigureError(
+                    f"variant {compared!r} of {self.model} is {found.status}: {found.message}"
+                )
             if found.saved_bytes is None:
-                raise NoFigureError(f"variant {each!r} of {self.model} saved nothing: it has no backward")
+                raise NoFigureError(f"variant {compared!r} of {self.model} saved nothing: it has no backward")
             figures.append(found.saved_bytes)
         if figures[1] == 0:
             raise NoFigureError(f"variant {other!r} of {self.model} saves 0 bytes: there is no ratio to it")
@@ -166,7 +168,7 @@ class Report:
 
     def variant_names(self) -> tuple[str, ...]:
         """The variants in the order of the command line."""
-        return tuple(dict.fromkeys(each.name for model in self.models for each in model.variants))
+        return tuple(dict.fromkeys(variant.name for model in self.models for variant in model.variants))
 
     def geometric_mean(self, name: str, baseline: str) -> Ratio:
         """Over all models; NoFigureError where one of them has no time."""
@@ -183,11 +185,11 @@ class Report:
             "baseline": self.baseline,
             "results": [self._model_json(model) for model in self.models],
             "geometric_means": {name: self._mean_json(name) for name in self.variant_names()},
-            "gates": [asdict(each) for each in self.gates],
+            "gates": [asdict(gate) for gate in self.gates],
         }
 
     def _model_json(self, model: ModelResult) -> dict[str, object]:
-        variants = [self._variant_json(model, each) for each in model.variants]
+        variants = [self._variant_json(model, variant) for variant in model.variants]
         return {"model": model.model, "launches": list(model.launches), "variants": variants}
 
     def _variant_json(self, model: ModelResult, variant: VariantResult) -> dict[str, object]:
@@ -254,15 +256,17 @@ def report_of(content: Mapping[str, object]) -> Report:
         dict(cast(Mapping[str, object], content["settings"])),
         dict(cast(Mapping[str, object], content["environment"])),
         str(content["baseline"]),
-        tuple(_model(each) for each in models),
-        tuple(GateResult(**each) for each in cast(Sequence[dict[str, str]], content["gates"])),  # type: ignore[arg-type]  # values of JSON
+        tuple(_model(model) for model in models),
+        tuple(GateResult(**gate) for gate in cast(Sequence[dict[str, str]], content["gates"])),  # type: ignore[arg-type]  # values of JSON
     )
 
 
 def _model(content: Mapping[str, object]) -> ModelResult:
-    variants = tuple(_variant(each) for each in cast(Sequence[Mapping[str, object]], content["variants"]))
-    launches = tuple(int(each) for each in cast(Sequence[int], content["launches"]))
-    rounds = {len(each.seconds) for each in variants if each.seconds}
+    variants = tuple(
+        _variant(variant) for variant in cast(Sequence[Mapping[str, object]], content["variants"])
+    )
+    launches = tuple(int(rounds) for rounds in cast(Sequence[int], content["launches"]))
+    rounds = {len(variant.seconds) for variant in variants if variant.seconds}
     if rounds and rounds != {sum(launches)}:
         raise ValueError(
             f"{content['model']} has launches {launches} and variants of {sorted(rounds)} rounds"
@@ -274,7 +278,7 @@ def _variant(content: Mapping[str, object]) -> VariantResult:
     fields = {name: content[name] for name in VariantResult.__dataclass_fields__}
     if fields["status"] not in get_args(Status):
         raise ValueError(f"status {fields['status']!r} is unknown")
-    seconds = tuple(float(each) for each in cast(Sequence[float], fields["seconds"]))
-    if not all(math.isfinite(each) and each > 0 for each in seconds):
+    seconds = tuple(float(value) for value in cast(Sequence[float], fields["seconds"]))
+    if not all(math.isfinite(value) and value > 0 for value in seconds):
         raise ValueError(f"seconds of {fields['name']!r} are not all positive and finite")
     return VariantResult(**{**fields, "seconds": seconds})  # type: ignore[arg-type]  # values of JSON

@@ -25,9 +25,9 @@ def saved_bytes(outputs: Iterable[torch.Tensor], excluded: Iterable[torch.Tensor
         outputs: results of a forward that ran with gradients on, before their backward.
         excluded: parameters, buffers and inputs.
     """
-    alive = {_key(each) for each in excluded}
+    alive = {_key(tensor) for tensor in excluded}
     held: dict[tuple[torch.device, int], int] = {}
-    roots = [each.grad_fn for each in outputs if each.grad_fn is not None]
+    roots = [output.grad_fn for output in outputs if output.grad_fn is not None]
     for node in _nodes(roots):
         for tensor in tensors_saved_by(node):
             key = _key(tensor)

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.models.cases import Case
-from benchmarks.models.messages import CheckModels, MakeReference, Prepare, Prepared, TakeTurn
+from benchmarks.models.messages import CheckModels, MakeReference, Prepare, Prepared, TimeSteps
 from benchmarks.models.results import ModelResult, VariantResult
 from benchmarks.models.variants import Variant
-from benchmarks.models.workers import Worker, WorkerError, take_turns
+from benchmarks.models.workers import Worker, WorkerError, time_in_rounds
 
 
 class Progress(Protocol):
@@ -70,7 +70,9 @@ class Suite:
         if self.only_saved_bytes:
             return (0,)
         launches = min(self.launches, self.rounds)
-        return tuple(self.rounds // launches + (each < self.rounds % launches) for each in range(launches))
+        return tuple(
+            self.rounds // launches + (launch < self.rounds % launches) for launch in range(launches)
+        )
 
     @property
     def units_of_work(self) -> int:
@@ -183,7 +185,9 @@ class _ModelRun:
         """What there is to report when all launches are over."""
         variants = self.suite.variants
         if self._failure is not None:
-            return ModelResult(self.case.model, tuple(_failed(each, self._failure) for each in variants))
+            return ModelResult(
+                self.case.model, tuple(_failed(variant, self._failure) for variant in variants)
+            )
         ordered = tuple(self.results[name] for name in names_of(variants) if name in self.results)
         return ModelResult(self.case.model, ordered, self.suite.rounds_of_launches)
 
@@ -192,12 +196,14 @@ class _ModelRun:
         if self._failure is not None:
             return
         workers = {
-            each.name: self._workers[each.name] for each in self.suite.variants if each.name in self._workers
+            variant.name: self._workers[variant.name]
+            for variant in self.suite.variants
+            if variant.name in self._workers
         }
         text = f"{self._label(number)}: {len(workers)} variants in turns"
-        seconds, failures = take_turns(
+        seconds, failures = time_in_rounds(
             workers,
-            TakeTurn(),
+            TimeSteps(),
             rounds,
             seed=self.case.seed + number,
             after_round=lambda: self.progress(text, 1),
@@ -254,4 +260,4 @@ def _worker(suite: Suite, cache: Path) -> Worker:
 
 def names_of(variants: Sequence[Variant]) -> tuple[str, ...]:
     """The variants' names."""
-    return tuple(each.name for each in variants)
+    return tuple(variant.name for variant in variants)

@@ -108,7 +108,7 @@ def parse_variants(text: str) -> tuple[Variant, ...]:
         else:
             pieces.append(piece.strip())
     variants = tuple(parse_variant(piece) for piece in pieces)
-    names = [each.name for each in variants]
+    names = [variant.name for variant in variants]
     for name in names:
         if names.count(name) > 1:
             advice = f"write a={name},b={name} to measure one variant under two names"
@@ -230,7 +230,7 @@ def _parse_options(text: str, spec: str) -> dict[str, OptionValue]:
 
 def _value(key: str, text: str) -> OptionValue:
     if key in _TUPLES:
-        return tuple(each.strip() for each in text.split(","))
+        return tuple(piece.strip() for piece in text.split(","))
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
 
 
@@ -241,7 +241,7 @@ def _export_onnx(case: Case, model: torch.nn.Module, inputs: Inputs, path: Path)
     elif case.dynamic == "all":
         # Automatic: a size that the model fixes, such as the channels of an image, is left static.
         automatic = torch.export.Dim.AUTO
-        shapes = tuple(dict.fromkeys(range(each.dim()), automatic) for each in inputs)
+        shapes = tuple(dict.fromkeys(range(tensor.dim()), automatic) for tensor in inputs)
     program = torch.onnx.export(model, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False)
     if program is None:
         raise CaseError(f"torch.onnx.export gave nothing for {case.model}")
@@ -257,11 +257,11 @@ def _onnxruntime(case: Case, model: torch.nn.Module, inputs: Inputs) -> Model:
         path = Path(folder) / "model.onnx"
         _export_onnx(case, model, inputs, path)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
+    names = [given.name for given in session.get_inputs()]
 
     def run(*tensors: torch.Tensor) -> list[torch.Tensor]:
-        feeds = {name: each.numpy() for name, each in zip(names, tensors, strict=True)}
-        return [torch.from_numpy(each) for each in session.run(None, feeds)]
+        feeds = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, feeds)]
 
     return run
 
@@ -283,7 +283,9 @@ def _openvino(case: Case, model: torch.nn.Module, inputs: Inputs) -> Model:
     request = compiled.create_infer_request()
 
     def run(*tensors: torch.Tensor) -> list[torch.Tensor]:
-        results = request.infer([each.numpy() for each in tensors], share_inputs=True, share_outputs=False)
-        return [torch.from_numpy(each) for each in results.values()]
+        results = request.infer(
+            [tensor.numpy() for tensor in tensors], share_inputs=True, share_outputs=False
+        )
+        return [torch.from_numpy(array) for array in results.values()]
 
     return run

@@ -39,14 +39,14 @@ from benchmarks.models.messages import (
     Prepared,
     Reply,
     Request,
-    TakeTurn,
+    TimeSteps,
 )
 from benchmarks.models.saved_tensors import saved_bytes
 from benchmarks.models.variants import Variant, build_variant, slowed
 from benchmarks.torch_internals import preload_compiler, rewrite_counts
 from fxpasses.cli.model_specs import load_model
 
-TURN_SECONDS = 0.1
+SAMPLE_SECONDS = 0.1
 _WARM_UP_STEPS = 2
 _MESSAGE_LENGTH = 2000
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -73,8 +73,8 @@ class Server:
                 return None
             case Prepare():
                 return self._prepare(request)
-            case TakeTurn():
-                return self._take_turn()
+            case TimeSteps():
+                return self._time_steps()
 
     def _prepare(self, request: Prepare) -> Prepared:
         case, variant = request.case, request.variant
@@ -113,7 +113,7 @@ class Server:
         release_free_pages()  # the turns may be long in coming
         return Prepared(seconds, accuracy, self._calls, peak, saved, _rules())
 
-    def _take_turn(self) -> float:
+    def _time_steps(self) -> float:
         if self._step is None:
             raise RuntimeError("a turn was asked for before a variant was prepared")
         self._step()  # the other workers' turns have emptied the caches
@@ -147,11 +147,11 @@ def _preload(variant: Variant) -> None:
 
 
 def _calibrate(step: Callable[[], object]) -> int:
-    """The number of steps that make a turn last `TURN_SECONDS`."""
+    """The number of steps that make a turn last `SAMPLE_SECONDS`."""
     for _ in range(_WARM_UP_STEPS):
         step()
     once = timeit.Timer(step).timeit(1)
-    return max(1, math.ceil(TURN_SECONDS / once))
+    return max(1, math.ceil(SAMPLE_SECONDS / once))
 
 
 def _saved_bytes(model: torch.nn.Module, built: Callable[..., object], inputs: Inputs) -> int:

@@ -116,7 +116,7 @@ class Worker:
         return f"the process died with {how}" + (f": {' | '.join(last)}" if last else "")
 
 
-def take_turns(
+def time_in_rounds(
     workers: Mapping[str, Answering],
     turn: Request,
     rounds: int,

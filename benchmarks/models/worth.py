@@ -77,7 +77,7 @@ class Ablation:
 
     def has(self, mode: str, model: str) -> bool:
         """Whether a model was measured in a mode."""
-        return mode in self.reports and any(model == each.model for each in self.reports[mode].models)
+        return mode in self.reports and any(model == result.model for result in self.reports[mode].models)
 
     def with_model(self, mode: str, settings: Mapping[str, object], result: ModelResult) -> Ablation:
         """This and one more model, in a mode whose report has `settings`."""
@@ -146,7 +146,7 @@ def load_ablation(path: Path) -> Ablation:
     if not is_ablation(content) or content.get("schema") != SCHEMA:
         raise ResultsError(f"{path}: is no result file of benchmarks.ablation of schema {SCHEMA}.")
     try:
-        reports = {mode: report_of(each) for mode, each in content["modes"].items()}
+        reports = {mode: report_of(report) for mode, report in content["modes"].items()}
         return Ablation(content["environment"], reports)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"{type(error).__name__}: {error}"

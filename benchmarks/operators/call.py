@@ -47,7 +47,7 @@ class RepeatableCall:
         self._operator = operator
         self._arguments = (args, dict(kwargs))
         self._tensors = tensors_in(self._arguments)
-        self._written = {id(each) for each in tensors_in(self._values_written())}
+        self._written = {id(tensor) for tensor in tensors_in(self._values_written())}
 
     def eager(self) -> Prepared:
         """The operator itself."""
@@ -77,7 +77,7 @@ class RepeatableCall:
             graph.output((node,))
         else:
             entries = result if isinstance(result, (list, tuple)) else ()
-            kept = [index for index, each in enumerate(entries) if isinstance(each, torch.Tensor)]
+            kept = [index for index, entry in enumerate(entries) if isinstance(entry, torch.Tensor)]
             graph.output(tuple(graph.call_function(python_operator.getitem, (node, index)) for index in kept))
         return torch.fx.GraphModule({}, graph)
 
@@ -98,19 +98,21 @@ class RepeatableCall:
         args, kwargs = self._arguments
         schema = self._operator._schema.arguments
         undeclared = _WRITTEN_UNDECLARED.get(base_name(self._operator), set())
-        given: dict[str, object] = {each.name: value for each, value in zip(schema, args, strict=False)}
+        given: dict[str, object] = {
+            argument.name: value for argument, value in zip(schema, args, strict=False)
+        }
         given |= kwargs
         return [
-            given.get(each.name)
-            for each in schema
-            if each.name in undeclared or (each.alias_info and each.alias_info.is_write)
+            given.get(argument.name)
+            for argument in schema
+            if argument.name in undeclared or (argument.alias_info and argument.alias_info.is_write)
         ]
 
     def _copies(self) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
         """The tensors, with copies in place of those written to; and those copies."""
-        tensors = [_copy(each) if id(each) in self._written else each for each in self._tensors]
+        tensors = [_copy(tensor) if id(tensor) in self._written else tensor for tensor in self._tensors]
         written = [
-            each for each, mine in zip(tensors, self._tensors, strict=True) if id(mine) in self._written
+            tensor for tensor, mine in zip(tensors, self._tensors, strict=True) if id(mine) in self._written
         ]
         return tensors, tuple(written)
 
@@ -125,7 +127,7 @@ class RepeatableCall:
 
 def tensors_in(tree: object) -> list[torch.Tensor]:
     """The tensors among the leaves of nested containers."""
-    return [each for each in tree_leaves(tree) if isinstance(each, torch.Tensor)]
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -70,9 +70,9 @@ class Backend:
         """The same with options: fields of `fxpasses.Options`, and settings of inductor."""
         if self.name != "fxpasses":
             raise ConfigurationError(f"configuration {self.name!r} takes no settings.")
-        fields = {each.name for each in dataclasses.fields(Options)}
-        options: dict[str, object] = {each: _option(each, given[each]) for each in fields & set(given)}
-        settings = {_name(each): _setting(each, given[each]) for each in given if each not in fields}
+        fields = {field.name for field in dataclasses.fields(Options)}
+        options: dict[str, object] = {name: _option(name, given[name]) for name in fields & set(given)}
+        settings = {_name(name): _setting(name, given[name]) for name in given if name not in fields}
         if settings:
             options["inductor"] = settings
         Options.of(options)
@@ -123,7 +123,7 @@ def parse_configurations(text: str, further: Sequence[str] = ()) -> dict[str, Co
             pieces[-1] += f",{piece.strip()}"
         else:
             pieces.append(piece.strip())
-    named = [_parse(each) for each in [*filter(None, pieces), *further]]
+    named = [_parse(piece) for piece in [*filter(None, pieces), *further]]
     configurations = dict(named)
     if not named or len(configurations) != len(named):
         given = ",".join([text, *further])
@@ -188,7 +188,7 @@ def _setting(name: str, text: str) -> object:
 def _option(name: str, text: str) -> object:
     """The value of a field of `fxpasses.Options` that stands as `text`."""
     if name in ("passes", "disable"):
-        return tuple(each.strip() for each in text.split(","))
+        return tuple(piece.strip() for piece in text.split(","))
     if name == "inductor":
         raise ConfigurationError("write settings of inductor one by one: fxpasses:SETTING=VALUE.")
     return _literal(text)
@@ -210,7 +210,7 @@ def _fits(value: object, wanted: object) -> bool:
     if origin is Literal:
         return value in get_args(wanted)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, each) for each in get_args(wanted))
+        return any(_fits(value, choice) for choice in get_args(wanted))
     if wanted in (int, float) and isinstance(value, bool):
         return False
     kind = (int, float) if wanted is float else origin or wanted

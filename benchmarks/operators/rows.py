@@ -66,17 +66,17 @@ class Row:
     @property
     def measured(self) -> list[Measurement]:
         """The samples that were run."""
-        return [each for each in self.measurements if not each.reason]
+        return [measurement for measurement in self.measurements if not measurement.reason]
 
     @property
     def occurrences(self) -> int:
         """How often the samples that were run occurred in the log."""
-        return sum(each.sample.count for each in self.measured)
+        return sum(measurement.sample.count for measurement in self.measured)
 
     def compile_seconds(self, configuration: str) -> float:
         """What compiling all samples, and running each for the first time, took."""
-        outcomes = [each.outcomes[configuration] for each in self.measured]
-        return math.fsum(each.compile_seconds for each in outcomes if each.status == "ok")
+        outcomes = [measurement.outcomes[configuration] for measurement in self.measured]
+        return math.fsum(outcome.compile_seconds for outcome in outcomes if outcome.status == "ok")
 
 
 def make_row(
@@ -98,17 +98,19 @@ def make_row(
         elapsed_seconds: what measuring it took.
     """
     status, why = _status(reason, measurements, configurations)
-    samples = [each for each in measurements if not each.reason]
-    counts = [each.sample.count for each in samples]
+    samples = [measurement for measurement in measurements if not measurement.reason]
+    counts = [sample.sample.count for sample in samples]
     # A configuration that fails on one input of an operator has no figure for the operator.
-    right = [name for name in configurations if all(each.outcomes[name].status == "ok" for each in samples)]
-    times = {name: [_median(each, name) for each in samples] for name in [EAGER, *right] if samples}
+    right = [
+        name for name in configurations if all(sample.outcomes[name].status == "ok" for sample in samples)
+    ]
+    times = {name: [_median(sample, name) for sample in samples] for name in [EAGER, *right] if samples}
     ratios = {
         f"{a}/{b}": _ratio(times[a], times[b], counts)
         for a, b in pairs(configurations)
         if a in times and b in times
     }
-    seconds = {name: _weighted_sum(each, counts) for name, each in times.items()}
+    seconds = {name: _weighted_sum(medians, counts) for name, medians in times.items()}
     return Row(
         operator, status, why, tuple(measurements), occurrences_logged, elapsed_seconds, seconds, ratios
     )
@@ -117,7 +119,7 @@ def make_row(
 def pairs(configurations: Sequence[str]) -> list[tuple[str, str]]:
     """What is compared: every configuration with eager, and the further ones with the first."""
     first = configurations[0]
-    return [(each, EAGER) for each in configurations] + [(each, first) for each in configurations[1:]]
+    return [(name, EAGER) for name in configurations] + [(name, first) for name in configurations[1:]]
 
 
 def total_seconds(rows: Iterable[Row], configurations: Sequence[str]) -> dict[str, float]:
@@ -252,7 +254,7 @@ def row_to_json(row: Row) -> dict[str, object]:
         "elapsed_seconds": row.elapsed_seconds,
         "seconds": dict(row.seconds),
         "ratios": {name: vars(ratio) for name, ratio in row.ratios.items()},
-        "samples": [_measurement_to_json(each) for each in row.measurements],
+        "samples": [_measurement_to_json(measurement) for measurement in row.measurements],
     }
 
 
@@ -264,7 +266,7 @@ def _measurement_to_json(measurement: Measurement) -> dict[str, object]:
     }
     if measurement.reason:
         return data | {"reason": measurement.reason}
-    outcomes = {name: _outcome_to_json(each) for name, each in measurement.outcomes.items()}
+    outcomes = {name: _outcome_to_json(outcome) for name, outcome in measurement.outcomes.items()}
     return data | {EAGER: _times_to_json(measurement.eager), "configurations": outcomes}
 
 
@@ -284,15 +286,16 @@ def _status(
     """The worst status, and where it comes from."""
     if reason:
         return "skipped", reason
-    not_run = [each for each in measurements if each.reason]
+    not_run = [measurement for measurement in measurements if measurement.reason]
     if len(not_run) == len(measurements):
         return "skipped", not_run[0].reason if not_run else "no inputs from the given start index on"
     wanted: tuple[Literal["inaccurate", "failed"], ...] = ("inaccurate", "failed")
     for status in wanted:
-        for each in measurements:
+        for measurement in measurements:
             for name in configurations:
-                if each.outcomes and each.outcomes[name].status == status:
-                    return status, f"{name}: {each.outcomes[name].reason} [{each.sample.source}]"
+                if measurement.outcomes and measurement.outcomes[name].status == status:
+                    where = measurement.sample.source
+                    return status, f"{name}: {measurement.outcomes[name].reason} [{where}]"
     partly = f"{len(not_run)} of {len(measurements)} inputs not run: {not_run[0].reason}" if not_run else ""
     return "ok", partly
 

@@ -23,7 +23,7 @@ from benchmarks.operators.inputs.argument_rules import UnmaterialisableError, ba
 from benchmarks.operators.inputs.log import Sample
 from benchmarks.operators.inputs.materialise import Target, materialise
 from benchmarks.operators.inputs.recorder import computes
-from benchmarks.shared.interleaving import Effort, measure_in_turns
+from benchmarks.shared.interleaving import Effort, measure_interleaved
 from benchmarks.torch_internals import (
     OpOverload,
     has_inductor_lowering,
@@ -93,7 +93,7 @@ def measure_operator(
         try:
             call = RepeatableCall(operator, *materialise(operator, sample.call, plan.target))
             result = call.eager().function()
-            if not any(each.outcomes for each in measurements):
+            if not any(measurement.outcomes for measurement in measurements):
                 reason = _reason_not_implemented(call, result)
                 if reason:
                     return reason, []
@@ -134,8 +134,8 @@ def _reason_not_implemented(call: RepeatableCall, result: object) -> str:
         remaining = operators_for_inductor(call.graph(result), call.inputs())
     except Exception as error:
         return f"inductor cannot trace it: {first_line(error)}"
-    operators = {each for each in remaining if isinstance(each, OpOverload)}
-    names = sorted(str(each) for each in operators)
+    operators = {target for target in remaining if isinstance(target, OpOverload)}
+    names = sorted(str(operator) for operator in operators)
     if any("convolution" in name for name in names) or any(map(has_inductor_lowering, operators)):
         return ""
     return f"inductor calls ATen's kernel: {', '.join(names)}" if names else ""
@@ -162,7 +162,7 @@ def _measure(
         if not wrong:
             functions[name] = prepared.function
     del expected
-    times = measure_in_turns(functions, plan.target.device, plan.effort)
+    times = measure_interleaved(functions, plan.target.device, plan.effort)
     if plan.observe:
         plan.observe(sample, functions)
     for name in functions:

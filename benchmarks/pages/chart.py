@@ -73,13 +73,13 @@ def _draw_machine(axes: Axes, means: Means, machine: str, places: dict[Row | str
     axes.set_facecolor(_BACKGROUND)
     axes.set_title(short(machine).replace(", ", "\n", 1), fontsize="medium")
     axes.set_yticks(
-        list(places.values()), [each if isinstance(each, str) else _plain(each) for each in places]
+        list(places.values()), [place if isinstance(place, str) else _plain(place) for place in places]
     )
     axes.set_ylim(len(places) - 0.4, -0.5)
     axes.tick_params(colors=_INK, length=0)
     # Only the first panel has labels.
-    for label, each in zip(axes.get_yticklabels(), places, strict=False):
-        label.set_fontweight("bold" if isinstance(each, str) else "normal")
+    for label, place in zip(axes.get_yticklabels(), places, strict=False):
+        label.set_fontweight("bold" if isinstance(place, str) else "normal")
     axes.grid(axis="x", color=_FAINT, alpha=0.3, linewidth=0.6)
     axes.axvline(1.0, color=_INK, linewidth=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -90,7 +90,7 @@ def _draw_machine(axes: Axes, means: Means, machine: str, places: dict[Row | str
 
 
 def _draw_figure(axes: Axes, place: int, figure: Figure, color: str) -> None:
-    ratios = [each.value for each in figure.models.values()]
+    ratios = [ratio.value for ratio in figure.models.values()]
     axes.plot(ratios, [place] * len(ratios), "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
     mean = figure.mean
     if mean is None:
@@ -122,7 +122,7 @@ def _figures(means: Means) -> str:
     for (row, machine), figure in means.figures.items():
         mean = figure.mean
         summary = None if mean is None else [mean.value, mean.low, mean.high]
-        ratios = {name: each.value for name, each in figure.models.items()}
+        ratios = {name: ratio.value for name, ratio in figure.models.items()}
         drawn.append([machine, means.setting(row), row.compiler, _rounded(summary), _rounded(ratios)])
     return json.dumps(sorted(drawn, key=str))
 

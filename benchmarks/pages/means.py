@@ -56,7 +56,7 @@ class Row:
     def order(self) -> tuple[object, ...]:
         """What rows are sorted by: setting, then compiler, as `_MODES` and `_VARIANTS` have them."""
         mode, *details = map(str, self.settings)
-        details = [each.rjust(9) for each in details]  # 8 before 16
+        details = [detail.rjust(9) for detail in details]  # 8 before 16
         return _place(mode, _MODES), details, _place(self.variant, _VARIANTS)
 
     @property
@@ -94,7 +94,7 @@ class Means:
     def of(reports: Sequence[Report]) -> Means:
         """The figures of result files, in whatever order they come."""
         newest: dict[tuple[Row, str], Report] = {}
-        for report in sorted(reports, key=lambda each: str(each.environment.get("date"))):
+        for report in sorted(reports, key=lambda report: str(report.environment.get("date"))):
             if len(report.models) > 1:
                 machine = str(report.environment.get("device"))
                 newest.update({(row, machine): report for row in _rows(report)})
@@ -103,7 +103,7 @@ class Means:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The rows, in the order in which they are shown."""
-        return tuple(sorted({row for row, _ in self.figures}, key=lambda each: each.order))
+        return tuple(sorted({row for row, _ in self.figures}, key=lambda row: row.order))
 
     @cached_property
     def machines(self) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ def short(machine: str) -> str:
 
 def _rows(report: Report) -> list[Row]:
     settings = (report.settings.get("mode"), *(report.settings.get(name) for name in _DETAILS))
-    names = [each for each in report.variant_names() if each != report.baseline]
+    names = [name for name in report.variant_names() if name != report.baseline]
     return [Row(settings, name, report.baseline) for name in names]
 
 

@@ -11,7 +11,7 @@ def assignments(text: str, name: str) -> dict[str, str]:
     """
     values: dict[str, str] = {}
     for piece in text.split(";"):
-        key, equals, value = (each.strip() for each in piece.partition("="))
+        key, equals, value = (part.strip() for part in piece.partition("="))
         if not key or not equals or not value:
             raise ValueError(f"{piece!r} is not {name}=VALUE.")
         if key in values:

@@ -38,7 +38,7 @@ class Effort:
     case_seconds: float = 2.0
 
 
-def measure_in_turns(
+def measure_interleaved(
     callables: Mapping[str, Callable[[], object]], device: torch.device, effort: Effort
 ) -> dict[str, list[float]]:
     """Seconds of one call of each, one value a round, all lists of the same length.

@@ -84,7 +84,7 @@ def quantiles(samples: Sequence[float], levels: Sequence[float]) -> tuple[float,
     Raises:
         ValueError: `samples` is empty or holds a value that is not finite.
     """
-    return tuple(float(each) for each in np.quantile(_checked(samples), levels))
+    return tuple(float(quantile) for quantile in np.quantile(_checked(samples), levels))
 
 
 def summarize(samples: Sequence[float]) -> Summary:
@@ -137,9 +137,9 @@ def geometric_mean_ratio(
     if not pairs:
         raise ValueError("a geometric mean needs at least one model")
     logs = [_log_ratios(*pair) for pair in pairs]
-    sizes = [_sizes(log, each) for log, each in zip(logs, launches or [None] * len(logs), strict=True)]
-    value = float(np.exp(np.mean([np.median(each) for each in logs])))
-    n = min(len(each) for each in logs)
+    sizes = [_sizes(log, counts) for log, counts in zip(logs, launches or [None] * len(logs), strict=True)]
+    value = float(np.exp(np.mean([np.median(log) for log in logs])))
+    n = min(len(log) for log in logs)
     if n < MINIMUM_PAIRS:
         return Ratio(value, None, None, n, confidence)
     generator = np.random.default_rng(_SEED)
@@ -197,7 +197,7 @@ def _with_interval(value: float, log_values: Array, n: int, confidence: float) -
 
 
 def _sizes(sample: Array, launches: Sequence[int] | None) -> list[int]:
-    sizes = [len(sample)] if launches is None else [each for each in launches if each]
+    sizes = [len(sample)] if launches is None else [rounds for rounds in launches if rounds]
     if sum(sizes) != len(sample) or min(sizes) < 0:
         raise ValueError(f"launches of {sizes} rounds do not add up to {len(sample)} rounds")
     return sizes

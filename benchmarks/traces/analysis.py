@@ -131,22 +131,22 @@ class Utilization:
     @property
     def utilization(self) -> float:
         """The mean over the devices of the share of the window in which they were busy, in [0, 1]."""
-        return sum(each.utilization for each in self.devices) / len(self.devices)
+        return sum(device.utilization for device in self.devices) / len(self.devices)
 
     @property
     def mm_conv_utilization(self) -> float:
         """The same of matrix products and convolutions."""
-        return sum(each.mm_conv_utilization for each in self.devices) / len(self.devices)
+        return sum(device.mm_conv_utilization for device in self.devices) / len(self.devices)
 
     @property
     def wall_utilization(self) -> float | None:
         """The mean over the devices of busy time over wall time without the profiler; None without it."""
-        return self._over_wall_time([each.busy_seconds for each in self.devices])
+        return self._over_wall_time([device.busy_seconds for device in self.devices])
 
     @property
     def mm_conv_wall_utilization(self) -> float | None:
         """The same of matrix products and convolutions."""
-        return self._over_wall_time([each.mm_conv_seconds for each in self.devices])
+        return self._over_wall_time([device.mm_conv_seconds for device in self.devices])
 
     def _over_wall_time(self, seconds: Sequence[float]) -> float | None:
         return sum(seconds) / len(seconds) / self.wall_seconds if self.wall_seconds else None
@@ -154,8 +154,8 @@ class Utilization:
     @property
     def mm_conv_share(self) -> float:
         """Matrix products and convolutions over busy time of all devices; 0 where nothing was busy."""
-        busy = sum(each.busy_seconds for each in self.devices)
-        return sum(each.mm_conv_seconds for each in self.devices) / busy if busy else 0.0
+        busy = sum(device.busy_seconds for device in self.devices)
+        return sum(device.mm_conv_seconds for device in self.devices) / busy if busy else 0.0
 
 
 def load_trace(path: str | PathLike[str]) -> Trace:
@@ -181,7 +181,7 @@ def load_trace(path: str | PathLike[str]) -> Trace:
     raw = data.get("traceEvents") if isinstance(data, dict) else data
     if not isinstance(raw, list):
         raise TraceError(f"trace {name} has no list of traceEvents; export it by export_chrome_trace.")
-    events = tuple(_event(name, index, each) for index, each in enumerate(raw) if _is_timed(each))
+    events = tuple(_event(name, index, event) for index, event in enumerate(raw) if _is_timed(event))
     if not events:
         raise TraceError(f"trace {name} holds no operator, kernel or annotation with a duration.")
     return Trace(name, events, _device_names(data))
@@ -205,15 +205,15 @@ def analyse(trace: Trace, window: str | None = None, wall_seconds: float | None 
             f"trace {trace.path}: the wall time of its work must be positive, got {wall_seconds}."
         )
     spans, description = _window(trace, window)
-    source: Source = "device" if any(each.category in DEVICE_CATEGORIES for each in trace.events) else "cpu"
-    running = [each for each in trace.events if _runs(each, source)]
+    source: Source = "device" if any(event.category in DEVICE_CATEGORIES for event in trace.events) else "cpu"
+    running = [event for event in trace.events if _runs(event, source)]
     if not running:
         raise TraceError(
             f"trace {trace.path} holds no operator and no kernel; profile with activity CPU or CUDA."
         )
     by_device: dict[str, list[Event]] = defaultdict(list)
-    for each in running:
-        by_device[each.device].append(each)
+    for event in running:
+        by_device[event.device].append(event)
     devices = tuple(
         _device_use(device, trace.device_names.get(device, ""), by_device[device], spans)
         for device in sorted(by_device, key=_natural)
@@ -223,33 +223,33 @@ def analyse(trace: Trace, window: str | None = None, wall_seconds: float | None 
 
 def busy_intervals(events: Iterable[Event], window: Intervals) -> Intervals:
     """When at least one of the events runs, within the window."""
-    return intersection(union((each.start, each.end) for each in events), window)
+    return intersection(union((event.start, event.end) for event in events), window)
 
 
 def of_kind(events: Sequence[Event], kind: Kind) -> list[Event]:
     """The events that compute something of a kind; of nested ones that compute, only the innermost."""
     by_stream: dict[str, list[Event]] = defaultdict(list)
-    for each in events:
-        if each.category not in ("gpu_memcpy", "gpu_memset") and classify(each.name) != "other":
-            by_stream[each.stream].append(each)
+    for event in events:
+        if event.category not in ("gpu_memcpy", "gpu_memset") and classify(event.name) != "other":
+            by_stream[event.stream].append(event)
     found = []
     for candidates in by_stream.values():
         nested = candidates[0].category in CPU_CATEGORIES
-        intervals: list[Interval] = [(each.start, each.end) for each in candidates]
+        intervals: list[Interval] = [(event.start, event.end) for event in candidates]
         inner = innermost(intervals) if nested else [True] * len(candidates)
-        found += [each for each, keep in zip(candidates, inner, strict=True) if keep]
-    return [each for each in found if classify(each.name) == kind]
+        found += [event for event, keep in zip(candidates, inner, strict=True) if keep]
+    return [event for event in found if classify(event.name) == kind]
 
 
 def _device_use(device: str, name: str, events: Sequence[Event], window: Intervals) -> DeviceUse:
     whole = length(window)
     products = busy_intervals(of_kind(events, "matmul"), window)
     convolutions = busy_intervals(of_kind(events, "convolution"), window)
-    copies = [each for each in events if each.category in ("gpu_memcpy", "gpu_memset")]
+    copies = [event for event in events if event.category in ("gpu_memcpy", "gpu_memset")]
     busy, both = length(busy_intervals(events, window)), length(union([*products, *convolutions]))
     by_stream: dict[str, list[Event]] = defaultdict(list)
-    for each in events:
-        by_stream[each.stream].append(each)
+    for event in events:
+        by_stream[event.stream].append(event)
     streams = []
     for stream in sorted(by_stream, key=_natural):
         of_stream = length(busy_intervals(by_stream[stream], window))
@@ -269,13 +269,13 @@ def _device_use(device: str, name: str, events: Sequence[Event], window: Interva
 
 
 def _window(trace: Trace, pattern: str | None) -> tuple[Intervals, str]:
-    annotations = [each for each in trace.events if each.category == ANNOTATION]
+    annotations = [event for event in trace.events if event.category == ANNOTATION]
     wanted = PROFILER_STEPS if pattern is None else pattern
     spans = union((e.start, e.end) for e in annotations if fnmatch.fnmatchcase(e.name, wanted))
     if spans:
         return spans, wanted
     if pattern is not None:
-        names = ", ".join(sorted({each.name for each in annotations})[:20]) or "(none)"
+        names = ", ".join(sorted({event.name for event in annotations})[:20]) or "(none)"
         raise TraceError(
             f"trace {trace.path} has no annotation with a duration that fits {pattern!r}; it has: {names}."
         )
@@ -320,8 +320,8 @@ def _device_names(data: object) -> dict[str, str]:
     properties = data.get("deviceProperties") if isinstance(data, dict) else None
     if not isinstance(properties, list):
         return {}
-    found = [each for each in properties if isinstance(each, dict) and "id" in each]
-    return {str(each["id"]): str(each.get("name", "")) for each in found}
+    found = [device for device in properties if isinstance(device, dict) and "id" in device]
+    return {str(device["id"]): str(device.get("name", "")) for device in found}
 
 
 def _natural(text: str) -> tuple[int, str]:

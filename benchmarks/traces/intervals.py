@@ -14,7 +14,7 @@ Intervals = tuple[Interval, ...]
 def union(intervals: Iterable[Interval]) -> Intervals:
     """The points that lie in any of the intervals, given in any order; empty ones vanish."""
     merged: list[Interval] = []
-    for start, end in sorted(each for each in intervals if each[0] < each[1]):
+    for start, end in sorted(interval for interval in intervals if interval[0] < interval[1]):
         if merged and start <= merged[-1][1]:
             merged[-1] = merged[-1][0], max(merged[-1][1], end)
         else:

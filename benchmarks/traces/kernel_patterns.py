@@ -71,7 +71,7 @@ FRAMES: tuple[str, ...] = (
     r"^Optimizer\.",
 )
 
-_COMPILED = tuple((each.kind, re.compile(each.expression)) for each in PATTERNS)
+_COMPILED = tuple((pattern.kind, re.compile(pattern.expression)) for pattern in PATTERNS)
 _FRAMES = re.compile("|".join(FRAMES))
 
 

@@ -120,18 +120,18 @@ def devices_of(f: Function, *arguments: object) -> tuple[torch.device, ...]:
     """
     owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
     held = [*owner.parameters(), *owner.buffers()] if isinstance(owner, nn.Module) else []
-    tensors = [each for each in (*tree_leaves(arguments), *held) if isinstance(each, torch.Tensor)]
-    found = dict.fromkeys(each.device for each in tensors)
-    accelerators = tuple(each for each in found if each.type not in _WITHOUT_QUEUE)
+    tensors = [leaf for leaf in (*tree_leaves(arguments), *held) if isinstance(leaf, torch.Tensor)]
+    found = dict.fromkeys(tensor.device for tensor in tensors)
+    accelerators = tuple(device for device in found if device.type not in _WITHOUT_QUEUE)
     here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return accelerators or tuple(found)[:1] or (here,)
 
 
 def synchronize(devices: Sequence[torch.device]) -> None:
     """Waits until everything that is queued has run."""
-    for each in devices:
-        if each.type not in _WITHOUT_QUEUE:
-            torch.accelerator.synchronize(each)
+    for device in devices:
+        if device.type not in _WITHOUT_QUEUE:
+            torch.accelerator.synchronize(device)
 
 
 def _takes(f: Function, arguments: tuple[object, ...], keywords: Mapping[str, object]) -> bool:
@@ -147,8 +147,8 @@ def _takes(f: Function, arguments: tuple[object, ...], keywords: Mapping[str, ob
 
 
 def _profiler(protocol: Protocol, path: Path) -> profile:
-    kinds = [getattr(ProfilerActivity, each.type.upper(), None) for each in protocol.devices]
-    given = protocol.profiler.get("activities", [each for each in kinds if each is not None])
+    kinds = [getattr(ProfilerActivity, device.type.upper(), None) for device in protocol.devices]
+    given = protocol.profiler.get("activities", [kind for kind in kinds if kind is not None])
     # The window is an annotation of the CPU's.
     activities = {ProfilerActivity.CPU, *given}  # type: ignore[misc]  # as profile takes it
     try:

@@ -26,14 +26,14 @@ ENVIRONMENT: dict[str, object] = {
 def timed(name: str, seconds: float, *, saved_bytes: int | None = None, rounds: int = 8) -> VariantResult:
     """A variant that took about `seconds` in every round."""
     jitter = [1.0 + 0.001 * (index % 3 - 1) for index in range(rounds)]
-    values = tuple(seconds * each for each in jitter)
+    values = tuple(seconds * factor for factor in jitter)
     return VariantResult(name, "ok", seconds=values, calls=1, saved_bytes=saved_bytes)
 
 
 def report(**models: list[VariantResult]) -> Report:
     """A report over models; its baseline is inductor."""
     results = tuple(
-        ModelResult(name, tuple(variants), (max((len(each.seconds) for each in variants), default=0),))
+        ModelResult(name, tuple(variants), (max((len(variant.seconds) for variant in variants), default=0),))
         for name, variants in models.items()
     )
     return Report(dict(SETTINGS), dict(ENVIRONMENT), "inductor", results)

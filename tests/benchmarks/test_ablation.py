@@ -67,7 +67,7 @@ def test_a_whole_run_goes_on_where_its_file_ended(tmp_path, capsys):
     assert ablation.main([*given, "--rounds", "2"]) == 0
     first = capsys.readouterr().out
     (report,) = load_ablation(path).reports.values()
-    assert {each.name: each.status for each in report.models[0].variants} == dict.fromkeys(
+    assert {variant.name: variant.status for variant in report.models[0].variants} == dict.fromkeys(
         ["full", f"without {folds}", "none", f"only {folds}"], "ok"
     )
     folding, views = worths(report)

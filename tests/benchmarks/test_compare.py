@@ -16,8 +16,8 @@ from tests.benchmarks.reports import report, timed, two_models
 
 def run(tmp_path: Path, before, after, *arguments: str) -> int:
     paths = [tmp_path / "before.json", tmp_path / "after.json"]
-    for each, path in zip((before, after), paths, strict=True):
-        save_report(each, path)
+    for found, path in zip((before, after), paths, strict=True):
+        save_report(found, path)
     return compare.main([str(paths[0]), str(paths[1]), *arguments])
 
 
@@ -62,29 +62,29 @@ def test_only_an_interval_that_lies_beyond_the_threshold_as_a_whole_is_a_change(
 def test_too_few_rounds_are_inconclusive_even_for_a_factor_of_two(tmp_path):
     before = report(m=[timed("inductor", 1.0, rounds=3)])
     after = report(m=[timed("inductor", 2.0, rounds=3)])
-    assert [each.verdict for each in compare.compare_reports(before, after, 0.03)] == ["inconclusive"]
+    assert [change.verdict for change in compare.compare_reports(before, after, 0.03)] == ["inconclusive"]
 
 
 def test_a_slower_machine_cancels_relative_to_a_variant_of_both():
     before = report(m=[timed("eager", 1.0), timed("inductor", 0.5)])
     after = report(m=[timed("eager", 2.0), timed("inductor", 1.0)])
-    plain = {each.variant: each.verdict for each in compare.compare_reports(before, after, 0.03)}
+    plain = {change.variant: change.verdict for change in compare.compare_reports(before, after, 0.03)}
     relative = compare.compare_reports(before, after, 0.03, relative_to="eager")
     assert plain == {"eager": "regression", "inductor": "regression"}
-    assert [(each.variant, each.verdict) for each in relative] == [("inductor", "unchanged")]
+    assert [(change.variant, change.verdict) for change in relative] == [("inductor", "unchanged")]
 
 
 def test_more_bytes_saved_for_backward_are_a_regression():
     before = report(m=[timed("inductor", 1.0, saved_bytes=100)])
     after = report(m=[timed("inductor", 1.0, saved_bytes=150)])
-    verdicts = {each.quantity: each.verdict for each in compare.compare_reports(before, after, 0.03)}
+    verdicts = {change.quantity: change.verdict for change in compare.compare_reports(before, after, 0.03)}
     assert verdicts == {"time": "unchanged", "saved bytes": "regression"}
 
 
 def test_a_variant_that_became_wrong_is_a_regression():
     before = report(m=[timed("inductor", 1.0), timed("fxpasses", 1.0)])
     after = report(m=[timed("inductor", 1.0), VariantResult("fxpasses", "wrong", "output 0: error 1")])
-    changes = {each.variant: each for each in compare.compare_reports(before, after, 0.03)}
+    changes = {change.variant: change for change in compare.compare_reports(before, after, 0.03)}
     assert changes["inductor"].verdict == "unchanged"
     assert changes["fxpasses"].verdict == "regression"
     assert "output 0" in changes["fxpasses"].note
@@ -94,7 +94,8 @@ def test_what_only_one_file_has_is_listed_and_no_regression():
     before = report(m=[timed("inductor", 1.0), timed("eager", 1.0)], only_before=[timed("inductor", 1.0)])
     after = report(m=[timed("inductor", 1.0)])
     changes = [
-        (each.model, each.variant, each.verdict) for each in compare.compare_reports(before, after, 0.03)
+        (change.model, change.variant, change.verdict)
+        for change in compare.compare_reports(before, after, 0.03)
     ]
     assert changes == [
         ("m", "inductor", "unchanged"),

@@ -230,14 +230,14 @@ def bind(operator: OpOverload, args: tuple[Value, ...], kwargs: Mapping[str, Val
     schema = operator._schema.arguments
     if len(args) > len(schema):
         raise UnmaterialisableError(f"{len(args)} positional arguments, the schema has {len(schema)}")
-    bound: dict[str, object] = {each.name: value for each, value in zip(schema, args, strict=False)}
+    bound: dict[str, object] = {argument.name: value for argument, value in zip(schema, args, strict=False)}
     bound.update(kwargs)
-    unknown = set(bound) - {each.name for each in schema}
+    unknown = set(bound) - {argument.name for argument in schema}
     if unknown:
         raise UnmaterialisableError(f"no argument is called {sorted(unknown)[0]!r}")
-    for each in schema:
-        if each.name not in bound:
-            if not each.has_default_value():
-                raise UnmaterialisableError(f"argument {each.name!r} is missing")
-            bound[each.name] = each.default_value
+    for argument in schema:
+        if argument.name not in bound:
+            if not argument.has_default_value():
+                raise UnmaterialisableError(f"argument {argument.name!r} is missing")
+            bound[argument.name] = argument.default_value
     return bound

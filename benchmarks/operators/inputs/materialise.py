@@ -73,11 +73,11 @@ def materialise(
         raise UnmaterialisableError("a sparse argument")
     bound = bind(operator, call.args, call.kwargs)
     converted = {name: _convert(value, name, target) for name, value in bound.items()}
-    needed = sum(each.storage_bytes for each in Call((), _values(converted)).tensors())
+    needed = sum(spec.storage_bytes for spec in Call((), _values(converted)).tensors())
     if needed > target.limit:
         raise UnmaterialisableError(f"needs {needed:,} bytes, the limit is {target.limit:,}")
     made = _make(operator, converted, target)
-    positional = [each.name for each in operator._schema.arguments][: len(call.args)]
+    positional = [argument.name for argument in operator._schema.arguments][: len(call.args)]
     return tuple(made[name] for name in positional), {name: made[name] for name in call.kwargs}
 
 
@@ -90,7 +90,7 @@ def _make(operator: OpOverload, bound: dict[str, object], target: Target) -> dic
     """Makes the free arguments first, then those whose values rest on others."""
     maker = _Maker(operator, bound, target)
     rules = rules_of(operator)
-    for name in sorted(bound, key=lambda each: isinstance(rules.get(each), Computed)):
+    for name in sorted(bound, key=lambda name: isinstance(rules.get(name), Computed)):
         bound[name] = maker.argument(bound[name], rules.get(name))
     return bound
 
@@ -110,7 +110,7 @@ class _Maker:
         if isinstance(value, TensorSpec):
             return self._tensor(value, rule)
         if isinstance(value, (list, tuple)):
-            return type(value)(self.argument(each, None) for each in value)
+            return type(value)(self.argument(item, None) for item in value)
         return value
 
     def _tensor(self, spec: TensorSpec, rule: Rule | None) -> torch.Tensor:
@@ -152,25 +152,25 @@ class _Maker:
 
     def _index_list(self, specs: list[object] | tuple[object, ...]) -> list[object]:
         """Index tensors for the leading dimensions of `self`; without accumulation, no place twice."""
-        given = [each for each in specs if isinstance(each, TensorSpec)]
-        if any(each.dtype in (torch.bool, torch.uint8) for each in given):
+        given = [spec for spec in specs if isinstance(spec, TensorSpec)]
+        if any(index.dtype in (torch.bool, torch.uint8) for index in given):
             raise UnmaterialisableError("a mask as index: the shape of the result depends on its values")
         sizes = shape_of(self._bound, "self")
         if len(specs) > len(sizes):
             raise UnmaterialisableError(f"{len(specs)} indices for {len(sizes)} dimensions")
-        indexed = [size for size, each in zip(sizes, specs, strict=False) if each is not None]
+        indexed = [size for size, spec in zip(sizes, specs, strict=False) if spec is not None]
         places, wanted = math.prod(indexed), math.prod(given[0].shape) if given else 0
         writes = "put" in self._name and not self._bound.get("accumulate")
-        if not writes or len({each.shape for each in given}) != 1 or not 0 < wanted <= places:
+        if not writes or len({index.shape for index in given}) != 1 or not 0 < wanted <= places:
             return [
-                self._integers(each, 0, size) if isinstance(each, TensorSpec) else None
-                for size, each in zip(sizes, specs, strict=False)
+                self._integers(spec, 0, size) if isinstance(spec, TensorSpec) else None
+                for size, spec in zip(sizes, specs, strict=False)
             ]
         order = torch.randperm(places, generator=self._generator)[:wanted]
         unravelled = iter(torch.unravel_index(order, tuple(indexed)))
         return [
-            self._placed(next(unravelled).view(each.shape), each) if isinstance(each, TensorSpec) else None
-            for each in specs
+            self._placed(next(unravelled).view(spec.shape), spec) if isinstance(spec, TensorSpec) else None
+            for spec in specs
         ]
 
     def _filled(self, spec: TensorSpec, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
@@ -207,7 +207,7 @@ class _Maker:
 def _convert(value: object, name: str, target: Target) -> object:
     """A value with its floating dtypes and its devices replaced by the target's."""
     if isinstance(value, (list, tuple)):
-        return type(value)(_convert(each, name, target) for each in value)
+        return type(value)(_convert(item, name, target) for item in value)
     if name == "device" or value in ("cpu", "cuda"):
         return None if value is None else target.device
     if target.dtype is None:

@@ -116,12 +116,12 @@ class Call:
 
     def tensors(self) -> list[TensorSpec]:
         """The strided tensors among the arguments."""
-        return [each for each in self.leaves() if isinstance(each, TensorSpec)]
+        return [leaf for leaf in self.leaves() if isinstance(leaf, TensorSpec)]
 
     @property
     def sparse(self) -> bool:
         """Whether an argument is a sparse tensor."""
-        return any(isinstance(each, SparseSpec) for each in self.leaves())
+        return any(isinstance(leaf, SparseSpec) for leaf in self.leaves())
 
 
 class NotationError(FxpassesError, ValueError):
@@ -157,12 +157,12 @@ def format_call(call: Call) -> str:
 def format_value(value: Value) -> str:
     """Writes one value in the notation."""
     if isinstance(value, tuple):
-        inner = ", ".join(format_value(each) for each in value)
+        inner = ", ".join(format_value(item) for item in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if isinstance(value, list):
-        return "[" + ", ".join(format_value(each) for each in value) + "]"
+        return "[" + ", ".join(format_value(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {format_value(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {format_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, torch.dtype):
         return ABBREVIATIONS.get(value, str(value))
     if isinstance(value, torch.device):
@@ -179,9 +179,9 @@ def format_value(value: Value) -> str:
 
 def _leaves(value: Value) -> list[Value]:
     if isinstance(value, (list, tuple)):
-        return [leaf for each in value for leaf in _leaves(each)]
+        return [leaf for item in value for leaf in _leaves(item)]
     if isinstance(value, dict):
-        return [leaf for each in value.values() for leaf in _leaves(each)]
+        return [leaf for item in value.values() for leaf in _leaves(item)]
     return [value]
 
 
@@ -210,11 +210,11 @@ def _value(node: ast.expr) -> Value:
     if isinstance(node, ast.Constant):
         return _constant(node)
     if isinstance(node, ast.Tuple):
-        return tuple(_value(each) for each in node.elts)
+        return tuple(_value(element) for element in node.elts)
     if isinstance(node, ast.List):
-        return [_value(each) for each in node.elts]
+        return [_value(element) for element in node.elts]
     if isinstance(node, ast.Dict):
-        return dict(_item(key, each) for key, each in zip(node.keys, node.values, strict=True))
+        return dict(_item(key, item) for key, item in zip(node.keys, node.values, strict=True))
     if isinstance(node, ast.Name) and node.id in _NAMES:
         return _NAMES[node.id]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
@@ -268,7 +268,7 @@ def _torch_constant(node: ast.Attribute) -> Value:
 
 def _bound(node: ast.Call, names: tuple[str, ...], required: int) -> dict[str, Value]:
     """The arguments of a call in the notation, by name."""
-    given = dict(zip(names, (_value(each) for each in node.args), strict=False))
+    given = dict(zip(names, (_value(argument) for argument in node.args), strict=False))
     for keyword in node.keywords:
         if keyword.arg not in names or keyword.arg in given:
             raise NotationError(f"{_shown(node)}: {keyword.arg!r} is unknown or given twice")
@@ -307,7 +307,7 @@ def _device(node: ast.Call) -> str:
 def _sizes(node: ast.Call, value: Value) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or len(value) > MAXIMUM_DIMENSIONS:
         raise NotationError(f"{_shown(node)}: sizes and strides are lists of at most {MAXIMUM_DIMENSIONS}")
-    sizes = [each for each in value if isinstance(each, int) and not isinstance(each, bool) and each >= 0]
+    sizes = [item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 0]
     if len(sizes) != len(value):
         raise NotationError(f"{_shown(node)}: sizes and strides are integers of at least 0")
     return tuple(sizes)

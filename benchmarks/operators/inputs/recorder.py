@@ -51,9 +51,9 @@ class OperatorInputsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  #
 def computes(operator: OpOverload) -> bool:
     """Whether an operator computes something from a tensor: neither a view nor a constructor."""
     schema, name = operator._schema, operator._schema.name.partition("::")[2]
-    if "Tensor" not in " ".join(str(each.type) for each in schema.arguments):
+    if "Tensor" not in " ".join(str(argument.type) for argument in schema.arguments):
         return False
-    if "Tensor" not in " ".join(str(each.type) for each in schema.returns):
+    if "Tensor" not in " ".join(str(result.type) for result in schema.returns):
         return False
     if operator.is_view or torch.Tag.inplace_view in operator.tags:
         return False
@@ -63,7 +63,8 @@ def computes(operator: OpOverload) -> bool:
 def describe_call(args: Sequence[object], kwargs: Mapping[str, object]) -> Call:
     """The call's arguments, each tensor replaced by its shape, dtype and stride."""
     return Call(
-        tuple(describe(each) for each in args), {name: describe(each) for name, each in kwargs.items()}
+        tuple(describe(argument) for argument in args),
+        {name: describe(argument) for name, argument in kwargs.items()},
     )
 
 
@@ -76,9 +77,9 @@ def describe(value: object) -> Value:
     if isinstance(value, torch.Tensor):
         return _describe_tensor(value)
     if isinstance(value, (list, torch.Size)):
-        return [describe(each) for each in value]
+        return [describe(item) for item in value]
     if isinstance(value, tuple):
-        return tuple(describe(each) for each in value)
+        return tuple(describe(item) for item in value)
     if isinstance(value, torch.device):
         return value.type
     if value is None or isinstance(value, (bool, int, float, complex, str)):

@@ -133,7 +133,7 @@ def entry(suite: str, name: str) -> Entry:
     Raises:
         SuiteError: there is no such suite, or the suite has no such model.
     """
-    entries = {each.name: each for each in entries_of(suite)}
+    entries = {entry.name: entry for entry in entries_of(suite)}
     if name not in entries:
         raise SuiteError(unknown_name(f"model of suite {suite}", name, entries))
     return entries[name]
@@ -177,7 +177,7 @@ def load_suite(suite: str, mode: Mode | Literal["all"] = "all", folder: Path | N
             f"choose a suite that is shipped: {', '.join(sorted(SUITES))}."
         )
     modes = MODES if mode == "all" else (mode,)
-    return read_logs(log_path(LOGS, suite, each.name, mode) for each in entries_of(suite) for mode in modes)
+    return read_logs(log_path(LOGS, suite, entry.name, mode) for entry in entries_of(suite) for mode in modes)
 
 
 def _logs_in(folder: Path, suite: str, mode: Mode | Literal["all"]) -> list[Path]:
@@ -186,8 +186,8 @@ def _logs_in(folder: Path, suite: str, mode: Mode | Literal["all"]) -> list[Path
     if folder.name in {*PYTORCH_FOLDERS, *PYTORCH_FOLDERS.values(), *SUITES} - names:
         raise SuiteError(f"{folder} is the folder of another suite than {suite!r}; name that one by --suite.")
     ending = "" if mode == "all" else f"_{mode}"
-    for each in (*(folder / name for name in sorted(names)), folder):
-        logs = sorted({*each.glob(f"*{ending}.txt"), *each.glob(f"*{ending}.txt.gz")})
+    for place in (*(folder / name for name in sorted(names)), folder):
+        logs = sorted({*place.glob(f"*{ending}.txt"), *place.glob(f"*{ending}.txt.gz")})
         if logs:
             return logs
     places = " or ".join(f"{folder / name}" for name in sorted(names))
@@ -256,7 +256,7 @@ def _loss(outputs: Any) -> torch.Tensor:
     if isinstance(outputs, Mapping):
         return _sum(list(outputs.values()), _loss if "out" in outputs else _mean)
     if isinstance(outputs, (list, tuple)):
-        return _sum([each for each in outputs if each is not None], _loss)
+        return _sum([output for output in outputs if output is not None], _loss)
     logits = _tensor(outputs)
     classes = torch.zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.int64)
     return F.cross_entropy(logits, classes)
@@ -264,8 +264,8 @@ def _loss(outputs: Any) -> torch.Tensor:
 
 def _sum(values: list[Any], loss: Callable[[Any], torch.Tensor]) -> torch.Tensor:
     total = loss(values[0])
-    for each in values[1:]:
-        total = total + loss(each)
+    for value in values[1:]:
+        total = total + loss(value)
     return total
 
 

@@ -55,7 +55,7 @@ def test_a_gpu_says_how_large_its_cache_is() -> None:
 
 def test_there_are_as_many_sets_as_fill_the_caches_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caches, "far", lambda device: 1000)
-    assert [sets_needed(each, CPU) for each in (2000, 1001, 1000, 300, 10)] == [1, 1, 2, 4, 101]
+    assert [sets_needed(num_bytes, CPU) for num_bytes in (2000, 1001, 1000, 300, 10)] == [1, 1, 2, 4, 101]
     assert sets_needed(0, CPU) == 1001
     monkeypatch.setattr(caches, "far", lambda device: 10**9)
     assert sets_needed(1, CPU) == 2048
@@ -83,8 +83,8 @@ def test_results_stay_alive_until_their_set_comes_again() -> None:
     alive = []
     for name in "aabaabaab":
         callables[name]()
-        alive.append([each() is not None for each in results])
-    assert [sum(each) for each in alive] == [1, 2, 3, 4, 4, 4, 4, 4, 4]
+        alive.append([result() is not None for result in results])
+    assert [sum(states) for states in alive] == [1, 2, 3, 4, 4, 4, 4, 4, 4]
     assert alive[-1] == [False] * 5 + [True] * 4
 
 

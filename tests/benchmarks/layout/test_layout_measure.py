@@ -28,7 +28,7 @@ from benchmarks.layout.measure import Candidates, Setting, Variant, compare, mea
 from benchmarks.layout.operators import layout_sensitive, measure_operator
 from benchmarks.layout.sweep import _measure_copy
 from benchmarks.operators.inputs.notation import Call, TensorSpec
-from benchmarks.shared.interleaving import Effort, measure_in_turns
+from benchmarks.shared.interleaving import Effort, measure_interleaved
 from benchmarks.torch_internals import TorchDispatchMode
 from fxpasses.devices.profile import (
     LAYOUTS,
@@ -229,7 +229,7 @@ def test_measuring_leaves_the_precision_settings_as_they_were() -> None:
 def test_callables_take_turns_and_have_one_sample_a_round() -> None:
     calls: list[str] = []
     callables = {name: (lambda name=name: calls.append(name)) for name in "ab"}
-    times = measure_in_turns(callables, CPU, Effort(rounds=7, sample_seconds=0, case_seconds=10))
+    times = measure_interleaved(callables, CPU, Effort(rounds=7, sample_seconds=0, case_seconds=10))
     assert {name: len(samples) for name, samples in times.items()} == {"a": 7, "b": 7}
     rounds = calls[4:]  # two calls of each came first, to warm up and to estimate
     assert [sorted(pair) for pair in zip(rounds[::2], rounds[1::2], strict=True)] == [["a", "b"]] * 7
@@ -237,7 +237,7 @@ def test_callables_take_turns_and_have_one_sample_a_round() -> None:
 
 def test_a_case_that_would_take_too_long_has_fewer_rounds() -> None:
     slow = {"slow": lambda: time.sleep(0.002)}
-    assert len(measure_in_turns(slow, CPU, Effort(rounds=50, case_seconds=0.001))["slow"]) == 6
+    assert len(measure_interleaved(slow, CPU, Effort(rounds=50, case_seconds=0.001))["slow"]) == 6
 
 
 def test_a_result_of_another_number_of_tensors_is_a_mismatch() -> None:

@@ -70,7 +70,7 @@ def test_another_seed_gives_another_start():
 def test_the_mode_decides_about_statistics_and_gradients(mode, training, trainable):
     model = build_model(Case(TINY, mode=mode))
     assert model.training is training
-    assert {each.requires_grad for each in model.parameters()} == {trainable}
+    assert {parameter.requires_grad for parameter in model.parameters()} == {trainable}
     assert model.dropout.p == (0.0 if mode == "training" else 0.5)
 
 

@@ -66,7 +66,7 @@ def test_a_variant_is_a_name_a_kind_and_options(text, variant):
 
 def test_a_comma_inside_a_field_of_several_names_belongs_to_the_field():
     text = "eager,fxpasses:weights=cached;disable=efficient_conv_bn_eval,layout,a=inductor,slowed(1.1):eager"
-    assert [each.name for each in parse_variants(text)] == [
+    assert [variant.name for variant in parse_variants(text)] == [
         "eager",
         "fxpasses:weights=cached;disable=efficient_conv_bn_eval,layout",
         "a",
@@ -166,7 +166,7 @@ def test_another_runtime_computes_what_eager_computes(runtime):
     model = build_model(case)
     inputs = build_inputs(case, model)
     with torch.no_grad():
-        expected = copy.deepcopy(model).double()(*(each.double() for each in inputs))
+        expected = copy.deepcopy(model).double()(*(tensor.double() for tensor in inputs))
         (found,) = build_variant(parse_variant(runtime), case, model, inputs)(*inputs)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -251,9 +251,9 @@ def test_variants_of_all_models_are_prepared_at_once_before_any_turn():
         done.append(units)
 
     first, random, last = run_suite(plan, progress)
-    assert [each.status for each in random.variants] == ["failed", "failed"]
+    assert [variant.status for variant in random.variants] == ["failed", "failed"]
     for model in (first, last):
-        assert [(each.name, each.status, len(each.seconds)) for each in model.variants] == [
+        assert [(variant.name, variant.status, len(variant.seconds)) for variant in model.variants] == [
             ("a", "ok", 2),
             ("b", "ok", 2),
         ]
@@ -268,7 +268,7 @@ def test_every_launch_measures_and_the_second_compiles_with_warm_caches():
     report, _ = measure((TINY,), "eager,fxpasses:inner=eager")
     (model,) = report.models
     assert model.launches == (1, 1)
-    assert [len(each.seconds) for each in model.variants] == [2, 2]
+    assert [len(variant.seconds) for variant in model.variants] == [2, 2]
     compiled = model.variant("fxpasses:inner=eager")
     assert compiled.compile_seconds_cold is not None
     assert compiled.compile_seconds_warm is not None
@@ -301,7 +301,7 @@ def test_saved_bytes_alone_need_no_time_and_no_reference():
         only_saved_bytes=True,
     )
     (result,) = run_suite(plan, lambda text, done=0: None)
-    assert [each.seconds for each in result.variants] == [(), ()]
+    assert [variant.seconds for variant in result.variants] == [(), ()]
     # Folded, a convolution's output need not be saved: that is what the rewrite is for.
     assert result.saved_bytes_ratio("fxpasses:inner=aot_eager;profit=always", "eager") < 1
 
@@ -343,13 +343,13 @@ def test_a_whole_run_writes_its_files_and_fails_on_its_failing_gate(tmp_path):
     report = load_report(Path(output["json"]))
     assert report.baseline == "inductor"
     (model,) = report.models
-    assert [(each.name, each.status, len(each.seconds)) for each in model.variants] == [
+    assert [(variant.name, variant.status, len(variant.seconds)) for variant in model.variants] == [
         ("eager", "ok", 3),
         ("inductor", "ok", 3),
     ]
     assert model.variant("inductor").compile_seconds_cold is not None
     assert model.ratio("eager", "inductor").verdict == "inconclusive"  # of three rounds nothing is claimed
-    assert [each.passed for each in report.gates] == [True, False]
+    assert [gate.passed for gate in report.gates] == [True, False]
     assert json.loads(Path(output["json"]).read_text())["schema"] == 1
     with Path(output["csv"]).open() as file:
         assert [row["variant"] for row in csv.DictReader(file)] == ["eager", "inductor"]

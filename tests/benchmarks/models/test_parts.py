@@ -16,7 +16,7 @@ def settings(mode: str, *names: str) -> dict[str, Options]:
 
 
 def selected(options: Options) -> list[str]:
-    return [each.name for each in REGISTRY.pipeline(options)]
+    return [chosen.name for chosen in REGISTRY.pipeline(options)]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -24,7 +24,7 @@ def test_every_rule_and_pass_of_the_default_pipeline_is_left_out_once(mode):
     found = settings(mode)
     default = selected(Options())
     for name in set(default) - {"layout"}:
-        assert selected(found[f"without {name}"]) == [each for each in default if each != name]
+        assert selected(found[f"without {name}"]) == [other for other in default if other != name]
         assert selected(found[f"only {name}"]) == [name]
     assert found["without layout"].layout == "off"
     assert selected(found["only layout"]) == ["layout"]
@@ -64,16 +64,16 @@ def test_the_cost_model_is_left_out_by_request_and_has_nothing_to_be_alone_in():
 
 def test_without_alone_every_variant_is_compared_with_the_full_set():
     parts = parts_of("training")
-    names = {each.name for each in variants_of("training", parts, alone=False)}
+    names = {variant.name for variant in variants_of("training", parts, alone=False)}
     assert names == {"full", *(f"without {part.name}" for part in parts)}
 
 
 def test_a_variant_is_run_where_its_part_was_applied():
     parts = (Part("a", "a"), Part("memory", None))
-    variants = {each.name: each for each in variants_of("training", parts)}
-    wanted = {name for name, each in variants.items() if is_wanted(parts, each, {"a": 0})}
+    variants = {variant.name: variant for variant in variants_of("training", parts)}
+    wanted = {name for name, variant in variants.items() if is_wanted(parts, variant, {"a": 0})}
     assert wanted == {"full", "none", "without memory", "only memory"}
-    assert all(is_wanted(parts, each, {"a": 1}) for each in variants.values())
+    assert all(is_wanted(parts, variant, {"a": 1}) for variant in variants.values())
 
 
 @pytest.mark.parametrize(("mode", "name"), [("trainign", ""), ("training", "activation_mask")])

@@ -10,11 +10,11 @@ from torch import nn
 
 from benchmarks.models.accuracy import Reference, judge, make_reference
 from benchmarks.models.cases import Case, CaseError
-from benchmarks.models.messages import CheckModels, MakeReference, Prepare, Prepared, TakeTurn
+from benchmarks.models.messages import CheckModels, MakeReference, Prepare, Prepared, TimeSteps
 from benchmarks.models.saved_tensors import saved_bytes
 from benchmarks.models.variants import parse_variant
 from benchmarks.models.worker import Server
-from benchmarks.models.workers import Worker, WorkerError, take_turns
+from benchmarks.models.workers import Worker, WorkerError, time_in_rounds
 
 TINY = "tests.benchmarks.tiny_models:"
 
@@ -26,7 +26,7 @@ class Clockwork:
         self.name, self.diary, self.seconds, self.left = name, diary, seconds, fails_after
 
     def request(self, message: object) -> float:
-        assert isinstance(message, TakeTurn)
+        assert isinstance(message, TimeSteps)
         if self.left == 0:
             raise WorkerError("out of memory")
         self.left = None if self.left is None else self.left - 1
@@ -38,7 +38,9 @@ def test_every_worker_takes_one_turn_a_round_in_an_order_that_changes():
     diary: list[str] = []
     rounds = []
     workers = {name: Clockwork(name, diary, 1.0) for name in "abc"}
-    seconds, failures = take_turns(workers, TakeTurn(), 30, after_round=lambda: rounds.append(len(diary)))
+    seconds, failures = time_in_rounds(
+        workers, TimeSteps(), 30, after_round=lambda: rounds.append(len(diary))
+    )
     orders = Counter(tuple(diary[start : start + 3]) for start in range(0, 90, 3))
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
     assert len(orders) == 6
@@ -50,14 +52,14 @@ def test_every_worker_takes_one_turn_a_round_in_an_order_that_changes():
 def test_the_order_depends_on_the_seed_alone():
     diaries: list[list[str]] = [[], [], []]
     for diary, seed in zip(diaries, (0, 0, 1), strict=True):
-        take_turns({name: Clockwork(name, diary, 1.0) for name in "abcd"}, TakeTurn(), 8, seed=seed)
+        time_in_rounds({name: Clockwork(name, diary, 1.0) for name in "abcd"}, TimeSteps(), 8, seed=seed)
     assert diaries[0] == diaries[1] != diaries[2]
 
 
 def test_a_worker_that_fails_leaves_no_times_and_the_others_go_on():
     diary: list[str] = []
     workers = {"good": Clockwork("good", diary, 1.0), "bad": Clockwork("bad", diary, 2.0, fails_after=2)}
-    seconds, failures = take_turns(workers, TakeTurn(), 5)
+    seconds, failures = time_in_rounds(workers, TimeSteps(), 5)
     assert seconds == {"good": [1.0] * 5}
     assert failures == {"bad": "out of memory"}
 
@@ -110,7 +112,7 @@ def test_a_right_variant_is_ready_for_its_turn(mode, variant, tmp_path):
     assert (reply.compile_seconds is None) == (variant == "eager")
     assert (reply.saved_bytes is not None) == (mode != "inference")
     assert reply.calls >= 1
-    assert server.answer(TakeTurn()) > 0
+    assert server.answer(TimeSteps()) > 0
 
 
 def test_a_rewrite_is_counted_by_its_name(tmp_path):
@@ -135,7 +137,7 @@ def test_a_wrong_variant_is_found_and_takes_no_turn(model, mode, what, tmp_path)
     assert reply.accuracy.wrong is not None
     assert what in reply.accuracy.wrong
     with pytest.raises(RuntimeError, match="before a variant was prepared"):
-        server.answer(TakeTurn())
+        server.answer(TimeSteps())
 
 
 def test_a_model_that_draws_random_numbers_is_refused(tmp_path):
@@ -159,7 +161,7 @@ def test_an_error_just_within_tolerance_is_right_and_just_beyond_is_wrong():
 def test_a_missing_gradient_and_a_missing_output_are_wrong():
     case = Case(f"{TINY}tiny", mode="frozen-training", batch=2, size=8)
     reference = make_reference(case)
-    fewer = {name: each for name, each in reference.gradients.items() if name != "classifier.bias"}
+    fewer = {name: gradient for name, gradient in reference.gradients.items() if name != "classifier.bias"}
     assert "classifier.bias" in str(judge(case, reference.values, fewer, reference).wrong)
     assert "output 0" in str(judge(case, {}, reference.gradients, reference).wrong)
     assert judge(case, reference.values, reference.gradients, reference).wrong is None
@@ -170,7 +172,9 @@ def test_a_reference_survives_its_file(tmp_path):
     reference.save(tmp_path / "reference.pt")
     loaded = Reference.load(tmp_path / "reference.pt")
     assert loaded.value_error == reference.value_error
-    assert all(torch.equal(loaded.gradients[name], each) for name, each in reference.gradients.items())
+    assert all(
+        torch.equal(loaded.gradients[name], gradient) for name, gradient in reference.gradients.items()
+    )
     assert "buffer first_norm.running_mean" in loaded.values
 
 
@@ -203,7 +207,7 @@ def test_saved_bytes_see_what_a_function_keeps_as_an_attribute():
 def test_saved_bytes_of_a_compiled_function_are_those_that_its_backward_needs():
     first, second = (nn.Linear(16, 16, bias=False) for _ in range(2))
     images = torch.randn(4, 16)
-    compiled = torch.compile(lambda each: second(first(each)), backend="aot_eager")
+    compiled = torch.compile(lambda value: second(first(value)), backend="aot_eager")
     outputs = compiled(images)
     # The backward of the second layer needs the first one's output; that of the first the input.
     assert saved_bytes([outputs], [first.weight, second.weight, images]) == 4 * 16 * 4

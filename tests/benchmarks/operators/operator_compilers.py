@@ -9,11 +9,11 @@ def eager_graph(graph, inputs):
 
 
 def wrong_by_a_factor(graph, inputs):
-    return lambda *tensors: tuple(1.5 * each for each in graph(*tensors))
+    return lambda *tensors: tuple(1.5 * output for output in graph(*tensors))
 
 
 def wrong_dtype(graph, inputs):
-    return lambda *tensors: tuple(each.double() for each in graph(*tensors))
+    return lambda *tensors: tuple(output.double() for output in graph(*tensors))
 
 
 def broken(graph, inputs):

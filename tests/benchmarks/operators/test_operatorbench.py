@@ -50,7 +50,7 @@ def measured(operator, *lines: str, **configurations):
 
 def measurement(count: int, eager: float, **times: float) -> Measurement:
     call = parse_call("((T([2], f32),), {})")
-    outcomes = {name: Outcome("ok", "", (each,) * 3, 0.25) for name, each in times.items()}
+    outcomes = {name: Outcome("ok", "", (medians,) * 3, 0.25) for name, medians in times.items()}
     return Measurement(Sample(call, count, "log:1"), "", (eager,) * 3, outcomes)
 
 
@@ -131,7 +131,7 @@ def test_csv_rows_are_on_disk_as_soon_as_they_are_added(tmp_path):
         rows.add(row_of(measurement(9, 2.0, a=1.0, b=4.0)))
         rows.add(make_row("aten.t.default", "a view", [], ["a", "b"], 5, 0.0))
         written = list(csv.DictReader(path.open(newline="")))
-    assert [each["operator"] for each in written] == ["aten.relu.default", "aten.t.default"]
+    assert [row["operator"] for row in written] == ["aten.relu.default", "aten.t.default"]
     assert written[0]["a/eager q50"] == "2"
     assert written[0]["b/a total"] == "0.25"
     assert written[0]["eager s"] == "18"
@@ -149,7 +149,7 @@ def test_a_second_run_appends_its_rows_under_the_header_of_the_first(tmp_path):
     path = tmp_path / "rows.csv"
     appended(path, dtype="float32")
     appended(path, dtype="float16")
-    assert [each["dtype"] for each in csv.DictReader(path.open(newline=""))] == ["float32", "float16"]
+    assert [row["dtype"] for row in csv.DictReader(path.open(newline=""))] == ["float32", "float16"]
 
 
 def test_a_row_that_was_not_written_to_its_end_does_not_take_the_next_one(tmp_path):
@@ -157,7 +157,7 @@ def test_a_row_that_was_not_written_to_its_end_does_not_take_the_next_one(tmp_pa
     appended(path)
     path.write_bytes(path.read_bytes().rstrip(b"\r\n")[:-3])
     appended(path)
-    assert [each["b/a total"] for each in csv.DictReader(path.open(newline=""))][1:] == ["1"]
+    assert [row["b/a total"] for row in csv.DictReader(path.open(newline=""))][1:] == ["1"]
 
 
 @pytest.mark.parametrize("content", ["operator,status\n", "something else", "\x00\x01"])
@@ -173,7 +173,7 @@ def test_an_empty_file_gets_a_header(tmp_path):
     path = tmp_path / "rows.csv"
     path.touch()
     appended(path)
-    assert [each["operator"] for each in csv.DictReader(path.open(newline=""))] == ["aten.relu.default"]
+    assert [row["operator"] for row in csv.DictReader(path.open(newline=""))] == ["aten.relu.default"]
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
@@ -276,7 +276,7 @@ def test_a_graph_returns_the_tensors_that_eager_returns():
     expected = call.eager().results()
     result = call.eager().function()
     actual = call.compiled(eager_graph, result).results()
-    assert [each.shape for each in actual] == [x.shape, weight.shape]
+    assert [value.shape for value in actual] == [x.shape, weight.shape]
     assert disagreement(actual, expected, call.exact) == ""
     assert call.exact()[0].dtype is torch.float64
 

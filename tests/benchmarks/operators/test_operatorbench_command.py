@@ -60,8 +60,8 @@ def test_every_operator_has_a_row_and_a_sound_run_exits_with_0(log, tmp_path, mo
     monkeypatch.setitem(CONFIGURATIONS, "graph", eager_graph)
     path = tmp_path / "rows.csv"
     assert run(log, "--op", "all", "--configs", "graph", "--csv", str(path)) == 0
-    rows = {each["operator"]: each for each in csv.DictReader(path.open(newline=""))}
-    assert {name: each["status"] for name, each in rows.items()} == {
+    rows = {row["operator"]: row for row in csv.DictReader(path.open(newline=""))}
+    assert {name: row["status"] for name, row in rows.items()} == {
         "aten.no_such_operator.default": "skipped",
         "aten.relu.default": "ok",
         "aten.sigmoid.default": "ok",
@@ -97,8 +97,8 @@ def test_an_interrupted_run_keeps_its_rows(log, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(log, "--op", "all", "--configs", "interrupted", "--csv", str(rows), "--json", str(data))
     expected = ["aten.no_such_operator.default", "aten.relu.default"]
-    assert [each["operator"] for each in csv.DictReader(rows.open(newline=""))] == expected
-    assert [each["operator"] for each in json.loads(data.read_text())["rows"]] == expected
+    assert [row["operator"] for row in csv.DictReader(rows.open(newline=""))] == expected
+    assert [row["operator"] for row in json.loads(data.read_text())["rows"]] == expected
 
 
 def test_the_most_frequent_inputs_come_first_from_the_start_index_on(log, tmp_path, monkeypatch):
@@ -107,11 +107,11 @@ def test_the_most_frequent_inputs_come_first_from_the_start_index_on(log, tmp_pa
     arguments = ["--op", "aten.relu.default", "--configs", "graph", "--json", str(path)]
     assert run(log, *arguments, "--max-samples", "2") == 0
     (row,) = json.loads(path.read_text())["rows"]
-    assert [each["count"] for each in row["samples"]] == [5, 3]
+    assert [sample["count"] for sample in row["samples"]] == [5, 3]
     assert (row["occurrences"], row["occurrences_logged"]) == (8, 9)
     assert run(log, *arguments, "--start-index", "2") == 0
     (row,) = json.loads(path.read_text())["rows"]
-    assert [each["count"] for each in row["samples"]] == [1]
+    assert [sample["count"] for sample in row["samples"]] == [1]
     assert run(log, *arguments, "--start-index", "3") == 0
     (row,) = json.loads(path.read_text())["rows"]
     assert (row["status"], row["samples"]) == ("skipped", [])
@@ -124,34 +124,34 @@ def test_a_profile_is_a_trace_an_operator_with_labelled_repetitions(log, tmp_pat
     arguments = ["--op", "all", "--configs", "graph", "--max-samples", str(samples)]
     assert run(log, *arguments, "--repeats", "2", "--profile", str(folder), "--csv", str(tmp_path / "x")) == 0
     # Nothing was run of a view, nor of what torch does not have.
-    assert sorted(each.name for each in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir()) == [
         "aten.relu.default.json",
         "aten.sigmoid.default.json",
     ]
     events = json.loads((folder / "aten.relu.default.json").read_text())["traceEvents"]
-    ranges = [each for each in events if each.get("cat") == "user_annotation"]
-    inputs = [each for each in ranges if each["name"].startswith("input ")]
-    assert [each["name"] for each in inputs] == [
+    ranges = [event for event in events if event.get("cat") == "user_annotation"]
+    inputs = [event for event in ranges if event["name"].startswith("input ")]
+    assert [event["name"] for event in inputs] == [
         "input 0: log.txt:5",
         "input 1: log.txt:6",
         "input 2: log.txt:4",
     ][:samples]
-    for each in inputs:
-        assert [inner["name"] for inner in within(each, ranges)] == [
+    for outer in inputs:
+        assert [inner["name"] for inner in within(outer, ranges)] == [
             *("repetition 0", "eager", "graph"),
             *("repetition 1", "eager", "graph"),
         ]
-    kernels = [each for each in events if each.get("name") == "aten::relu"]
+    kernels = [event for event in events if event.get("name") == "aten::relu"]
     assert len(kernels) == samples * 2 * 2
-    assert all(any(each in within(one, events) for one in inputs) for each in kernels)
+    assert all(any(kernel in within(one, events) for one in inputs) for kernel in kernels)
 
 
 def within(outer, events):
     """The events of a Chrome trace that lie in another one, by their beginning."""
     end = outer["ts"] + outer["dur"]
-    timed = [each for each in events if "dur" in each and each is not outer]
-    inner = [each for each in timed if outer["ts"] <= each["ts"] and each["ts"] + each["dur"] <= end]
-    return sorted(inner, key=lambda each: each["ts"])
+    timed = [event for event in events if "dur" in event and event is not outer]
+    inner = [event for event in timed if outer["ts"] <= event["ts"] and event["ts"] + event["dur"] <= end]
+    return sorted(inner, key=lambda event: event["ts"])
 
 
 def test_a_profile_without_a_folder_goes_to_one_in_the_working_folder(log, tmp_path, monkeypatch):
@@ -207,9 +207,9 @@ def test_a_signal_ends_a_run_that_has_shown_and_saved_what_it_did(tmp_path):
     assert errors.endswith("Interrupted.\n")
     assert "Traceback" not in errors
     rows = list(csv.DictReader((tmp_path / "operatorbench_log_float32.csv").open(newline="")))
-    assert [each["operator"] for each in rows] == ["aten.relu.default"]
+    assert [row["operator"] for row in rows] == ["aten.relu.default"]
     data = json.loads((tmp_path / "rows.json").read_text())
-    assert [each["operator"] for each in data["rows"]] == ["aten.relu.default"]
+    assert [row["operator"] for row in data["rows"]] == ["aten.relu.default"]
 
 
 def test_all_operators_are_written_unasked_and_a_single_one_is_not(log, tmp_path, monkeypatch):
@@ -220,7 +220,7 @@ def test_all_operators_are_written_unasked_and_a_single_one_is_not(log, tmp_path
     def written(*arguments):
         assert run(log, *arguments) == 0
         files = sorted(tmp_path.glob("*.csv"))
-        return {each.name: len(list(csv.DictReader(each.open(newline="")))) for each in files}
+        return {file.name: len(list(csv.DictReader(file.open(newline="")))) for file in files}
 
     assert written("--op", "aten.relu.default", "--configs", "graph") == {}
     first = "operatorbench_log_float32.csv"
@@ -281,7 +281,7 @@ def test_the_options_of_pytorchs_script_are_taken_under_its_names(log, tmp_path,
     arguments += ["--json", str(path)]
     assert operatorbench.main([*arguments, "--accuracy-checking", "False"]) == 0
     (row,) = json.loads(path.read_text())["rows"]
-    assert [each["count"] for each in row["samples"]] == [3]
+    assert [sample["count"] for sample in row["samples"]] == [3]
     assert set(row["ratios"]) == {"graph/eager", "injected/eager", "injected/graph"}
     assert operatorbench.main([*arguments, "--accuracy-checking", "True"]) == 1
     assert operatorbench.main([*arguments, "--accuracy-checking"]) == 1
@@ -331,7 +331,7 @@ def test_all_operators_of_a_suite_have_a_row_and_none_is_wrong(suite, tmp_path):
     path = tmp_path / "rows.csv"
     arguments = ["--suite", suite, "--op", "all", "--max-samples", "1", "--repeats", "1", "--threads", "1"]
     assert operatorbench.main([*arguments, "--csv", str(path)]) == 0
-    rows = {each["operator"]: each for each in csv.DictReader(path.open(newline=""))}
+    rows = {row["operator"]: row for row in csv.DictReader(path.open(newline=""))}
     assert list(rows) == load_suite(suite).names()
     for name, row in rows.items():
         assert resolve_operator(name)

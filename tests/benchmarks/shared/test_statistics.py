@@ -102,7 +102,7 @@ def test_processes_that_differ_for_life_are_not_taken_for_a_difference_of_progra
 
 def test_a_real_difference_is_found_across_launches_that_differ():
     times, baseline, launches = launched(3, 5, 8)
-    ratio = paired_ratio([1.1 * each for each in times], baseline, launches=launches)
+    ratio = paired_ratio([1.1 * time for time in times], baseline, launches=launches)
     assert ratio.verdict == "slower"
 
 
