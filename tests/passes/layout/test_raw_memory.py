@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import randomised, strides_that_matter
+from helpers import covering, randomised, strides_that_matter
 from torch import nn
 
 from fxpasses.devices.profile import DeviceProfile, Estimate, Roofline, device_name
@@ -30,7 +30,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 RANDOM = ("random like it", "dropout")
 
-CASES, QUICK = 1000, 60
+CASES = 1000
 
 
 class Mode(NamedTuple):
@@ -154,9 +154,9 @@ def model_of(case: Case) -> nn.Module:
     torch.manual_seed(case.seed)
     model = randomised(Body(layers_of(draw, case.rank), case.reader), case.dtype)
     if draw.random() < 0.3:
-        for each in model.modules():
-            if isinstance(each, CONVOLUTIONS):
-                each.weight = nn.Parameter(laid_out(each.weight.detach(), "channels-last"))
+        for module in model.modules():
+            if isinstance(module, CONVOLUTIONS):
+                module.weight = nn.Parameter(laid_out(module.weight.detach(), "channels-last"))
     return model
 
 
@@ -166,7 +166,7 @@ def inputs_of(case: Case) -> list[torch.Tensor]:
     if case.dynamic:
         others = (7, 6, 5) if MODES[case.mode].grad else (9, 8, 6)
         sizes.append((3, 3, *others[: case.rank]))
-    return [laid_out(torch.randn(each).to(case.dtype), case.memory_format) for each in sizes]
+    return [laid_out(torch.randn(size).to(case.dtype), case.memory_format) for size in sizes]
 
 
 def run(
@@ -179,20 +179,21 @@ def run(
     model.zero_grad()
     torch.manual_seed(7)
     with torch.set_grad_enabled(grad):
-        results = [each for each in tree_leaves(call(given)) if isinstance(each, torch.Tensor)]
-    targets = [each for each in results if each.requires_grad]
+        results = [result for result in tree_leaves(call(given)) if isinstance(result, torch.Tensor)]
+    targets = [result for result in results if result.requires_grad]
     if not targets:
         return results, []
     generator = torch.Generator().manual_seed(8)
-    weights = [torch.randn(each.shape, generator=generator).to(each.dtype) for each in targets]
+    weights = [torch.randn(target.shape, generator=generator).to(target.dtype) for target in targets]
     torch.autograd.backward(targets, weights)
     leaves = [given, *model.parameters()]
-    return [each.detach() for each in results], [each.grad for each in leaves if each.grad is not None]
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    return [result.detach() for result in results], gradients
 
 
 @contextlib.contextmanager
 def invented_profile(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> Iterator[None]:
-    peaks = tuple(Roofline(str(each)[6:], 1e11, 1e11, 1e10, 1e-6) for each in DTYPES)
+    peaks = tuple(Roofline(str(dtype)[6:], 1e11, 1e11, 1e10, 1e-6) for dtype in DTYPES)
     profile = InventedProfile(device_name("cpu"), torch.__version__, rooflines=peaks)
     with monkeypatch.context() as patched:
         patched.setattr("fxpasses.devices.profile.find", lambda device: profile if mode.invents else None)
@@ -211,9 +212,9 @@ def check(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
             warnings.simplefilter("ignore")
             expected, wanted = run(model, model, given, mode.grad)
             found, gradients = run(compiled, ours, given, mode.grad, case.dynamic)
-        assert [each.stride() for each in found] == [each.stride() for each in expected]
+        assert [result.stride() for result in found] == [result.stride() for result in expected]
         if case.reader in RANDOM:
-            truth = [each.double() for each in expected]  # float64 draws other numbers
+            truth = [result.double() for result in expected]  # float64 draws other numbers
         else:
             truth = run(exact, exact, given.double(), mode.grad)[0]
         assert_close_to_eager("result", found, expected, truth, factor=4.0)
@@ -223,17 +224,35 @@ def check(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert strides_that_matter(got) == strides_that_matter(want)
 
 
-@pytest.mark.parametrize("case", [Case.of(each) for each in range(QUICK)], ids=str)
+def traits(case: Case) -> set[tuple[object, ...]]:
+    """What the quick run must have met: every trait, and every mode with every rank, format and kind of size."""
+    of_mode = {("dynamic", case.dynamic), ("rank", case.rank), ("format", case.memory_format)}
+    single = {("reader", case.reader), ("dtype", case.dtype), *of_mode}
+    return single | {(case.mode, *trait) for trait in of_mode}
+
+
+ALL = [Case.of(seed) for seed in range(CASES)]
+QUICK = covering(ALL, traits)
+
+
+@pytest.mark.parametrize("case", QUICK, ids=str)
 def test_readers_of_raw_memory_find_eagers(case, monkeypatch):
     check(case, monkeypatch)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", [Case.of(each) for each in range(QUICK, CASES)], ids=str)
+@pytest.mark.parametrize("case", [case for case in ALL if case not in QUICK], ids=str)
 def test_a_thousand_readers_of_raw_memory_find_eagers(case, monkeypatch):
     check(case, monkeypatch)
 
 
+def test_the_quick_run_meets_every_reader_in_every_mode_s_own_way():
+    assert set().union(*map(traits, QUICK)) == set().union(*map(traits, ALL))
+    assert {case.mode for case in QUICK} == set(MODES)
+    assert {case.reader for case in QUICK} == set(READERS)
+    assert {case.dtype for case in QUICK} == set(DTYPES)
+
+
 def test_every_mode_meets_every_reader_among_the_thousand():
-    drawn = {(each.mode, each.reader) for each in map(Case.of, range(CASES))}
+    drawn = {(case.mode, case.reader) for case in ALL}
     assert len(drawn) == len(MODES) * len(READERS)
