@@ -225,7 +225,7 @@ def check(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def traits(case: Case) -> set[tuple[object, ...]]:
-    """What the quick run must have met: every trait, and every mode with every rank, format and kind of size."""
+    """What the quick run must have met: all single traits, and each mode with all ranks, formats, sizes."""
     of_mode = {("dynamic", case.dynamic), ("rank", case.rank), ("format", case.memory_format)}
     single = {("reader", case.reader), ("dtype", case.dtype), *of_mode}
     return single | {(case.mode, *trait) for trait in of_mode}
