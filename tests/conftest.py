@@ -11,6 +11,9 @@ import tempfile
 # it is loaded, which may have happened in this process, but not in the workers that it is about to start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Processes that wait to compile Triton's kernels take seconds to start, and a CPU has nothing for them.
+os.environ.setdefault("TORCH_WARM_POOL", "0")
+
 # Nor may workers find what stock inductor compiled for longer vectors: its caches would hand it over.
 if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
     usual = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")

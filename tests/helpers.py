@@ -8,9 +8,10 @@ eager to 1e-9 in float64, whatever the outcome was: a declined site must give ea
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ from fxpasses.torch_internals.tracing import enable_python_dispatcher
 RULE = "efficient_conv_bn_eval"
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+CaseT = TypeVar("CaseT")
 
 Outcome = int | str
 """A number of rewritten sites, or the reason code of a site where none is."""
@@ -308,3 +311,35 @@ def check_rule(
     return check(
         capture, model, inputs, outcome, rule=rule, grads=grads, profit=chosen.pop("profit"), options=chosen
     )
+
+
+# Which cases of many -------------------------------------------------------------------------------
+
+
+def covering(cases: Sequence[CaseT], traits: Callable[[CaseT], set[Any]]) -> list[CaseT]:
+    """A few cases that have all traits of all cases, each the one that adds most to those before it."""
+    left = {case: traits(case) for case in cases}
+    missing = set().union(*left.values())
+    chosen = []
+    while missing:
+        best = max(left, key=lambda case: len(left[case] & missing))
+        chosen.append(best)
+        missing -= left.pop(best)
+    return chosen
+
+
+def pairwise(*axes: Mapping[str, Any]) -> list[Any]:
+    """The product of axes, each from names to values, for `parametrize`; most of it is for the full run.
+
+    The default run has each two values of different axes together in one case at least.
+    """
+    products = list(itertools.product(*axes))
+    kept = covering(products, lambda names: set(itertools.combinations(enumerate(names), 2)))
+    return [
+        pytest.param(
+            *(axis[name] for axis, name in zip(axes, names, strict=True)),
+            id="-".join(names),
+            marks=() if names in kept else pytest.mark.full,
+        )
+        for names in products
+    ]

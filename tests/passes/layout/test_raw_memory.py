@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import randomised, strides_that_matter
+from helpers import covering, randomised, strides_that_matter
 from torch import nn
 
 from fxpasses.devices.profile import DeviceProfile, Estimate, Roofline
@@ -31,7 +31,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 RANDOM = ("random like it", "dropout")
 
-CASES, QUICK = 1000, 60
+CASES = 1000
 
 
 class Mode(NamedTuple):
@@ -180,7 +180,7 @@ def run(
     model.zero_grad()
     torch.manual_seed(7)
     with torch.set_grad_enabled(grad):
-        results = [leaf for leaf in tree_leaves(call(given)) if isinstance(leaf, torch.Tensor)]
+        results = [result for result in tree_leaves(call(given)) if isinstance(result, torch.Tensor)]
     targets = [result for result in results if result.requires_grad]
     if not targets:
         return results, []
@@ -188,7 +188,8 @@ def run(
     weights = [torch.randn(target.shape, generator=generator).to(target.dtype) for target in targets]
     torch.autograd.backward(targets, weights)
     leaves = [given, *model.parameters()]
-    return [result.detach() for result in results], [leaf.grad for leaf in leaves if leaf.grad is not None]
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    return [result.detach() for result in results], gradients
 
 
 @contextlib.contextmanager
@@ -224,17 +225,36 @@ def check(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert strides_that_matter(got) == strides_that_matter(want)
 
 
-@pytest.mark.parametrize("case", [Case.of(number) for number in range(QUICK)], ids=str)
+def traits(case: Case) -> set[tuple[object, ...]]:
+    """What the quick run must have met: all single traits, and each mode with all ranks, formats, sizes."""
+    of_mode = {("dynamic", case.dynamic), ("rank", case.rank), ("format", case.memory_format)}
+    single = {("reader", case.reader), ("dtype", case.dtype), *of_mode}
+    return single | {(case.mode, *trait) for trait in of_mode}
+
+
+ALL = [Case.of(seed) for seed in range(CASES)]
+_COVERING = covering(ALL, traits)
+QUICK = [*_COVERING, *(case for case in ALL if case not in _COVERING)][:60]
+
+
+@pytest.mark.parametrize("case", QUICK, ids=str)
 def test_readers_of_raw_memory_find_eagers(case, monkeypatch):
     check(case, monkeypatch)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", [Case.of(number) for number in range(QUICK, CASES)], ids=str)
+@pytest.mark.parametrize("case", [case for case in ALL if case not in QUICK], ids=str)
 def test_a_thousand_readers_of_raw_memory_find_eagers(case, monkeypatch):
     check(case, monkeypatch)
 
 
+def test_the_quick_run_meets_every_reader_in_every_mode_s_own_way():
+    assert set().union(*map(traits, QUICK)) == set().union(*map(traits, ALL))
+    assert {case.mode for case in QUICK} == set(MODES)
+    assert {case.reader for case in QUICK} == set(READERS)
+    assert {case.dtype for case in QUICK} == set(DTYPES)
+
+
 def test_every_mode_meets_every_reader_among_the_thousand():
-    drawn = {(case.mode, case.reader) for case in map(Case.of, range(CASES))}
+    drawn = {(case.mode, case.reader) for case in ALL}
     assert len(drawn) == len(MODES) * len(READERS)

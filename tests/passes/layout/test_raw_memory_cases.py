@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers import randomised, strides_that_matter
+from helpers import pairwise, randomised, strides_that_matter
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -115,17 +115,21 @@ class Views(nn.Module):
         return self.views(y) if self.more is None else (*self.views(y), self.more(y.relu()))
 
 
-@pytest.mark.parametrize("layout", ["auto", "off", "channels_last", "contiguous"])
-@pytest.mark.parametrize("norm", [False, True], ids=["", "folded"])
-@pytest.mark.parametrize("more", [False, True], ids=["last", "not last"])
+SHARED = {
+    "slice and view": lambda y: (y[:, 1:], y.view(y.shape[0], -1)),
+    "slice and as_strided": lambda y: (y[:, 1:], y.as_strided((3, 5), (4, 1), 1)),
+    "whole and as_strided": lambda y: (y, y[1:].as_strided((2, 7), (3, 1))),
+}
+
+
 @pytest.mark.parametrize(
-    "views",
-    [
-        lambda y: (y[:, 1:], y.view(y.shape[0], -1)),
-        lambda y: (y[:, 1:], y.as_strided((3, 5), (4, 1), 1)),
-        lambda y: (y, y[1:].as_strided((2, 7), (3, 1))),
-    ],
-    ids=["slice and view", "slice and as_strided", "whole and as_strided"],
+    ("views", "more", "norm", "layout"),
+    pairwise(
+        SHARED,
+        {"last": False, "not last": True},
+        {"": False, "folded": True},
+        {layout: layout for layout in ("auto", "off", "channels_last", "contiguous")},
+    ),
 )
 def test_results_that_share_memory_are_eagers_with_gradients_on(views, more, norm, layout):
     model = randomised(Views(views, norm=norm, more=more))

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from helpers import randomised
+from helpers import pairwise, randomised
 from torch import nn
 
 import fxpasses
@@ -560,10 +560,15 @@ class Tailed(nn.Module):
 
 
 @own_kernels
-@pytest.mark.parametrize("profit", ["always", "model"])
-@pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize(
+    ("tail", "layout", "kernel", "profit"),
+    pairwise(
+        {tail: tail for tail in TAILS},
+        {str(layout): layout for layout in (torch.contiguous_format, torch.channels_last)},
+        {"1": 1, "3": 3},
+        {"always": "always", "model": "model"},
+    ),
+)
 def test_results_that_are_no_images_have_eagers_strides(tail, layout, kernel, profit):
     torch.manual_seed(0)
     model = Tailed(kernel, TAILS[tail]).eval()
