@@ -38,20 +38,20 @@ struct Stage {
     const int64_t start = std::clamp<int64_t>(low * g.sh - g.ph, 0, g.h);
     return {start, std::clamp<int64_t>((high - 1) * g.sh - g.ph + (g.kh - 1) * g.dh + 1, start, g.h)};
   }
-  // Those rows of the result for image `n` of the batch. `picture` is where the image's first row is or would be.
-  void make(int64_t n, int64_t low, int64_t high, const float* picture, float* to, bool near, Scratch& scratch) const {
+  // Those rows of the result for image `n` of the batch. `sample` is where the image's first row is or would be.
+  void make(int64_t n, int64_t low, int64_t high, const float* sample, float* to, bool near, Scratch& scratch) const {
     const float* add = other ? other + (n * g.oh + low) * row() : nullptr;
     if (kernel.kind == Kind::DEPTHWISE) {
       const Row one = depthwise_row_for(g);
       for (int64_t y = low; y < high; y++)
-        one(g, after, picture, weight, to + (y - low) * row(), y * g.sh - g.ph, 0, g.c);
+        one(g, after, sample, weight, to + (y - low) * row(), y * g.sh - g.ph, 0, g.c);
     } else if (kernel.kind == Kind::FEW_CHANNELS) {
       const RowOfFew one = row_of_few_for(kernel);
       for (int64_t y = low; y < high; y++)
-        one(g, after, picture, kernel.planar, weight, add ? add + (y - low) * row() : nullptr,
+        one(g, after, sample, kernel.planar, weight, add ? add + (y - low) * row() : nullptr,
             to + (y - low) * row(), y * g.sh - g.ph, scratch);
     } else {
-      product_of_pixels_for(kernel)(g, after, picture + low * g.w * g.c, weight, add, to, (high - low) * g.w, near);
+      product_of_pixels_for(kernel)(g, after, sample + low * g.w * g.c, weight, add, to, (high - low) * g.w, near);
     }
   }
 };
@@ -122,12 +122,12 @@ class Chain {
   void make(Thread& mine, size_t which, int64_t n, int64_t low, int64_t high, float* to) const {
     const Stage& stage = stages[which];
     const Geometry& g = stage.g;
-    const float* picture = image + n * g.h * g.w * g.c;
+    const float* sample = image + n * g.h * g.w * g.c;
     if (which > 0) {
       const auto [start, stop] = stage.reads(low, high);
-      picture = held(mine, which - 1, n, start, stop);
+      sample = held(mine, which - 1, n, start, stop);
     }
-    stage.make(n, low, high, picture, to, which + 1 < stages.size(), mine.scratch);
+    stage.make(n, low, high, sample, to, which + 1 < stages.size(), mine.scratch);
   }
 
   // Where the first row of a stage's result would be, with rows `low` to `high` there.

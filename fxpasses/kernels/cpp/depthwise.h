@@ -62,18 +62,18 @@ inline void pixels(const Geometry& g, const Activation& activation, const float*
   }
 }
 
-// One row of results, over channels `from` to `to`. `picture` is one image of the batch.
+// One row of results, over channels `from` to `to`. `sample` is one image of the batch.
 template <int P, int KW, int S>
-inline void depthwise_row(const Geometry& g, const Activation& activation, const float* picture, const float* weight,
+inline void depthwise_row(const Geometry& g, const Activation& activation, const float* sample, const float* weight,
                           float* line, int64_t top, int64_t from, int64_t to) {
   const int64_t reach = (g.kw - 1) * g.dw;
   auto few = [&](auto count, int64_t x) {
     constexpr int N = decltype(count)::value;
     const int64_t side = x * g.sw - g.pw;
     if (side < 0 || side + (N - 1) * g.sw + reach >= g.w)
-      pixels<N, KW, S, true>(g, activation, picture, weight, line + x * g.c, top, side, from, to);
+      pixels<N, KW, S, true>(g, activation, sample, weight, line + x * g.c, top, side, from, to);
     else
-      pixels<N, KW, S, false>(g, activation, picture, weight, line + x * g.c, top, side, from, to);
+      pixels<N, KW, S, false>(g, activation, sample, weight, line + x * g.c, top, side, from, to);
   };
   int64_t x = 0;
   for (; x + P <= g.ow; x += P) few(Constant<P>{}, x);

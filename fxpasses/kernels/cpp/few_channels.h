@@ -112,7 +112,7 @@ RowOfFew row_of_few_for(const Kernel& kernel) {
 void few_channels(const Geometry& g, const Kernel& kernel, const Activation& activation, const float* image,
                   const float* weight, const float* other, float* out) {
   const RowOfFew one = row_of_few_for(kernel);
-  const int64_t row = g.ow * g.out_pixel, picture = g.h * g.w * g.c;
+  const int64_t row = g.ow * g.out_pixel, sample = g.h * g.w * g.c;
   const int threads = at::get_num_threads();
   Work work(g.n * g.oh, threads);
 #pragma omp parallel num_threads(threads)
@@ -120,7 +120,7 @@ void few_channels(const Geometry& g, const Kernel& kernel, const Activation& act
     Scratch scratch;
     work.share([&](int64_t low, int64_t high) {
       for (int64_t at = low; at < high; at++)
-        one(g, activation, image + at / g.oh * picture, kernel.planar, weight,
+        one(g, activation, image + at / g.oh * sample, kernel.planar, weight,
             other ? other + at * row : nullptr, out + at * row, at % g.oh * g.sh - g.ph, scratch);
     });
   }

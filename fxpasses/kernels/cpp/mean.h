@@ -21,14 +21,14 @@ void mean(const float* image, int64_t n, int64_t pixels, int64_t c, float* out) 
   const int threads = at::get_num_threads();
 #pragma omp parallel for schedule(static) num_threads(threads) if (n * pixels * c > 8192)
   for (int64_t item = 0; item < work; item++) {
-    const float* picture = image + item / strips * pixels * c;
+    const float* sample = image + item / strips * pixels * c;
     float* to = out + item / strips * c;
     const int64_t from = item % strips * WIDE * VL, width = std::min(c - from, WIDE * VL);
     Vec total[WIDE] = {};
     for (int64_t start = 0; start < pixels; start += TOGETHER) {
       Vec sum[WIDE] = {};
       for (int64_t pixel = start; pixel < std::min(pixels, start + TOGETHER); pixel++) {
-        const float* at = picture + pixel * c + from;
+        const float* at = sample + pixel * c + from;
         for (int64_t v = 0; v < WIDE; v++) {
           if ((v + 1) * VL <= width) {
             sum[v] += load(at + v * VL);

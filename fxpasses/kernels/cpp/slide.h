@@ -32,7 +32,7 @@ inline Vec of_groups(Vec value, Ints lanes) {
 // P pixels of a row for one vector of output channels, three taps a row: what is read of the image serves all taps
 // that it falls under. `narrow`: there are several groups in a vector, else a group is one vector or more.
 template <int P, int S, bool narrow>
-inline void slide(const Geometry& g, const Activation& activation, const float* picture, const float* zeros,
+inline void slide(const Geometry& g, const Activation& activation, const float* sample, const float* zeros,
                   const float* weight, const float* other, float* out, int64_t top, int64_t side, int rows) {
   constexpr int ACROSS = (P - 1) * S + 3;
   Vec sum[P][1], total[P][1];
@@ -43,7 +43,7 @@ inline void slide(const Geometry& g, const Activation& activation, const float* 
   for (int64_t i = 0; i < g.kh; i++, weight += 3 * g.c * VL) {
     const int64_t y = top + i * g.dh;
     if ((uint64_t)y >= (uint64_t)g.h) continue;
-    const float* row = picture + y * g.w * g.image_pixel;
+    const float* row = sample + y * g.w * g.image_pixel;
     const float* at[ACROSS];
     for (int x = 0; x < ACROSS; x++)
       at[x] = (uint64_t)(side + x) < (uint64_t)g.w ? row + (side + x) * g.image_pixel : zeros;
@@ -79,12 +79,12 @@ void sliding(const Geometry& g, const Activation& activation, const float* image
   const int64_t panels = g.out_pixel / VL, panel = (g.kh * 3 * g.c + 1) * VL, rows = g.n * g.oh;
   const int threads = at::get_num_threads();
   auto one = [&](int64_t p, int64_t row) {
-    const float* picture = image + row / g.oh * g.h * g.w * g.image_pixel + (narrow ? p * VL : p * VL / g.k * g.c);
+    const float* sample = image + row / g.oh * g.h * g.w * g.image_pixel + (narrow ? p * VL : p * VL / g.k * g.c);
     const int64_t top = row % g.oh * g.sh - g.ph, place = row * g.ow * g.out_pixel + p * VL;
     const float* filters = weight + p * panel;
     auto few = [&](auto count, int64_t x) {
       const int64_t start = place + x * g.out_pixel;
-      slide<decltype(count)::value, S, narrow>(g, activation, picture, zeros, filters, other ? other + start : nullptr,
+      slide<decltype(count)::value, S, narrow>(g, activation, sample, zeros, filters, other ? other + start : nullptr,
                                                out + start, top, x * S - g.pw, (int)std::min<int64_t>(P, g.ow - x));
     };
     int64_t x = 0;
