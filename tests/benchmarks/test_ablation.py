@@ -59,6 +59,7 @@ def test_no_model_is_begun_that_would_end_too_late():
     assert [task.model for task in in_time(many, 0)][:1] == ["a"]
 
 
+@pytest.mark.full
 @pytest.mark.timed
 def test_a_whole_run_goes_on_where_its_file_ended(tmp_path, capsys):
     path, folds = tmp_path / "ablation.json", "efficient_conv_bn_eval"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import re
@@ -194,7 +195,14 @@ def test_a_signal_ends_a_run_that_has_shown_and_saved_what_it_did(tmp_path):
     environment.pop("PYTHONUNBUFFERED", None)
     with (tmp_path / "errors.txt").open("w") as errors:
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            # In a shell's background job the signal is ignored, and so it would be here.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         with process:
             line = process.stdout.readline()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -285,6 +286,7 @@ print(*sorted({each.code for each in fxpasses.last_report().remarks if each.rule
 def test_training_steps_through_inductor_are_right(layout, codes):
     """With stock inductor the process ends: a segmentation fault, or a heap that is corrupt."""
     command = [sys.executable, "-c", STEPS, layout]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     assert done.stdout.strip() == codes
