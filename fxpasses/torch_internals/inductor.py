@@ -106,8 +106,8 @@ MISSING_COMPILER = (
 def failed_on_symbols(error: BaseException) -> bool:
     """Whether inductor could not compare sizes or strides that are symbols.
 
-    It asks (2.11 to 2.15) for the remainder of one stride by another; where sympy leaves a quotient in that,
-    the analysis of its range fails: "Invalid ranges".
+    It asks for the remainder of one stride by another; where sympy leaves a quotient in that, the analysis of
+    its range fails: "Invalid ranges". So does 2.13; 2.15 compiles the cases that are known.
     """
     from torch.utils._sympy.value_ranges import ValueRangeError
 
