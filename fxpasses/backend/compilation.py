@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 from fxpasses.backend.inner import inner_backend
 from fxpasses.graph.decline import Decline
 from fxpasses.options import Options
+from fxpasses.passes.layout.joint import results_share_memory
 from fxpasses.report import sidecar
 from fxpasses.report.data import Remark
 from fxpasses.report.report import Report
@@ -79,6 +80,11 @@ class Compilation:
     def graph_key(self) -> str:
         """What two compilations of the same graph have in common, in whichever process."""
         return sidecar.graph_key(self.graph_module, self.inputs)
+
+    @functools.cached_property
+    def shares_results(self) -> bool:
+        """Whether results that take a gradient are views of one tensor, in the rewritten graph."""
+        return self.trains and results_share_memory(self.graph_module)
 
     def takes(self, step: type[Step]) -> bool:
         """Whether a step was taken."""

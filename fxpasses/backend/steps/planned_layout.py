@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fxpasses.backend.compilation import Step
-from fxpasses.passes.layout.joint import JointLayout, joint_layout, results_share_memory
+from fxpasses.passes.layout.joint import JointLayout, joint_layout
 from fxpasses.report.report import Report
 
 
@@ -22,7 +22,7 @@ class PlannedLayout(Step):
             compilation.inputs,
             compilation.options,
             graph_key=compilation.graph_key,
-            shared=compilation.trains and results_share_memory(compilation.graph_module),
+            shared=compilation.shares_results,
         )
         if found is None:
             return False

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fxpasses.backend.compilation import Step
-from fxpasses.passes.layout.joint import results_share_memory, without_unsafe_kernels
+from fxpasses.passes.layout.joint import without_unsafe_kernels
 from fxpasses.report.data import Remark
 from fxpasses.report.report import Report
 
@@ -19,8 +19,9 @@ class SafeKernels(Step):
 
     def applies(self) -> bool:
         compilation = self.compilation
-        shared = compilation.trains and results_share_memory(compilation.graph_module)
-        self.remarks = without_unsafe_kernels(compilation.graph_module, compilation.options, shared=shared)
+        self.remarks = without_unsafe_kernels(
+            compilation.graph_module, compilation.options, shared=compilation.shares_results
+        )
         return bool(self.remarks)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
