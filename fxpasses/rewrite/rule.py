@@ -12,7 +12,7 @@ it cannot forget to. Each of its four questions may be answered with a `Decline`
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -110,3 +110,8 @@ class Rule(abc.ABC, Generic[M]):
         Fields whose names begin with an underscore are caches, and no part of it.
         """
         return fingerprint(self)
+
+
+def first_decline(match: M, checks: Sequence[Callable[[M], Decline | None]]) -> Decline | None:
+    """The first reason against a match among those of several checks, in their order."""
+    return next((found for check in checks if (found := check(match)) is not None), None)

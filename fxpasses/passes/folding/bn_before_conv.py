@@ -54,7 +54,7 @@ from fxpasses.passes.folding.terms import (
     weight_axes,
 )
 from fxpasses.rewrite.builder import Builder
-from fxpasses.rewrite.rule import Match, Rule
+from fxpasses.rewrite.rule import Match, Rule, first_decline
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class BnBeforeConv(Rule[BnConvMatch]):
     def legality(self, match: BnConvMatch) -> Decline | None:
         """The conditions of the module's docstring, one by one."""
         checks = (_sole_user, _known, _summed_axis, _no_border, _constant_statistics, _same_state)
-        return next((found for check in checks if (found := check(match)) is not None), None)
+        return first_decline(match, checks)
 
     def profitability(self, match: BnConvMatch) -> Decline | None:
         """The batch norm's traffic against the weight's."""

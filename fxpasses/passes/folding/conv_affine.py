@@ -67,7 +67,7 @@ from fxpasses.passes.folding.terms import (
 )
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.hazards import MODE_CODES
-from fxpasses.rewrite.rule import Match, Rule
+from fxpasses.rewrite.rule import Match, Rule, first_decline
 
 Step = Affine | BatchNorm | Move
 
@@ -193,7 +193,7 @@ class ConvAffine(Rule[ChainMatch]):
     def legality(self, match: ChainMatch) -> Decline | None:
         """The conditions of the module's docstring, one by one."""
         checks = (_sole_readers, _known, _same_modes, _constant_statistics, _divisors, _has_place)
-        return next((found for check in checks if (found := check(match)) is not None), None)
+        return first_decline(match, checks)
 
     def profitability(self, match: ChainMatch) -> Decline | None:
         """As for a batch norm; a multiplication keeps its input only where its factor trains."""

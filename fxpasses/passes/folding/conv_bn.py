@@ -52,7 +52,7 @@ from fxpasses.passes.folding.terms import (
     place_of_fold,
 )
 from fxpasses.rewrite.builder import Builder
-from fxpasses.rewrite.rule import Match, Rule
+from fxpasses.rewrite.rule import Match, Rule, first_decline
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
             _constant_statistics,
             _has_place,
         )
-        return next((found for check in checks if (found := check(match)) is not None), None)
+        return first_decline(match, checks)
 
     def profitability(self, match: ConvBnMatch) -> Decline | None:
         """Who trains, who runs the graph, and how many bytes move: see `fxpasses.passes.folding.profit`."""

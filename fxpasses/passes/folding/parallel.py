@@ -50,7 +50,7 @@ from fxpasses.passes.folding.terms import (
     same_state,
 )
 from fxpasses.rewrite.builder import Builder
-from fxpasses.rewrite.rule import Match, Rule
+from fxpasses.rewrite.rule import Match, Rule, first_decline
 
 _IN_PLACE: tuple[object, ...] = (operator.iadd, "add_", torch.ops.aten.add_.Tensor)
 
@@ -130,7 +130,7 @@ class ParallelConvMerge(Rule[ParallelMatch]):
     def legality(self, match: ParallelMatch) -> Decline | None:
         """The conditions of the module's docstring, one by one."""
         checks = (_sole_readers, _known, _same_shapes, _constant_statistics, _holds_kernel, _same_state)
-        return next((found for check in checks if (found := check(match)) is not None), None)
+        return first_decline(match, checks)
 
     def profitability(self, match: ParallelMatch) -> Decline | None:
         """A convolution's pass over its input and result, against summing weights at every step."""
