@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -33,6 +32,7 @@ from benchmarks.models.worth import (
     uncounted,
     worths,
 )
+from benchmarks.shared.commands import refuse
 from benchmarks.shared.environment import check_device, comparable, environment_block, physical_cores
 from fxpasses.errors import FxpassesError
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if left:
             check_models(replace(left[0].suite, models=tuple(dict.fromkeys(task.model for task in left))))
     except FxpassesError as error:
-        _refuse(parser, str(error))
+        refuse(parser, str(error))
     for task in in_time(left, given.minutes):
         with shown_progress(errors, task.suite.units_of_work) as progress:
             progress(f"{task.mode}: {task.model}")
@@ -214,10 +214,6 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _mebibytes(comparison: Comparison) -> str:
     return "-" if comparison.saved_bytes is None else f"{comparison.saved_bytes / 2**20:.1f}"
-
-
-def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    parser.exit(2, f"{parser.prog}: error: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

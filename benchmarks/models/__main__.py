@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -21,6 +20,7 @@ from benchmarks.models.reporting import plot_report, print_gates, print_report, 
 from benchmarks.models.results import ModelResult, Report, save_report
 from benchmarks.models.suite import Suite, check_models, names_of, run_suite
 from benchmarks.models.variants import Variant, VariantError, parse_variants
+from benchmarks.shared.commands import refuse
 from benchmarks.shared.environment import check_device, environment_block, physical_cores
 from fxpasses.errors import FxpassesError, unknown_name
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check_writable(path)
         check_models(suite)
     except FxpassesError as error:
-        _refuse(parser, str(error))
+        refuse(parser, str(error))
     with shown_progress(errors, suite.units_of_work) as progress:
         models = run_suite(suite, progress)
     report = _report(suite, environment, baseline, models, gates)
@@ -151,10 +151,6 @@ def _report(
     del settings["model"]
     report = Report(settings, environment, baseline, models)
     return replace(report, gates=tuple(gate.evaluate(report) for gate in gates))
-
-
-def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    parser.exit(2, f"{parser.prog}: error: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
