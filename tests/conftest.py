@@ -31,6 +31,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+def pytest_runtest_setup(item):
+    """Compiles the kernels for the first test that needs them, while other workers are at theirs."""
+    if item.get_closest_marker("needs_kernels"):
+        from fxpasses.kernels.library import missing
+
+        if reason := missing():
+            pytest.skip(reason)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_state():
     import torch._dynamo

@@ -6,9 +6,9 @@
     only X               the same and X:    worth of X alone = time of none / time of only X
 
 A worth above 1 says that X pays. A part that was applied nowhere in `full` has changed nothing, so that its
-variants are the same programs and are not run. What the cost model is worth is told against profit="always",
-with which also `parallel_conv_concat` is applied; it has no program to be alone in. Kernels of our own have
-no option of their own: they come and go with weights="cached".
+variants are the same programs and are not run. What the cost model is worth is told against profit="always";
+it has no program to be alone in. Kernels of our own have no option of their own: they come and go with
+weights="cached".
 """
 
 from __future__ import annotations

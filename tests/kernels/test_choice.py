@@ -6,15 +6,11 @@ import pytest
 import torch
 
 from fxpasses.kernels import choice as choices
-from fxpasses.kernels import library
 from fxpasses.kernels.choice import KernelTiming, choose, choose_linear
 from fxpasses.kernels.convolution import Sizes, kernels_for
 from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 
-pytestmark = [
-    pytest.mark.vectors,
-    pytest.mark.skipif(not library.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
-]
+pytestmark = [pytest.mark.vectors, pytest.mark.needs_kernels]
 
 ONE_VECTOR = Kernel(Kind.PRODUCT, 1)
 SIZES = Sizes(16, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1))

@@ -15,10 +15,7 @@ from fxpasses.kernels import library
 from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
 from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
 
-pytestmark = [
-    pytest.mark.vectors,
-    pytest.mark.skipif(not library.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
-]
+pytestmark = [pytest.mark.vectors, pytest.mark.needs_kernels]
 
 REFERENCES = {
     "none": lambda x: x,

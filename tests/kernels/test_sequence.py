@@ -26,10 +26,7 @@ from fxpasses.kernels.sequence import (
     shapes_argument,
 )
 
-pytestmark = [
-    pytest.mark.vectors,
-    pytest.mark.skipif(not library.vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
-]
+pytestmark = [pytest.mark.vectors, pytest.mark.needs_kernels]
 
 LIMITS = (-0.5, 1.5)
 REFERENCES = {"none": lambda x: x, "clamp": lambda x: x.clamp(*LIMITS), "silu": functional.silu}

@@ -240,6 +240,7 @@ def test_the_rounds_are_shared_out_among_the_launches(rounds, launches, shares):
     assert plan.rounds_of_launches == shares
 
 
+@pytest.mark.usefixtures("local_workers")
 def test_variants_of_all_models_are_prepared_at_once_before_any_turn():
     names = (TINY, "tests.benchmarks.tiny_models:random", TINY)
     plan = Suite(Case("", batch=2, size=8), names, parse_variants("a=eager,b=eager"), 2, 1, at_once=4)
@@ -329,38 +330,55 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.timed
-def test_a_whole_run_writes_its_files_and_fails_on_its_failing_gate(tmp_path):
-    output = {name: str(tmp_path / f"run.{name}") for name in ("json", "csv")}
-    result = command(
-        *("--models", TINY, "--variants", "eager,inductor", "--size", "16", "--rounds", "3", "--no-warm"),
-        *("--threads", "1", "--json", output["json"], "--csv", output["csv"]),
-        *("--require", "min(inductor/eager) > 0", "--require", "min(openvino/eager) >= 1"),
-    )
-    assert result.returncode == 1, result.stderr
-    assert "PASS min(inductor/eager) > 0" in result.stdout
-    assert "FAIL min(openvino/eager) >= 1: no figure (variant 'openvino' was not run" in result.stdout
-    report = load_report(Path(output["json"]))
-    assert report.baseline == "inductor"
+def assert_a_whole_run_is_right(status: int, printed: str, written: Path, compiler: str) -> None:
+    assert status == 1
+    assert f"PASS min({compiler}/eager) > 0" in printed
+    assert "FAIL min(openvino/eager) >= 1: no figure (variant 'openvino' was not run" in printed
+    report = load_report(written / "run.json")
+    assert report.baseline == ("inductor" if compiler == "inductor" else "eager")
     (model,) = report.models
     assert [(variant.name, variant.status, len(variant.seconds)) for variant in model.variants] == [
         ("eager", "ok", 3),
-        ("inductor", "ok", 3),
+        (compiler, "ok", 3),
     ]
-    assert model.variant("inductor").compile_seconds_cold is not None
-    assert model.ratio("eager", "inductor").verdict == "inconclusive"  # of three rounds nothing is claimed
+    assert model.variant(compiler).compile_seconds_cold is not None
+    assert model.ratio("eager", compiler).verdict == "inconclusive"  # of three rounds nothing is claimed
     assert [gate.passed for gate in report.gates] == [True, False]
-    assert json.loads(Path(output["json"]).read_text())["schema"] == 1
-    with Path(output["csv"]).open() as file:
-        assert [row["variant"] for row in csv.DictReader(file)] == ["eager", "inductor"]
+    assert json.loads((written / "run.json").read_text())["schema"] == 1
+    with (written / "run.csv").open() as file:
+        assert [row["variant"] for row in csv.DictReader(file)] == ["eager", compiler]
 
 
+def arguments_of_a_whole_run(written: Path, compiler: str) -> list[str]:
+    return [
+        *("--models", TINY, "--variants", f"eager,{compiler}", "--size", "16", "--rounds", "3", "--no-warm"),
+        *("--threads", "1", "--json", str(written / "run.json"), "--csv", str(written / "run.csv")),
+        *("--require", f"min({compiler}/eager) > 0", "--require", "min(openvino/eager) >= 1"),
+    ]
+
+
+@pytest.mark.usefixtures("local_workers")
+def test_a_run_writes_its_files_and_fails_on_its_failing_gate(tmp_path, capsys):
+    compiler = "fxpasses:inner=eager"
+    status = models.main(arguments_of_a_whole_run(tmp_path, compiler))
+    assert_a_whole_run_is_right(status, capsys.readouterr().out, tmp_path, compiler)
+
+
+@pytest.mark.full
 @pytest.mark.timed
-def test_a_model_that_does_not_exist_is_found_before_anything_is_measured():
-    result = command("--models", f"{TINY},tests.benchmarks.tiny_models:huge", "--variants", "eager")
-    assert result.returncode == 2
-    assert "huge" in result.stderr
-    assert result.stdout == ""
+def test_a_run_in_processes_writes_its_files_and_fails_on_its_failing_gate(tmp_path):
+    done = command(*arguments_of_a_whole_run(tmp_path, "inductor"))
+    assert_a_whole_run_is_right(done.returncode, done.stdout, tmp_path, "inductor")
+
+
+@pytest.mark.usefixtures("local_workers")
+def test_a_model_that_does_not_exist_is_found_before_anything_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(models, "run_suite", None)
+    with pytest.raises(SystemExit, match="2"):
+        models.main(["--models", f"{TINY},tests.benchmarks.tiny_models:huge", "--variants", "eager"])
+    told = capsys.readouterr()
+    assert "huge" in told.err
+    assert told.out == ""
 
 
 @pytest.mark.full

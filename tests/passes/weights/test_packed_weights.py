@@ -16,7 +16,6 @@ from fxpasses.backend import inner as backend_module
 from fxpasses.kernels import library
 from fxpasses.kernels.choice import KernelTiming
 from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
-from fxpasses.kernels.library import vector_length
 from fxpasses.passes.weights import kept as kept_weights
 from fxpasses.passes.weights import own_kernels as own_kernels_module
 
@@ -40,7 +39,7 @@ class Net(nn.Module):
         return torch.relu(self.point(self.group(x)) + x)
 
 
-OWN_IN_NET = 4 if vector_length() <= 8 else 3
+OWN_IN_NET = 3 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
 """How many of its convolutions have a kernel of ours: the depthwise one has none where vectors are longer."""
 
 
@@ -208,11 +207,9 @@ def _kept_by(run):
     return kept
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["onednn", "own"])
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.needs_kernels)])
 def test_what_was_packed_is_not_held_a_second_time(monkeypatch, own):
     """Four weights; and the biases that kernels of ours have packed with them."""
-    if own and not vector_length():
-        pytest.skip("needs AVX2 or AVX-512, and a compiler")
     monkeypatch.setattr(
         own_kernels_module,
         "choose",
@@ -311,8 +308,6 @@ def test_a_pass_of_the_user_in_the_same_slot_runs_too():
 
 # Kernels of our own ----------------------------------------------------------------------------------------
 
-own_kernels = pytest.mark.skipif(not vector_length(), reason="needs AVX2 or AVX-512, and a compiler")
-
 
 class Varied(nn.Module):
     """Convolutions of every kind of kernel, each with an epilogue, and linear layers."""
@@ -352,7 +347,7 @@ def assert_all_fresh(run, model, x):
         assert got.stride() == plain.stride()
 
 
-@own_kernels
+@pytest.mark.needs_kernels
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (2, 3, 15, 9), (1, 3, 1, 1), (3, 3, 1, 6)], ids=str)
 def test_own_kernels_give_eagers_outputs_and_strides(shape):
     model = varied()
@@ -370,7 +365,7 @@ def test_own_kernels_give_eagers_outputs_and_strides(shape):
     assert {remark.message.split()[-1] for remark in applied} >= {"clamp", "silu", "hardswish", "gelu"}
 
 
-@own_kernels
+@pytest.mark.needs_kernels
 @pytest.mark.parametrize("change", [_load, _step, _data], ids=["load", "step", "data"])
 def test_own_kernels_read_no_stale_weights(change):
     model = net()
@@ -381,7 +376,7 @@ def test_own_kernels_read_no_stale_weights(change):
     assert_fresh(run, model)
 
 
-@own_kernels
+@pytest.mark.needs_kernels
 def test_a_linear_layer_and_a_bias_are_noticed_when_they_change():
     model = varied()
     x = torch.randn(2, 3, 12, 12)
@@ -400,7 +395,7 @@ def test_a_linear_layer_and_a_bias_are_noticed_when_they_change():
     assert_all_fresh(run, model, x)
 
 
-@own_kernels
+@pytest.mark.needs_kernels
 def test_what_is_slower_is_left_to_onednn_and_the_report_says_so(monkeypatch):
     monkeypatch.setattr(
         own_kernels_module,
@@ -422,7 +417,7 @@ def test_what_is_slower_is_left_to_onednn_and_the_report_says_so(monkeypatch):
     assert "torch's kernel took 1000.0 µs and ours 2000.0 µs" in remarks[0].message
 
 
-@own_kernels
+@pytest.mark.needs_kernels
 def test_what_is_faster_is_taken(monkeypatch):
     """All but a depthwise convolution that has fewer channels than a vector."""
 
@@ -465,7 +460,7 @@ class Shared(nn.Module):
         return (x, nn.functional.linear(torch.relu(y), self.matrix))
 
 
-@own_kernels
+@pytest.mark.needs_kernels
 def test_shared_weights_are_packed_for_each_reader():
     torch.manual_seed(0)
     model = Shared()
@@ -478,7 +473,7 @@ def test_shared_weights_are_packed_for_each_reader():
     assert_all_fresh(run, model, x)
 
 
-@own_kernels
+@pytest.mark.needs_kernels
 @pytest.mark.parametrize("flags", [{"bias": False}, {"affine": False}, {"train_gamma": False}], ids=str)
 def test_norms_that_nothing_folds_are_kept_as_scale_and_shift(flags):
     """A norm in front of a convolution that pads cannot be folded into it."""
@@ -559,7 +554,7 @@ class Tailed(nn.Module):
         return self.tail(self.second(torch.relu(self.first(x))))
 
 
-@own_kernels
+@pytest.mark.needs_kernels
 @pytest.mark.parametrize(
     ("tail", "layout", "kernel", "profit"),
     pairwise(
@@ -599,7 +594,7 @@ def test_outputs_of_symbolic_sizes_have_eagers_strides():
             assert run(x).stride() == model(x).stride()
 
 
-@own_kernels
+@pytest.mark.needs_kernels
 @pytest.mark.parametrize("inductor", [{"cpp_wrapper": True}, {"freezing": True}], ids=str)
 def test_own_kernels_under_settings_of_inductor(inductor):
     model = net()

@@ -11,12 +11,8 @@ from torch import nn
 
 import fxpasses
 from fxpasses.kernels.kernel import Kernel
-from fxpasses.kernels.library import vector_length
 
-pytestmark = [
-    pytest.mark.vectors,
-    pytest.mark.skipif(not vector_length(), reason="needs AVX2 or AVX-512, and a compiler"),
-]
+pytestmark = [pytest.mark.vectors, pytest.mark.needs_kernels]
 
 
 def compiled(model):
