@@ -142,8 +142,8 @@ def plan(given: argparse.Namespace) -> list[Task]:
     names, models, modes = (_names(text) for text in (given.leave_out, given.models, given.modes))
     if not models or not modes:
         raise VariantError("--models and --modes must each name one or more.")
-    if min(given.rounds, given.launches) < 1:
-        raise VariantError("--rounds and --launches must be 1 or more.")
+    if min(given.rounds, given.launches, given.at_once) < 1:
+        raise VariantError("--rounds, --launches and --at-once must be 1 or more.")
     if given.json and not given.json.resolve().parent.is_dir():
         raise VariantError(f"{given.json}: its folder does not exist; create it first.")
     return [task for mode in modes for task in _tasks_of(mode, given, models, parts_of(mode, names))]
@@ -176,6 +176,7 @@ def _tasks_of(
         variants=variants_of(mode, parts, alone=not given.no_alone),
         rounds=given.rounds,
         launches=given.launches,
+        at_once=given.at_once,
         shares_caches=True,
         wanted=partial(is_wanted, parts),
     )
@@ -224,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    models, modes = "resnet18,resnet50,mobilenetv2_100,densenet121", ",".join(MODES)
+    models, modes = "resnet18,mobilenetv2_100,repvgg_a0,convnext_atto", ",".join(MODES)
     add("--models", default=models, help=f"default: {models}")
     add("--modes", default=modes, help=f"default: {modes}")
     add(
@@ -240,6 +241,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="default: cpu")
     add("--rounds", type=int, default=12, help="turns of each variant; default: 12")
     add("--launches", type=int, default=2, help="processes of each, which share the rounds; default: 2")
+    add(
+        "--at-once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="variants that compile at the same time; default: 1, as cached weights choose kernels by time",
+    )
     add("--threads", type=int, help="default: the physical cores")
     add("--seed", type=int, default=0, help="of parameters and inputs; default: 0")
     add("--minutes", type=float, help="begin no model that would end later; default: no limit")

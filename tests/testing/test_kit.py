@@ -243,7 +243,8 @@ import sys
 sys.modules["hypothesis"] = None  # as if it were not installed
 import torch, fxpasses.testing
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).eval()
-fxpasses.testing.assert_rewrites(model, (torch.randn(1, 3, 4, 4),), {"efficient_conv_bn_eval": 1})
+counts, options = {"efficient_conv_bn_eval": 1}, {"inner": "eager", "profit": "always"}
+fxpasses.testing.assert_rewrites(model, (torch.randn(1, 3, 4, 4),), counts, grads=False, options=options)
 try:
     fxpasses.testing.fuzz("efficient_conv_bn_eval")
 except ImportError as error:

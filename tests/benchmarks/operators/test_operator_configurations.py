@@ -29,6 +29,7 @@ def settings_of(text: str) -> dict[str, object]:
     return dict(configuration.settings)
 
 
+@pytest.mark.full
 def test_every_configuration_compiles_a_graph():
     x = torch.randn(2, 3)
     for name, compiler in CONFIGURATIONS.items():

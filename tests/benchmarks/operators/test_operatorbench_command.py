@@ -181,6 +181,7 @@ def test_an_operator_is_shown_before_the_next_one_is_begun(log, tmp_path, monkey
     assert capsys.readouterr().out.startswith("aten.sigmoid.default: looking/eager ")
 
 
+@pytest.mark.full
 def test_a_signal_ends_a_run_that_has_shown_and_saved_what_it_did(tmp_path):
     many = "".join(f"cnt: 1, ((T([{size}], f32),), {{}})\n" for size in range(1, 100))
     (tmp_path / "log.txt").write_text(
