@@ -205,7 +205,10 @@ def can_append(path: Path, header: Sequence[str]) -> bool:
     if not path.exists() or not path.stat().st_size:
         return True
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return next(csv.reader(file), []) == list(header)
+        try:
+            return next(csv.reader(file), []) == list(header)
+        except csv.Error:  # Python 3.10 reads no line with a NUL
+            return False
 
 
 @contextlib.contextmanager

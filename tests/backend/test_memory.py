@@ -43,6 +43,7 @@ def test_reuse_faults_hardly_any_pages_in():
     assert faults("reuse", 40, 1) < 1000
 
 
+@pytest.mark.full
 def test_keep_does_so_beyond_what_glibc_keeps_by_itself():
     assert faults("reuse", 6, 60) > 4 * faults("keep", 6, 60) + 1000
 

@@ -45,6 +45,7 @@ def run(log: Path, *arguments: str) -> int:
 
 @pytest.mark.timed
 def test_the_command_measures_an_operator_of_a_suite_by_inductor(tmp_path, capsys):
+    pytest.importorskip("transformers", reason="not installed: pip install -e '.[bench]'")
     path = tmp_path / "rows.json"
     arguments = ["--suite", "transformers", "--op", "aten.tanh.default", "--max-samples", "1"]
     assert operatorbench.main([*arguments, "--threads", "1", "--repeats", "1", "--json", str(path)]) == 0

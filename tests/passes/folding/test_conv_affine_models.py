@@ -207,17 +207,17 @@ def test_the_whole_of_faster_rcnn_trains_as_in_eager(box_operators: None) -> Non
 
 def detr(depths: list[int], widths: list[int], layer_type: str) -> nn.Module:
     declare_torchvision_operators()
-    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+    transformers = pytest.importorskip("transformers", reason="not installed: pip install -e '.[bench]'")
 
     torch.manual_seed(0)
-    backbone = ResNetConfig(
+    backbone = transformers.ResNetConfig(
         embedding_size=widths[0] // 4 if layer_type == "bottleneck" else widths[0],
         hidden_sizes=widths,
         depths=depths,
         layer_type=layer_type,
         out_features=[f"stage{len(depths)}"],
     )
-    config = DetrConfig(
+    config = transformers.DetrConfig(
         use_timm_backbone=False,
         use_pretrained_backbone=False,
         backbone=None,
@@ -233,7 +233,7 @@ def detr(depths: list[int], widths: list[int], layer_type: str) -> nn.Module:
         attn_implementation="eager",
     )
     # DETR freezes the stem; here all of the backbone trains.
-    return with_statistics(DetrForObjectDetection(config)).double().eval().requires_grad_(True)
+    return with_statistics(transformers.DetrForObjectDetection(config)).double().eval().requires_grad_(True)
 
 
 def check_detr(eager: nn.Module, expected_count: int) -> None:
