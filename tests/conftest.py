@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import getpass
 import os
+import sys
 import tempfile
 
 # Every worker of pytest-xdist runs as many threads as there are cores, and threads that wait by spinning keep
@@ -14,6 +15,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Processes that wait to compile Triton's kernels take seconds to start, and a CPU has nothing for them.
 os.environ.setdefault("TORCH_WARM_POOL", "0")
+
+# Workers, and processes that tests start, would else compile all modules anew, each of them.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
 
 # Nor may workers find what stock inductor compiled for longer vectors: its caches would hand it over.
 if capability := os.environ.get("ATEN_CPU_CAPABILITY"):

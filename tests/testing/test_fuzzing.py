@@ -24,7 +24,7 @@ from fxpasses.testing.captures import rewrite_at
 from fxpasses.testing.specimens import _answers, _nudged_answers
 from fxpasses.testing.strategies.parallel import _Window
 
-SAMPLED = {"torch": 6, "symbolic_trace": 20, "pre_dispatch": 8, "export": 6, "aten": 6}
+SAMPLED = {"torch": 5, "symbolic_trace": 15, "pre_dispatch": 6, "export": 5, "aten": 5}
 """Models at each level; how many depends on what a capture takes."""
 
 

@@ -45,10 +45,19 @@ def plan_of(model: nn.Module, x: torch.Tensor, layout: str = "channels_last") ->
 
 
 @pytest.mark.parametrize(
-    ("width", "groups", "mkldnn"), [(4, 1, True), (4, 1, False), (72, 1, False), (72, 2, False)]
+    ("training", "width", "groups", "mkldnn"),
+    [
+        (False, 4, 1, True),
+        (False, 4, 1, False),
+        (False, 72, 1, False),
+        (True, 4, 1, True),
+        (True, 72, 1, False),
+        (True, 72, 2, False),
+        pytest.param(False, 72, 2, False, marks=pytest.mark.full),
+        pytest.param(True, 4, 1, False, marks=pytest.mark.full),
+    ],
 )
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_the_decision_is_the_one_that_inductor_makes_by_itself(width, groups, mkldnn, training):
+def test_the_decision_is_the_one_that_inductor_makes_by_itself(training, width, groups, mkldnn):
     model, x = chain(width, groups), torch.randn(1, width, 10, 10)
     with torch.set_grad_enabled(training), torch.backends.mkldnn.flags(enabled=mkldnn):
         expected = answers_of_stock(model, x)

@@ -594,8 +594,12 @@ def test_outputs_of_symbolic_sizes_have_eagers_strides():
             assert run(x).stride() == model(x).stride()
 
 
+# One wrapper of C++ takes less time than the header that would be compiled ahead for it.
+SETTINGS = [{"cpp_wrapper": True, "cpp_cache_precompile_headers": False}, {"freezing": True}]
+
+
 @pytest.mark.needs_kernels
-@pytest.mark.parametrize("inductor", [{"cpp_wrapper": True}, {"freezing": True}], ids=str)
+@pytest.mark.parametrize("inductor", SETTINGS, ids=lambda settings: next(iter(settings)))
 def test_own_kernels_under_settings_of_inductor(inductor):
     model = net()
     run = compiled(model, profit="always", inductor=inductor)
