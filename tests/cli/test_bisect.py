@@ -61,6 +61,7 @@ def test_the_culprit_is_found_with_its_remark_and_its_file(tmp_path):
     assert "torch.sum" in found.repro.read_text()
 
 
+@pytest.mark.full
 def test_a_command_that_succeeds_has_no_culprit(tmp_path, capsys):
     assert main(["bisect", "--", *command(2, 99, tmp_path)]) == 2
     assert "nothing to find" in capsys.readouterr().err

@@ -267,6 +267,7 @@ def test_threads_and_rounds_are_positive_numbers(capsys, given):
     assert "from 1 up" in misused(capsys, "demo", f"--rounds={given}")
 
 
+@pytest.mark.full
 def test_a_missing_compiler_is_one_line_that_says_what_to_install(tmp_path):
     environment = os.environ | {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "fxpasses", "demo", "--rounds", "2", "--threads", "1"]

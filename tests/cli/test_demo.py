@@ -116,6 +116,7 @@ def test_a_spread_that_straddles_one_is_inconclusive(quartiles, verdict):
     assert demo.Ratio(*quartiles).verdict == verdict
 
 
+@pytest.mark.full
 def test_variants_take_turns_in_processes_of_their_own(monkeypatch):
     monkeypatch.setattr(demo, "VARIANTS", ("eager",))
     said: list[str] = []

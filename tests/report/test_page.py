@@ -144,12 +144,14 @@ def resnet50() -> Report:
     return fxpasses.explain(load_model("timm:resnet50").eval(), torch.randn(2, 3, 64, 64))
 
 
+@pytest.mark.full
 def test_resnet50_s_training_report_is_below_two_megabytes(resnet50: Report, tmp_path: Path) -> None:
     resnet50.save_html(tmp_path / "report.html")
     assert resnet50.applied == {"efficient_conv_bn_eval": 53}
     assert (tmp_path / "report.html").stat().st_size < 2 * MEGABYTE
 
 
+@pytest.mark.full
 @needs_browser
 def test_resnet50_s_page_opens_from_disk_and_loads_nothing(resnet50: Report, opened: Any) -> None:
     page = opened(resnet50)

@@ -237,6 +237,7 @@ def test_the_plugin_s_fixtures_work_and_import_torch_late(tmp_path, request, mon
     assert "3 passed" in done.stdout, done.stdout
 
 
+@pytest.mark.full
 def test_the_kit_works_without_hypothesis_which_only_fuzz_needs():
     script = """
 import sys
