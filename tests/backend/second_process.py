@@ -1,4 +1,4 @@
-"""Compiles three networks and prints what the reports and inductor's counters say, for a process of its own.
+"""Compiles four networks and prints what the reports and inductor's counters say, for a process of its own.
 
 Its arguments are a factor that is part of each network, so that no cache has it yet, and names of networks.
 A first process fills inductor's caches, a second finds all in them: what is counted, remarked, planned and
@@ -37,7 +37,11 @@ def pair(first: nn.Module) -> dict[str, Any]:
     out.sum().backward()
     assert torch.allclose(out, model(x), atol=1e-5)
     report = fxpasses.last_report()
-    return {"ours": dict(counters["fxpasses"]), "masks": report.applied["activation_masks"]}
+    return {
+        "ours": dict(counters["fxpasses"]),
+        "masks": report.applied["activation_masks"],
+        "remarks": len(report.remarks),
+    }
 
 
 def plan(first: nn.Module) -> dict[str, Any]:
@@ -54,22 +58,31 @@ def plan(first: nn.Module) -> dict[str, Any]:
     }
 
 
-def constants(first: nn.Module) -> dict[str, Any]:
-    """Cached weights, which are constants of the process and not of the graph that a cache holds.
-
-    Kernels of ours are taken wherever there are any, since what is measured to be faster may differ.
-    """
-    model = nn.Sequential(first, nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
-    x = torch.randn(1, 3, 9, 9)
-    run = torch.compile(model, backend="fxpasses", options={"weights": "cached", "profit": "always"})
+def kept(first: nn.Module, dtype: torch.dtype, **options: Any) -> dict[str, Any]:
+    """A convolution with cached weights: constants of the process, not of the graph that a cache holds."""
+    model = nn.Sequential(first, nn.Conv2d(3, 8, 3), nn.ReLU()).eval().to(dtype)
+    x = torch.randn(1, 3, 9, 9, dtype=dtype)
+    run = torch.compile(model, backend="fxpasses", options={"weights": "cached", **options})
     with torch.no_grad():
         torch.testing.assert_close(run(x), model(x))
-    return {"packed": fxpasses.last_report().packed_tensors}
+    report = fxpasses.last_report()
+    codes = [remark.code for remark in report.remarks if remark.rule == "own_kernels"]
+    return {"packed": report.packed_tensors, "kernels": codes}
+
+
+def half(first: nn.Module) -> dict[str, Any]:
+    """Before this process needs kernels of ours, which make our operators known: there are none for it."""
+    return kept(first, torch.bfloat16)
+
+
+def constants(first: nn.Module) -> dict[str, Any]:
+    """With kernels of ours wherever there are any, since what is measured to be faster may differ."""
+    return kept(first, torch.float32, profit="always")
 
 
 def main(factor: str, *names: str) -> None:
     printed = {}
-    for network in (pair, plan, constants):
+    for network in (pair, plan, half, constants):
         if names and network.__name__ not in names:
             continue
         torch.compiler.reset()

@@ -267,7 +267,7 @@ exact(x.double()).square().mean().backward()
 for layout in sys.argv[1:]:
     torch.compiler.reset()
     compiled = torch.compile(model, backend="fxpasses", options={"layout": layout})
-    for _ in range(10):
+    for _ in range(25):
         model.zero_grad()
         compiled(x).square().mean().backward()
         for ours, theirs in zip(model.parameters(), exact.parameters()):
