@@ -1,0 +1,12 @@
+"""Networks as detectors have them: `benchmarks.shared.detection:backbone` is a model specification."""
+
+from __future__ import annotations
+
+import torch
+from torchvision.models import resnet50
+from torchvision.ops import FrozenBatchNorm2d
+
+
+def backbone() -> torch.nn.Module:
+    """ResNet-50 with batch norms that are constants for good: per channel, a product and a sum."""
+    return resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
