@@ -57,8 +57,8 @@ from benchmarks.operators.rows import (
 from benchmarks.operators.runs import Plan, measure_operator
 from benchmarks.operators.traces import OperatorTraces
 from benchmarks.shared.environment import check_device, environment_block, physical_cores
-from benchmarks.shared.interleaving import Effort
 from fxpasses.cli.model_specs import declare_torchvision_operators
+from fxpasses.devices.timing import Effort
 from fxpasses.errors import FxpassesError, unknown_name
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "log": None}

@@ -29,17 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.layout.caches import evict
-from benchmarks.layout.cases import (
-    DIRECTIONS,
-    DTYPES,
-    Convolution,
-    Direction,
-    implementations,
-    in_layout,
-    operands,
-)
-from benchmarks.layout.measure import Comparison, Setting, Variant, measure_convolution
+from benchmarks.layout.measure import Comparison, Variant, measure_convolution
 from benchmarks.layout.report import (
     comparison_tables,
     comparisons,
@@ -49,12 +39,22 @@ from benchmarks.layout.report import (
     to_json,
     write_csv,
 )
+from benchmarks.layout.setting import DTYPES, Setting
 from benchmarks.layout.sweep import SweepResult, Workload, collect, sweep, tasks, to_profile
 from benchmarks.operators.inputs.suites import MODES, Mode
 from benchmarks.shared.environment import check_device, environment_block, physical_cores
-from benchmarks.shared.interleaving import Effort
+from fxpasses.devices.caches import evict
+from fxpasses.devices.convolutions import (
+    DIRECTIONS,
+    Convolution,
+    Direction,
+    implementations,
+    in_layout,
+    operands,
+)
 from fxpasses.devices.profile import COLD, HOT, LAYOUTS
 from fxpasses.devices.store import device_name, file_name, load
+from fxpasses.devices.timing import Effort
 from fxpasses.errors import FxpassesError, unknown_name
 
 Name = TypeVar("Name", bound=str)

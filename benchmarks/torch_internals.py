@@ -28,11 +28,6 @@ def fake_copy(module: Module) -> tuple[FakeTensorMode, Module]:
         return mode, copy.deepcopy(module)
 
 
-def cuda_sleep(cycles: int) -> None:
-    """Keeps the current CUDA stream busy for about `cycles` clock cycles (`torch.cuda._sleep`)."""
-    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-
 def tree_leaves(tree: object) -> list[object]:
     """The leaves of nested containers, model outputs of transformers among them (`torch.utils._pytree`)."""
     from torch.utils._pytree import tree_leaves as leaves
@@ -152,6 +147,13 @@ def has_inductor_lowering(operator: object) -> bool:
     table = cast("Mapping[object, object]", lowerings)
     lowering = table.get(operator) or table.get(getattr(operator, "overloadpacket", None))
     return lowering is not None and not getattr(lowering, "_is_fallback_handler", False)
+
+
+def tree_map_only(kind: type, function: Callable[..., object], tree: object) -> object:
+    """Nested containers with every leaf of one type replaced (`torch.utils._pytree`)."""
+    from torch.utils._pytree import tree_map_only as map_only
+
+    return cast(object, map_only(kind, function, tree))
 
 
 def tree_map_leaves(function: Callable[[object], object], tree: object) -> object:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from fxpasses.backend.compilation import Compilation
 from fxpasses.backend.rewriting import executor_of, rewrite
+from fxpasses.backend.undisturbed import undisturbed
 from fxpasses.errors import FxpassesError, UnknownOptionError
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
@@ -145,7 +145,7 @@ def explain(
     Raises:
         FxpassesError: bad options, or a graph without metadata and without example inputs.
     """
-    chosen = Options.of(options)
+    chosen = dataclasses.replace(Options.of(options), tune_seconds=0)  # nothing is measured
     if isinstance(model, (GraphModule, ExportedProgram)):
         report = _optimize(model, example_inputs or None, chosen).report
         return dataclasses.replace(report, dry_run=True)
@@ -167,24 +167,8 @@ def _explain_with_dynamo(model: Callable[..., Any], inputs: tuple[Any, ...], opt
             errors.append(error)
         return gm.forward
 
-    with _undisturbed(model):
+    with undisturbed(model):
         torch.compile(fresh_call(), backend=trace_only)(model, inputs)
     if errors:
         raise errors[0]
     return dataclasses.replace(Report.merge(reports), dry_run=True)
-
-
-@contextlib.contextmanager
-def _undisturbed(model: Callable[..., Any]) -> Iterator[None]:
-    """Puts buffers and random generators back as they were."""
-    buffers = list(model.buffers()) if isinstance(model, torch.nn.Module) else []
-    saved = [(buffer, buffer.detach().clone()) for buffer in buffers]
-    devices = sorted({buffer.device.index for buffer in buffers if buffer.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in saved:
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)

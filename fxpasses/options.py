@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,9 +30,14 @@ class Options:
         inner: what the rewritten graph is handed to: ``"inductor"``, ``"aot_eager"``, ``"eager"``, any name
             that Dynamo knows, or a callable that takes a graph module and example inputs.
         layout: how memory layouts are assigned.
-        layout_profile: a file with what convolutions take on this device (`benchmarks.tensor_layout --sweep`
-            writes one); None for the one that is found by the device's name, if any. A file that cannot be
-            used is named in a warning, and layouts are left to inductor.
+        layout_profile: a file with what convolutions take on this device (`fxpasses tune --export` writes
+            one); None for the device's own store, then those shipped. A file that cannot be used is named in
+            a warning, and layouts are left to inductor.
+        tune_seconds: how long one compilation may measure what the layout plan depends on and the device's
+            store lacks, in seconds; 0 for never. The default is $FXPASSES_TUNE_SECONDS where that is set,
+            else 5.
+        race: have the user's first calls go to the optimised program and to stock inductor's in turns, and
+            keep the faster, for this process and later ones; implied by ``mode="max-autotune"`` and its kind.
         weights: ``"cached"`` does work that depends on parameters alone once per parameter version.
         profit: ``"always"`` applies what is legal, whether or not the cost model thinks that it pays.
         verify: what is checked at each application, beyond shape and dtype: ``"structure"`` (lint, metadata,
@@ -56,6 +62,8 @@ class Options:
     inner: str | Callable[..., Any] = "inductor"
     layout: Layout = "auto"
     layout_profile: str | os.PathLike[str] | None = None
+    tune_seconds: float = field(default_factory=lambda: _default_tune_seconds())
+    race: bool = False
     weights: Weights = "live"
     profit: Profit = "model"
     verify: Verify = "off"
@@ -69,6 +77,8 @@ class Options:
             given = getattr(self, name)
             if given not in choices:
                 raise UnknownOptionError(unknown_name(f"value of option {name!r}:", str(given), choices))
+        if not isinstance(self.race, bool):
+            raise UnknownOptionError(f"option 'race' takes True or False; got {self.race!r}.")
         for name in ("passes", "disable"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 0):
@@ -81,6 +91,7 @@ class Options:
             raise UnknownOptionError(
                 f"option 'layout_profile' takes the path of a file; got {self.layout_profile!r}."
             )
+        object.__setattr__(self, "tune_seconds", _seconds("option 'tune_seconds'", self.tune_seconds))
         if not isinstance(self.inductor, Mapping):
             raise UnknownOptionError(f"option 'inductor' takes a mapping of settings; got {self.inductor!r}.")
         object.__setattr__(self, "inductor", MappingProxyType(dict(self.inductor)))
@@ -114,6 +125,21 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "verify": get_args(Verify),
     "memory": get_args(Memory),
 }
+
+
+def _default_tune_seconds() -> float:
+    given = os.environ.get("FXPASSES_TUNE_SECONDS", "")
+    try:
+        return _seconds("$FXPASSES_TUNE_SECONDS", float(given)) if given else 5.0
+    except ValueError as error:
+        raise UnknownOptionError(f"$FXPASSES_TUNE_SECONDS takes seconds from 0 up; got {given!r}.") from error
+
+
+def _seconds(what: str, given: object) -> float:
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not is_number or not 0 <= given < math.inf:  # type: ignore[operator]  # a number
+        raise UnknownOptionError(f"{what} takes seconds from 0 up; got {given!r}.")
+    return float(given)  # type: ignore[arg-type]  # a number
 
 
 def _names(option: str, given: object) -> tuple[str, ...] | None:

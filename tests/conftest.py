@@ -26,6 +26,12 @@ if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
     directory = os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual).removesuffix(f"_{capability}")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{directory}_{capability}"
 
+# What a machine is measured to be like is another thing on each: tests that measure say so, and where.
+os.environ.setdefault("FXPASSES_TUNE_SECONDS", "0")
+os.environ["FXPASSES_PROFILE_DIR"] = os.path.join(
+    tempfile.gettempdir(), f"fxpasses_{getpass.getuser()}_tests"
+)
+
 import pytest
 import torch
 

@@ -5,7 +5,7 @@
         mismatch:    a wrong result; no time of this operator is reported at all
         measured:    seconds, one value a round, paired with those of the other candidates
 
-Operands are in no cache when they are read (`benchmarks.layout.caches`), unless the setting says hot: then
+Operands are in no cache when they are read (`fxpasses.devices.caches`), unless the setting says hot: then
 each candidate repeats its call on the same ones.
 
 What is close enough is said by `fxpasses.comparison.kernel_tolerance`.
@@ -13,19 +13,20 @@ What is close enough is said by `fxpasses.comparison.kernel_tolerance`.
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from benchmarks.layout.caches import in_turn, sets_needed
-from benchmarks.layout.cases import (
-    DTYPES,
+from benchmarks.layout.setting import Setting
+from benchmarks.shared.statistics import Ratio, Summary, paired_ratio, summarize
+from fxpasses.devices.caches import in_turn
+from fxpasses.devices.convolutions import (
     OPERATORS,
+    Candidates,
     Convolution,
     Direction,
     Kernel,
@@ -35,14 +36,11 @@ from benchmarks.layout.cases import (
     operands,
     reference,
 )
-from benchmarks.shared.interleaving import Effort, measure_interleaved
-from benchmarks.shared.statistics import Ratio, Summary, paired_ratio, summarize
-from fxpasses.comparison import kernel_tolerance
+from fxpasses.devices.measuring import Timing
 from fxpasses.devices.profile import LAYOUTS, Layout, Measurement
+from fxpasses.devices.timing import measure_interleaved
 
 Status = Literal["measured", "mismatch", "unsupported", "untimed"]
-Set = TypeVar("Set")
-Candidates = dict[tuple[Layout, str], list[Callable[[], Kernel]]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,12 @@ class Variant:
     times: tuple[float, ...] = ()
     reason: str = ""
 
+    @classmethod
+    def of(cls, timing: Timing) -> Variant:
+        """What was timed without being compared."""
+        named = (timing.operator, timing.key, timing.layout, timing.implementation, timing.dtype)
+        return cls(*named, "measured", timing.times)
+
     @property
     def summary(self) -> Summary:
         """Median and quartiles in seconds.
@@ -80,17 +84,10 @@ class Variant:
         Raises:
             ValueError: it was not measured.
         """
-        summary = self.summary
-        return Measurement(
-            self.operator,
-            self.key,
-            self.layout,
-            self.implementation,
-            self.dtype,
-            summary.median,
-            summary.iqr,
-            summary.n,
-        )
+        if not self.times:
+            raise ValueError(f"{self.operator} {self.key} was not measured: {self.reason}")
+        named = (self.operator, self.key, self.layout, self.implementation, self.dtype)
+        return Timing(*named, self.times).measurement()
 
 
 @dataclass(frozen=True)
@@ -100,58 +97,6 @@ class Comparison:
     contiguous: Variant
     channels_last: Variant
     speedup: Ratio
-
-
-@dataclass(frozen=True)
-class Setting:
-    """On what, with which arithmetic and with how much effort to measure.
-
-    Attributes:
-        dtype: as in ``float32``.
-        device: where.
-        effort: how long.
-        tf32: whether a GPU may use TF32 for float32.
-        hot: whether every call has the same operands, and so finds them in a cache.
-    """
-
-    dtype: str
-    device: torch.device
-    effort: Effort
-    tf32: bool = False
-    hot: bool = False
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype that `dtype` names."""
-        return DTYPES[self.dtype]
-
-    @property
-    def tolerance(self) -> float:
-        """Relative, and absolute for results of unit variance."""
-        return kernel_tolerance(self.torch_dtype, tf32=self.tf32 and self.device.type == "cuda")
-
-    def sets(self, first: Set, copied: Callable[[Set], Set], num_bytes: int) -> list[Set]:
-        """The sets of operands to take in turn: `first`, and as many copies as it takes.
-
-        Args:
-            first: one set.
-            copied: makes another of it, elsewhere in memory.
-            num_bytes: that one call reads and writes.
-        """
-        count = 1 if self.hot else sets_needed(num_bytes, self.device)
-        return [first, *(copied(first) for _ in range(count - 1))]
-
-    @contextlib.contextmanager
-    def arithmetic(self) -> Iterator[None]:
-        """No autograd, and TF32 exactly where it was asked for; restored afterwards."""
-        convolution, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        before = convolution.allow_tf32, matmul.allow_tf32
-        try:
-            convolution.allow_tf32 = matmul.allow_tf32 = self.tf32
-            with torch.no_grad():
-                yield
-        finally:
-            convolution.allow_tf32, matmul.allow_tf32 = before
 
 
 def measure_convolution(case: Convolution, direction: Direction, setting: Setting) -> list[Variant]:

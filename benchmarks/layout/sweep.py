@@ -20,34 +20,26 @@ from typing import cast
 
 import torch
 
-from benchmarks.layout.caches import in_turn
-from benchmarks.layout.cases import (
-    DIRECTIONS,
-    DTYPES,
-    Convolution,
-    Direction,
-    Kernel,
-    Operands,
-    in_layout,
-    to_layout,
-)
-from benchmarks.layout.measure import Candidates, Setting, Variant, measure, measure_convolution
+from benchmarks.layout.measure import Variant, measure_convolution
 from benchmarks.layout.operators import OperatorCase, layout_sensitive, measure_operator
+from benchmarks.layout.setting import DTYPES, Setting
 from benchmarks.operators.inputs.notation import Call, TensorSpec, parse_call
 from benchmarks.operators.inputs.suites import Entry, Mode, record
 from benchmarks.shared.environment import environment_block
-from benchmarks.shared.interleaving import measure_interleaved
-from benchmarks.shared.statistics import summarize
 from fxpasses.backend.memory import arrange_memory
+from fxpasses.devices.convolutions import (
+    DIRECTIONS,
+    Convolution,
+    Direction,
+)
 from fxpasses.devices.keys import bytes_key
+from fxpasses.devices.measuring import Measurer
 from fxpasses.devices.profile import (
     COLD,
     HOT,
     LAYOUT_COPY,
-    LAYOUTS,
     OPERANDS,
     DeviceProfile,
-    Layout,
     Roofline,
 )
 from fxpasses.devices.store import device_name
@@ -194,7 +186,7 @@ def sweep(todo: Iterable[Task], setting: Setting, deadline: float) -> SweepResul
         # As the backend has it for large graphs. Else what allocates its result pays for page faults beyond
         # 32 MiB, 13.6 ms instead of 2, and what writes into a buffer of its own does not.
         arrange_memory("keep")
-    peaks = measure_roofline(setting)
+    peaks = _measure_roofline(setting)
     variants: list[Variant] = []
     not_measured: list[str] = []
     for task in todo:
@@ -232,55 +224,8 @@ def to_profile(
     )
 
 
-def measure_roofline(setting: Setting) -> Roofline:
-    """The peaks of a device: a matrix product, a 3x3 convolution, a copy, and a call on 16 values.
-
-    Operands are in no cache unless the setting says hot, but for the 16 values: what they take is the call.
-    """
-    large = setting.device.type == "cuda"
-    n = 8192 if large else 1024
-    num_bytes = 2**30 if large else 2**26
-    case = Convolution.of(
-        (64, 256, 56, 56) if large else (4, 128, 56, 56), (256 if large else 128,) * 2 + (3, 3)
-    )
-    with setting.arithmetic():
-        kernels = _peak_kernels(n, num_bytes, case, setting)
-        times = measure_interleaved(kernels, setting.device, setting.effort)
-    medians = {name: summarize(samples).median for name, samples in times.items()}
-    return Roofline(
-        dtype=setting.dtype,
-        matmul_flops=2 * n**3 / medians["matmul"],
-        convolution_flops=case.flops / min(medians[layout] for layout in LAYOUTS),
-        bandwidth=2 * num_bytes / medians["copy"],
-        call_seconds=medians["call"],
-    )
-
-
-def _peak_kernels(
-    n: int, num_bytes: int, case: Convolution, setting: Setting
-) -> dict[str, Callable[[], object]]:
-    def ones(*shape: int) -> torch.Tensor:
-        return torch.ones(shape, dtype=setting.torch_dtype, device=setting.device)
-
-    def pairs(*shape: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """What is read and what is written, of one shape."""
-        first = ones(*shape), ones(*shape)
-        return setting.sets(first, lambda pair: (pair[0].clone(), pair[1].clone()), 2 * first[0].nbytes)
-
-    def convolution(layout: Layout) -> list[Callable[[], object]]:
-        given = Operands(ones(*case.input_size), ones(*case.weight_size), ones(*case.output_size))
-        sets = setting.sets(in_layout(given, layout), Operands.copied, given.num_bytes)
-        run = aten.convolution.default
-        return [partial(run, operands.input, operands.weight, None, *case.arguments) for operands in sets]
-
-    few = ones(16)
-    copies = pairs(num_bytes // setting.torch_dtype.itemsize)
-    return {
-        **in_turn({"matmul": [partial(torch.mm, a, a, out=out) for a, out in pairs(n, n)]}),
-        **in_turn({"copy": [partial(target.copy_, source) for source, target in copies]}),
-        **in_turn({layout: convolution(layout) for layout in LAYOUTS}),
-        "call": partial(torch.add, few, few, out=few),
-    }
+def _measurer(setting: Setting) -> Measurer:
+    return Measurer(setting.device, setting.torch_dtype, setting.effort, hot=setting.hot)
 
 
 def _copy_sizes(device: torch.device) -> list[int]:
@@ -288,18 +233,10 @@ def _copy_sizes(device: torch.device) -> list[int]:
 
 
 def _measure_copy(num_bytes: int, setting: Setting) -> list[Variant]:
-    """Copies between the layouts, of 64 channels as most activations of a network's beginning have."""
-    pixels = num_bytes // setting.torch_dtype.itemsize // 64
-    height = 2 ** ((pixels.bit_length() - 1) // 2)
     with setting.arithmetic():
-        values = torch.randn(1, 64, height, pixels // height, device=setting.device).to(setting.torch_dtype)
+        return [Variant.of(timing) for timing in _measurer(setting).copy(num_bytes)]
 
-        def build(source: torch.Tensor, layout: Layout) -> Kernel:
-            return lambda: to_layout(source, layout)
 
-        candidates: Candidates = {}
-        for layout in LAYOUTS:
-            source = to_layout(values, "contiguous" if layout == "channels_last" else "channels_last")
-            sets = setting.sets(source, torch.clone, 2 * num_bytes)
-            candidates[layout, "aten.contiguous"] = [partial(build, operands, layout) for operands in sets]
-        return measure(LAYOUT_COPY, bytes_key(num_bytes), candidates, [values.double()], setting)
+def _measure_roofline(setting: Setting) -> Roofline:
+    with setting.arithmetic():
+        return _measurer(setting).peaks()

@@ -29,7 +29,7 @@ Times models under several compilers. Each variant lives in a process of its own
 one turn, in random order. A variant whose results are wrong has no time reported. A ratio is the baseline's
 time over the variant's: above 1 the variant is faster; inconclusive where its interval straddles 1. The
 rounds are shared by several launches of the processes, because two processes of one program differ; the
-second launch also tells how long compilation takes with warm caches.
+second launch also tells how long compilation takes with warm caches; --compilations repeats both.
 """
 _EPILOG = """\
 variants, separated by commas:
@@ -115,7 +115,18 @@ def _plan(given: argparse.Namespace) -> tuple[Suite, tuple[Gate, ...], str]:
     gates = tuple(parse_gate(gate) for gate in given.require)
     if given.at_once < 1:
         raise VariantError(f"--at-once {given.at_once} prepares nothing; write 1 or more.")
-    suite = Suite(case, models, variants, given.rounds, launches, given.only_saved_bytes, given.at_once)
+    if given.compilations < 1:
+        raise VariantError(f"--compilations {given.compilations} compiles nothing; write 1 or more.")
+    suite = Suite(
+        case,
+        models,
+        variants,
+        given.rounds,
+        launches,
+        given.only_saved_bytes,
+        given.at_once,
+        compilations=given.compilations,
+    )
     return suite, gates, _baseline(given.baseline, variants)
 
 
@@ -193,6 +204,14 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=2,
         help="processes of each variant, which share the rounds; default: 2",
+    )
+    add(
+        "--compilations",
+        type=int,
+        default=1,
+        metavar="N",
+        help="compile each variant N times with empty caches and N times with full ones, in processes of"
+        " their own, and report the medians; default: 1",
     )
     add("--no-warm", action="store_true", help="one launch: faster, and blind to what processes differ by")
     add(

@@ -9,7 +9,7 @@ from benchmarks.models.accuracy import Accuracy
 from benchmarks.models.cases import Case
 from benchmarks.models.variants import Variant
 
-Extent = Literal["everything", "saved bytes"]
+Extent = Literal["everything", "saved bytes", "compilation"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Prepare:
         case: what to run.
         variant: how to run it.
         reference: the file that `MakeReference` wrote; None starts from the seed and checks nothing.
-        extent: ``"saved bytes"`` stops after the first forward.
+        extent: ``"saved bytes"`` stops after the first forward, ``"compilation"`` after the first step.
     """
 
     case: Case

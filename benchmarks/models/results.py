@@ -40,8 +40,9 @@ class VariantResult:
         message: what is wrong or failed.
         seconds: of one step, one value a round; empty unless the status is `ok`.
         calls: steps that each of these values is the median of.
-        compile_seconds_cold: with empty caches; None for eager.
-        compile_seconds_warm: in a second process with the caches of the first; None where not measured.
+        compile_seconds_cold: with empty caches, the median of several; None for eager.
+        compile_seconds_warm: the same in a second process with the caches of the first; None where not
+            measured.
         peak_bytes: of a step, over the model at rest.
         saved_bytes: kept for the backward.
         rules: rewrites applied, by name.

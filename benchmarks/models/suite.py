@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,8 @@ class Suite:
         only_saved_bytes: whether to run one unchecked forward and nothing else.
         at_once: how many references or variants are computed, compiled and checked at the same time; the
             workers of all models stay until their turns where it is more than one.
+        compilations: how often each variant is compiled with empty caches, and how often with those of a
+            compilation before: in processes of their own, beyond what the launches do.
         shares_caches: whether variants of a model share inductor's caches: what they have in common is then
             compiled once, and no variant's compilation is cold. It needs `at_once` to be 1.
         wanted: told of a variant and of the rewrites in the first one, whether to run it on this model; None
@@ -63,6 +66,7 @@ class Suite:
     only_saved_bytes: bool = False
     at_once: int = 1
     shares_caches: bool = False
+    compilations: int = 1
     wanted: Callable[[Variant, Mapping[str, int]], bool] | None = None
 
     @property
@@ -79,7 +83,8 @@ class Suite:
     def units_of_work(self) -> int:
         """What `done` of the progress adds up to: one a reference, one a variant and launch, one a round."""
         rounds = self.rounds_of_launches
-        return len(self.models) * (1 + len(self.variants) * len(rounds) + sum(rounds))
+        compilations = 2 * (self.compilations - 1) + len(rounds)
+        return len(self.models) * (1 + len(self.variants) * compilations + sum(rounds))
 
 
 def check_models(suite: Suite) -> None:
@@ -106,6 +111,8 @@ def run_suite(suite: Suite, progress: Progress) -> tuple[ModelResult, ...]:
                 # float64 takes four times the memory of a half type.
                 with ThreadPoolExecutor(max(1, suite.at_once // 4)) as few:
                     list(few.map(_ModelRun.make_reference, runs))  # raises what one of them raised
+                for run in runs:
+                    run.compile_again()
                 for number, rounds in enumerate(suite.rounds_of_launches):
                     _launch(runs, number, rounds, pool)
                 results += [run.result() for run in runs]
@@ -135,6 +142,8 @@ class _ModelRun:
     _reference: Path | None = None
     _failure: str | None = None
     _workers: dict[str, Worker] = field(default_factory=dict)
+    _cold: dict[str, list[float]] = field(default_factory=dict)
+    _warm: dict[str, list[float]] = field(default_factory=dict)
 
     def make_reference(self) -> None:
         """Computes what the results are compared with; where it fails, no variant is launched."""
@@ -151,6 +160,25 @@ class _ModelRun:
                 self.progress(f"{self.case.model}: no reference", skipped)
                 return
         self.progress(f"{self.case.model}: reference in float64", 1)
+
+    def compile_again(self) -> None:
+        """Compiles every variant more often than its launches do, in turns, each with caches of its own."""
+        for repetition in range(self.suite.compilations - 1 if self._failure is None else 0):
+            for variant in self.suite.variants:
+                caches = self.folder / f"caches-again-{repetition}-{variant.name}"
+                for seconds in (
+                    self._cold.setdefault(variant.name, []),
+                    self._warm.setdefault(variant.name, []),
+                ):
+                    self.progress(f"{self.case.model}: {variant.name}: compiling again")
+                    with _worker(self.suite, caches) as worker, contextlib.suppress(WorkerError):
+                        reply = worker.request(
+                            Prepare(self.case, variant, str(self._reference), "compilation")
+                        )
+                        assert isinstance(reply, Prepared)
+                        if reply.compile_seconds is not None:
+                            seconds.append(reply.compile_seconds)
+                    self.progress(f"{self.case.model}: {variant.name}: compiled again", 1)
 
     def preparations(self, number: int, stack: contextlib.ExitStack) -> list[Callable[[], None]]:
         """What is to be done before the turns of a launch, one task a variant; `stack` ends the workers."""
@@ -191,8 +219,25 @@ class _ModelRun:
             return ModelResult(
                 self.case.model, tuple(_failed(variant, self._failure) for variant in variants)
             )
-        ordered = tuple(self.results[name] for name in names_of(variants) if name in self.results)
+        ordered = tuple(
+            self._with_medians(self.results[name]) for name in names_of(variants) if name in self.results
+        )
         return ModelResult(self.case.model, ordered, self.suite.rounds_of_launches)
+
+    def _with_medians(self, found: VariantResult) -> VariantResult:
+        """The result with the medians of all compilations."""
+        cold, warm = (
+            [*again.get(found.name, []), *([once] if once is not None else [])]
+            for again, once in (
+                (self._cold, found.compile_seconds_cold),
+                (self._warm, found.compile_seconds_warm),
+            )
+        )
+        return replace(
+            found,
+            compile_seconds_cold=statistics.median(cold) if cold else None,
+            compile_seconds_warm=statistics.median(warm) if warm else None,
+        )
 
     def time(self, number: int, rounds: int) -> None:
         """Lets the workers that were prepared take their turns."""

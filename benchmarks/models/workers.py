@@ -62,6 +62,8 @@ class Worker:
             "PYTHONPATH": os.pathsep.join(path),
             "TORCHINDUCTOR_CACHE_DIR": str(cache),
         }
+        # What is measured while compiling is cold with the other caches, and warm with them.
+        environment.setdefault("FXPASSES_PROFILE_DIR", str(cache / "fxpasses-profiles"))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.models.worker", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,

@@ -23,12 +23,12 @@ from benchmarks.operators.inputs.argument_rules import UnmaterialisableError, ba
 from benchmarks.operators.inputs.log import Sample
 from benchmarks.operators.inputs.materialise import Target, materialise
 from benchmarks.operators.inputs.recorder import computes
-from benchmarks.shared.interleaving import Effort, measure_interleaved
 from benchmarks.torch_internals import (
     OpOverload,
     has_inductor_lowering,
     operators_for_inductor,
 )
+from fxpasses.devices.timing import Effort, measure_interleaved
 
 Status = Literal["ok", "inaccurate", "failed"]
 Observe: TypeAlias = Callable[[Sample, Mapping[str, Callable[[], object]]], None]

@@ -22,6 +22,7 @@ from fxpasses.backend.inner import inner_backend
 from fxpasses.graph.decline import Decline
 from fxpasses.options import Options
 from fxpasses.passes.layout.joint import results_share_memory
+from fxpasses.passes.weights.own_kernels import OwnKernels
 from fxpasses.report import sidecar
 from fxpasses.report.data import Remark
 from fxpasses.report.report import Report
@@ -51,6 +52,7 @@ class Compilation:
         mode: a mode of torch.compile, for inductor.
         report: what has happened so far.
         trains: whether gradients are on.
+        own_kernels: when kernels of ours are taken; None for what the options say.
     """
 
     graph_module: GraphModule
@@ -59,6 +61,7 @@ class Compilation:
     mode: str | None = None
     report: Report = field(default_factory=Report)
     trains: bool = field(default_factory=torch.is_grad_enabled)
+    own_kernels: OwnKernels | None = None
     _steps: dict[type[Step], Step] = field(default_factory=dict, init=False)
 
     @property
@@ -121,6 +124,8 @@ class Compilation:
             compiled = step.compiled(compiled)
         for step in steps:
             self.report = step.reported(self.report)
+        if "cpu" in self.devices:
+            self.report = replace(self.report, threads=torch.get_num_threads())
         return compiled
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from fxpasses.backend.compilation import Compilation
+from fxpasses.backend.compilation import Compilation, Compiled
 from fxpasses.backend.inner import inner_backend
+from fxpasses.backend.racing import compile_contenders, races
 from fxpasses.backend.rewriting import rewrite
 from fxpasses.backend.steps import take_steps
 from fxpasses.options import Options
@@ -44,21 +45,29 @@ def backend(
     """
     compilation = Compilation(gm, example_inputs, Options.of(options), mode)
     inner_backend(compilation.options, mode)  # what does not exist is refused before any work
-    by_operator = replace(compilation.options, inner="aot_eager", inductor={})
-    again = replace(compilation, options=by_operator, mode=None) if compilation.for_inductor else None
-    try:
-        compiled = _compile(compilation)
-    except Exception as error:
-        if again is None or not failed_on_symbols(error):
-            raise
-        compilation, compiled = again, _compile(again)
-        compilation.remark(_CANNOT_COMPARE)
+    if races(compilation.options, mode):
+        return compile_contenders(compilation, _compile_one)
+    compiled, compilation = _compile_one(compilation)
     # Counted last: a graph that the inner backend refused was not optimised.
     counters.record(compilation.report)
     return compiled
 
 
-def _compile(compilation: Compilation) -> Callable[..., Any]:
+def _compile_one(compilation: Compilation) -> tuple[Compiled, Compilation]:
+    """Compiles a graph; by operator, where inductor fails on its strides."""
+    by_operator = replace(compilation.options, inner="aot_eager", inductor={})
+    again = replace(compilation, options=by_operator, mode=None) if compilation.for_inductor else None
+    try:
+        return _compile(compilation), compilation
+    except Exception as error:
+        if again is None or not failed_on_symbols(error):
+            raise
+        compiled = _compile(again)
+        again.remark(_CANNOT_COMPARE)
+        return compiled, again
+
+
+def _compile(compilation: Compilation) -> Compiled:
     rewrite(compilation)
     take_steps(compilation)
     return compilation.compile()

@@ -41,6 +41,20 @@ def working(what: str, total: int) -> Iterator[Callable[[str], None]]:
         yield lambda step: progress.update(task, description=step, advance=1)
 
 
+@contextlib.contextmanager
+def measuring(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, where that is a terminal; tell it what is done, and of how many."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    text = TextColumn("measuring {task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
 def positive(text: str) -> int:
     """An argument that is a number from 1 up."""
     if not text.isdecimal() or int(text) < 1:

@@ -96,7 +96,7 @@ class InputSpec:
             )
         shape = tuple(int(size) for size in found[1].split(","))
         try:
-            return InputSpec(shape, _dtype(found[2]) if found[2] else None)
+            return InputSpec(shape, dtype_of(found[2]) if found[2] else None)
         except FxpassesError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -110,7 +110,7 @@ class InputSpec:
         return torch.randint(0, 2, self.shape).to(dtype)
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_of(name: str) -> torch.dtype:
     import torch
 
     found = getattr(torch, name, None)
@@ -130,11 +130,11 @@ def run(arguments: argparse.Namespace) -> int:
     from fxpasses.options import Options
     from fxpasses.report import counters
 
-    options = Options.of(dict(_option(option) for option in arguments.options))
-    dtype = _dtype(arguments.dtype)
+    options = Options.of(dict(option_of(option) for option in arguments.options))
+    dtype = dtype_of(arguments.dtype)
     if not dtype.is_floating_point:
         raise FxpassesError(f"--dtype {arguments.dtype} is not a floating dtype, which weights must have.")
-    with working("building the model", total=3) as proceed, _current_directory_importable():
+    with working("building the model", total=3) as proceed, current_directory_importable():
         torch.manual_seed(0)
         model = load_model(arguments.spec).to(dtype).train(arguments.full_train)
         inputs = [spec.build(dtype) for spec in arguments.input]
@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _option(text: str) -> tuple[str, object]:
+def option_of(text: str) -> tuple[str, object]:
     """``"limit=3"`` as key and value: a Python literal, names with commas between them, or a word."""
     key, equals, given = text.partition("=")
     if not equals:
@@ -208,7 +208,7 @@ def _save_page(report: Report, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _current_directory_importable() -> Iterator[None]:
+def current_directory_importable() -> Iterator[None]:
     """Lets `package.module:factory` name a module beside the user, as `python -m` would."""
     here = os.getcwd()
     sys.path.insert(0, here)

@@ -26,6 +26,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from fxpasses.report.whole_files import write_whole
+
 Layout = Literal["contiguous", "channels_last"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 SCHEMA_VERSION = 1
@@ -34,6 +36,7 @@ SCHEMA_VERSION = 1
 CONVOLUTION_FORWARD = "convolution.forward"
 CONVOLUTION_INPUT_GRAD = "convolution.input_grad"
 CONVOLUTION_WEIGHT_GRAD = "convolution.weight_grad"
+OPERATORS_OF_CONVOLUTIONS = (CONVOLUTION_FORWARD, CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD)
 CHANNEL_AFFINE = "channel_affine"  # y = x * scale[c] + shift[c]
 LAYOUT_COPY = "layout_copy"  # the measurement's layout is the one that is copied *to*
 
@@ -73,6 +76,31 @@ class Measurement:
     seconds: float
     spread: float
     samples: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which of two programs for one graph was faster, in a race of the user's calls.
+
+    Attributes:
+        winner: its name.
+        loser: the other's.
+        ratio: the median of the time of the one that was looked at first over the other's.
+        low, high: its 95 % interval.
+        pairs: of how many pairs of calls.
+    """
+
+    winner: str
+    loser: str
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the interval leaves 1."""
+        return not self.low <= 1 <= self.high
 
 
 @dataclass(frozen=True)
@@ -116,6 +144,8 @@ class DeviceProfile:
         settings: what else decides the times, such as ``{"float32_precision": "ieee", "operands": "cold"}``.
         rooflines: one for each dtype measured.
         measurements: the rows.
+        verdicts: of races, by the key of the graph.
+        revision: changes when rows are added on purpose, so that what was compiled before is planned anew.
     """
 
     device: str
@@ -124,6 +154,8 @@ class DeviceProfile:
     settings: Mapping[str, str] = field(default_factory=dict)
     rooflines: tuple[Roofline, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    revision: str = ""
 
     def seconds(
         self,
@@ -192,7 +224,13 @@ class DeviceProfile:
                 )
         rows = {_identity(row): row for row in (*self.measurements, *newer.measurements)}
         peaks = {roofline.dtype: roofline for roofline in (*self.rooflines, *newer.rooflines)}
-        return replace(newer, rooflines=tuple(peaks.values()), measurements=tuple(rows.values()))
+        return replace(
+            newer,
+            rooflines=tuple(peaks.values()),
+            measurements=tuple(rows.values()),
+            verdicts={**self.verdicts, **newer.verdicts},
+            revision=newer.revision or self.revision,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the profile as JSON; the file appears whole or not at all.
@@ -200,12 +238,7 @@ class DeviceProfile:
         Raises:
             OSError: the file cannot be written.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Several processes may share a cache folder: each writes a file of its own and moves it into place.
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        partial.write_text(self._text(), "utf-8")
-        partial.replace(target)
+        write_whole(Path(path), self._text())
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> DeviceProfile:
@@ -221,11 +254,15 @@ class DeviceProfile:
             settings={_text(name): _text(value) for name, value in data["settings"].items()},
             rooflines=tuple(_roofline(row) for row in data["rooflines"]),
             measurements=tuple(_measurement(row) for row in data["measurements"]),
+            verdicts={_text(key): _verdict(row) for key, row in data.get("verdicts", {}).items()},
+            revision=_text(data.get("revision", "")),
         )
 
     def _text(self) -> str:
         """The profile as JSON, one measurement a line: there are thousands, and a diff should be short."""
-        head = json.dumps({"schema": SCHEMA_VERSION} | asdict(replace(self, measurements=())), indent=1)
+        fields = asdict(replace(self, measurements=()))
+        fields["measurements"] = fields.pop("measurements")  # last, whatever else there is
+        head = json.dumps({"schema": SCHEMA_VERSION} | fields, indent=1)
         rows = ",\n".join(json.dumps(asdict(row)) for row in self.measurements)
         return head.removesuffix("[]\n}") + f"[\n{rows}\n]}}\n"
 
@@ -261,6 +298,12 @@ class DeviceProfile:
 def _roofline(data: Mapping[str, Any]) -> Roofline:
     names = ("matmul_flops", "convolution_flops", "bandwidth", "call_seconds")
     return Roofline(_text(data["dtype"]), *(_positive(name, data[name]) for name in names))
+
+
+def _verdict(data: Mapping[str, Any]) -> Verdict:
+    numbers = (_positive(name, data[name], or_zero=True) for name in ("ratio", "low", "high", "pairs"))
+    ratio, low, high, pairs = numbers
+    return Verdict(_text(data["winner"]), _text(data["loser"]), ratio, low, high, int(pairs))
 
 
 def _measurement(data: Mapping[str, Any]) -> Measurement:

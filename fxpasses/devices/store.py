@@ -6,7 +6,7 @@
 
 A profile belongs to one device, whose name is the file's. A file that cannot be trusted (corrupt, of another
 device, of another schema version) is named in a warning and ignored, so that a caller falls back instead of
-failing a compilation. `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE` writes one.
+failing a compilation. What is measured while compiling is kept beside them (`own`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from __future__ import annotations
 import functools
 import json
 import os
-import platform
 import re
 import warnings
 from importlib import resources
 from pathlib import Path
 
-import torch
-
+from fxpasses.devices.identity import device_name as device_name
+from fxpasses.devices.identity import processor_name as processor_name
+from fxpasses.devices.identity import settings_in_force
 from fxpasses.devices.profile import SCHEMA_VERSION, DeviceProfile
+
+_VECTORS = ("vectors", "onednn_limit")
 
 SHIPPED = "profiles"
 """The folder of the package that holds the profiles it is shipped with."""
@@ -30,29 +32,6 @@ SHIPPED = "profiles"
 
 class DeviceProfileWarning(UserWarning):
     """A device profile was found and not used; the message names the file and the reason."""
-
-
-def device_name(device: str | torch.device = "cpu") -> str:
-    """The name that profiles of this device carry; for a CPU with the number of threads torch may use."""
-    checked = torch.device(device)
-    if checked.type == "cpu":
-        return f"{processor_name()}, {torch.get_num_threads()} threads"
-    if checked.type == "cuda":
-        return torch.cuda.get_device_name(checked)
-    return checked.type
-
-
-def processor_name() -> str:
-    """The processor's brand, family and model: virtual machines often hide the model behind a bare brand."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, re.MULTILINE))
-    name = fields.get("model name", "").strip() or platform.processor() or platform.machine()
-    if "cpu family" in fields and "model" in fields:
-        return f"{name}, family {fields['cpu family']} model {fields['model']}"
-    return name
 
 
 def cache_folder() -> Path:
@@ -69,14 +48,28 @@ def file_name(device: str) -> str:
 def find(device: str) -> DeviceProfile | None:
     """The profile of a device: the user's own if there is a usable one, else the one shipped, else None.
 
+    One that was measured with other vectors than those in force is passed over, and the shipped ones are
+    where $FXPASSES_SHIPPED_PROFILES is 0.
+
     Args:
         device: from `device_name`.
     """
-    for folder in (cache_folder(), Path(str(resources.files("fxpasses.devices"))) / SHIPPED):
+    folders = [cache_folder()]
+    if os.environ.get("FXPASSES_SHIPPED_PROFILES") != "0":
+        folders.append(Path(str(resources.files("fxpasses.devices"))) / SHIPPED)
+    for folder in folders:
         path = folder / file_name(device)
-        if path.is_file() and (profile := load(path, device=device)) is not None:
+        if path.is_file() and (profile := load(path, device=device)) is not None and _fits(profile):
             return profile
     return None
+
+
+def _fits(profile: DeviceProfile) -> bool:
+    """Whether what a profile says of its vectors, if anything, is so here."""
+    if "vectors" not in profile.settings:
+        return True
+    here = settings_in_force()
+    return all(profile.settings.get(name) == here.get(name) for name in _VECTORS)
 
 
 def load(path: str | os.PathLike[str], *, device: str | None = None) -> DeviceProfile | None:
@@ -89,26 +82,35 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> DevicePr
         device: the device it must belong to; None for any.
     """
     try:
-        return _checked(Path(path), device)
-    except _UnusableProfileError as reason:
-        advice = "measure it anew with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
+        return read_profile(Path(path), device)
+    except UnusableProfileError as reason:
+        advice = "measure it anew with `fxpasses tune SPEC --input SIZES --export FILE`"
         message = f"device profile {os.fspath(path)} is not used: {reason}; {advice}, or delete it."
         warnings.warn(message, DeviceProfileWarning, stacklevel=2)
         return None
 
 
-class _UnusableProfileError(Exception):
+class UnusableProfileError(Exception):
     """Why a file is no profile for this device and this version."""
 
 
-def _checked(path: Path, device: str | None) -> DeviceProfile:
+def read_profile(path: Path, device: str | None) -> DeviceProfile:
+    """Reads a profile, once and again after it has changed.
+
+    Args:
+        path: the file.
+        device: the device it must belong to; None for any.
+
+    Raises:
+        UnusableProfileError: it cannot be read, or belongs to another device or version of this package.
+    """
     try:
         status = path.stat()
     except OSError as error:
-        raise _UnusableProfileError(f"it cannot be read ({error})") from error
+        raise UnusableProfileError(f"it cannot be read ({error})") from error
     profile = _read(path, status.st_mtime_ns, status.st_size)
     if device is not None and profile.device != device:
-        raise _UnusableProfileError(f"it was measured on {profile.device!r}, and this device is {device!r}")
+        raise UnusableProfileError(f"it was measured on {profile.device!r}, and this device is {device!r}")
     return profile
 
 
@@ -117,14 +119,14 @@ def _read(path: Path, _modified: int, _size: int) -> DeviceProfile:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _UnusableProfileError(f"it cannot be read as JSON ({error})") from error
+        raise UnusableProfileError(f"it cannot be read as JSON ({error})") from error
     version = data.get("schema") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
-        raise _UnusableProfileError(
+        raise UnusableProfileError(
             f"its schema version is {version!r}, and this fxpasses reads {SCHEMA_VERSION}"
         )
     try:
         return DeviceProfile.from_dict(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
-        raise _UnusableProfileError(f"its content is not a profile's ({what})") from error
+        raise UnusableProfileError(f"its content is not a profile's ({what})") from error

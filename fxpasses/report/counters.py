@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
+from dataclasses import replace
 
+from fxpasses.report.data import Remark
 from fxpasses.report.report import Report
 from fxpasses.torch_internals.dynamo import dynamo_counters, trace_artifact
 
@@ -30,6 +32,14 @@ def record(report: Report) -> None:
         _applied.update(report.applied)
         for rule, count in report.applied.items():
             mirror[rule] += count
+
+
+def amend(report: Report, *remarks: Remark) -> None:
+    """Adds remarks to a recorded report, for what became known after it, unless it was forgotten."""
+    with _lock:
+        for at, kept in enumerate(_reports):
+            if kept is report:
+                _reports[at] = replace(report, remarks=(*report.remarks, *remarks))
 
 
 def applied() -> Counter[str]:

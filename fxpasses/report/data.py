@@ -73,6 +73,7 @@ class ReportData:
         kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, in number and in bytes.
         packed_tensors: how many convolutions and linear layers read weights that are kept in the format of
             their kernel: oneDNN's or ours.
+        threads: how many torch used on a CPU when the graph was compiled; 0 where it was not.
         graphs: drawings of the graph before and after, nested graphs included; empty for a graph of more
             than `fxpasses.report.drawing.LARGEST` nodes.
         applications: what each rewrite replaced, where that was kept (`keep_repro`, `verify="numerics"`);
@@ -89,6 +90,7 @@ class ReportData:
     kept_tensors: int = 0
     kept_bytes: int = 0
     packed_tensors: int = 0
+    threads: int = 0
     graphs: tuple[GraphDrawing, ...] = field(default=(), repr=False)
     applications: tuple[Application, ...] = field(default=(), repr=False, compare=False)
 
@@ -118,6 +120,7 @@ class ReportData:
             "kept_tensors": self.kept_tensors,
             "kept_bytes": self.kept_bytes,
             "packed_tensors": self.packed_tensors,
+            "threads": self.threads,
             "graphs": [drawing.to_dict() for drawing in self.graphs],
         }
         return json.dumps(data, indent=2)

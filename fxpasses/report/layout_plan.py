@@ -12,13 +12,17 @@ DECISIONS = {
     "applied": "carried out",
     "failed": "not carried out: the graph could not be changed so, and is as it was",
     "no-gain": "nothing to do: no tensor gains by another layout",
+    "as-stock": (
+        "as inductor would by itself: what the plan is predicted to gain over that is less than what the "
+        "prediction may be off"
+    ),
     "no-profile": (
         "not carried out: this device has not been measured, and a roofline does not justify a change; "
-        "measure it with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
+        "compiling measures it, unless tune_seconds is 0, and so does `fxpasses tune`"
     ),
     "not-measured": (
-        "not carried out: fewer than half of the convolutions have been measured on this device; add to its "
-        "profile with `python -m benchmarks.tensor_layout --sweep MODELS --profile FILE`"
+        "not carried out: fewer than half of the convolutions have been measured on this device; compiling "
+        "measures them, unless tune_seconds is 0, and so does `fxpasses tune`"
     ),
 }
 """What may come of a plan, in words."""
@@ -83,6 +87,7 @@ class ConvolutionPlan:
         implementation: what computes it there.
         contiguous, channels_last: predicted seconds under each label.
         measured: whether a device profile says so, and not the roofline.
+        predicted: whether it follows from measurements of convolutions that resemble it.
     """
 
     node: str
@@ -91,6 +96,7 @@ class ConvolutionPlan:
     contiguous: float
     channels_last: float
     measured: bool = False
+    predicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,34 @@ class Flip:
     optimal: bool
     seconds: float
     least: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was measured while the plan was made.
+
+    Attributes:
+        measured: how many rows the device's store gained.
+        seconds: how long that took.
+        in_doubt: how many operators the plan still depends on that were not measured.
+    """
+
+    measured: int
+    seconds: float
+    in_doubt: int
+
+
+@dataclass(frozen=True)
+class NearestFlip:
+    """The convolution that comes nearest to changing the plan.
+
+    Attributes:
+        node: the convolution, or the gradients of one.
+        slower: by which part of its predicted time it would have to be slower: 0.12 is 12 %.
+    """
+
+    node: str
+    slower: float
 
 
 @dataclass(frozen=True)
@@ -142,6 +176,12 @@ class LayoutPlan:
         copies: how many copies were put into the graph.
         repairs: how many of them because an operator did not follow the layout of what it reads.
         planning_seconds: how long reading and solving took.
+        tuning: what was measured for it; None where nothing was to be measured.
+        otherwise_seconds: predicted cost of what would be done without a plan: stock inductor's layouts, or
+            those of the traced graph; None where that was not asked.
+        uncertainty: how many seconds the difference between the two may be off.
+        foregone: how many seconds the best plan was predicted to gain, where it was not sure enough.
+        nearest_flip: what would change the plan first.
         stock: what stock inductor would have done; None where the graph does not go to inductor.
     """
 
@@ -160,6 +200,11 @@ class LayoutPlan:
     copies: int = 0
     repairs: int = 0
     planning_seconds: float = 0.0
+    tuning: Tuning | None = None
+    otherwise_seconds: float | None = None
+    uncertainty: float = 0.0
+    foregone: float = 0.0
+    nearest_flip: NearestFlip | None = None
     stock: StockPlan | None = None
 
     @property
@@ -171,6 +216,16 @@ class LayoutPlan:
     def measured(self) -> int:
         """Of how many convolutions the costs were measured."""
         return sum(convolution.measured for convolution in self.convolutions)
+
+    @property
+    def predicted(self) -> int:
+        """Of how many convolutions the costs follow from measurements of others."""
+        return sum(convolution.predicted for convolution in self.convolutions)
+
+    @property
+    def gain(self) -> float:
+        """How many seconds a call is predicted to gain over what would be done without a plan."""
+        return 0.0 if self.otherwise_seconds is None else self.otherwise_seconds - self.seconds
 
     @property
     def copies_avoided(self) -> int | None:
@@ -198,6 +253,8 @@ class LayoutPlan:
             "sizes": tuple(Flip(**fields) for fields in data["sizes"]),
             "forced_by_unknown": tuple(data["forced_by_unknown"]),
             "stock": StockPlan(**data["stock"]) if data["stock"] is not None else None,
+            "tuning": Tuning(**data["tuning"]) if data["tuning"] is not None else None,
+            "nearest_flip": NearestFlip(**data["nearest_flip"]) if data["nearest_flip"] is not None else None,
         }
         return LayoutPlan(**{**data, **nested})
 
@@ -213,6 +270,7 @@ class LayoutPlan:
         ]
         if self.stock is not None:
             lines.append(against_stock(self))
+        lines += how_sure(self)
         if self.forced_by_unknown:
             lines.append(f"operators of unknown semantics forced copies: {', '.join(self.forced_by_unknown)}")
         for flip in self.sizes:
@@ -221,6 +279,24 @@ class LayoutPlan:
                     f"not optimal at {dict(flip.sizes)}: {flip.seconds:.3g} s against {flip.least:.3g} s"
                 )
         return "\n".join(lines)
+
+
+def how_sure(plan: LayoutPlan) -> list[str]:
+    """What was measured for a plan and in how long, what was predicted, and by how much it wins, in words."""
+    lines = []
+    count = len(plan.convolutions)
+    if plan.tuning is not None:
+        rest = f", {plan.tuning.in_doubt} still in doubt" if plan.tuning.in_doubt else ""
+        lines.append(f"{plan.tuning.measured} measurements in {plan.tuning.seconds:.1f} s{rest}")
+    lines.append(f"of {count} convolutions {plan.measured} measured, {plan.predicted} predicted from others")
+    if plan.otherwise_seconds is not None:
+        unsure = f" ± {plan.uncertainty * 1e3:.3f}" if plan.uncertainty else ""
+        what, gain = ("would gain", plan.foregone) if plan.decision == "as-stock" else ("gains", plan.gain)
+        lines.append(f"{what} {gain * 1e3:.3f}{unsure} ms of {plan.otherwise_seconds * 1e3:.3f} ms")
+    if plan.nearest_flip is not None:
+        flip = plan.nearest_flip
+        lines.append(f"another plan would win if {flip.node} were {flip.slower:.0%} slower than that")
+    return lines
 
 
 def against_stock(plan: LayoutPlan) -> str:

@@ -6,7 +6,7 @@ import json
 
 from fxpasses.report.data import ReportData
 from fxpasses.report.drawing import LARGEST, STAGES
-from fxpasses.report.layout_plan import DECISIONS
+from fxpasses.report.layout_plan import DECISIONS, how_sure
 from fxpasses.report.text import copies, dearest, headline, notes, reasons, site
 
 
@@ -34,6 +34,7 @@ def render_html(report: ReportData) -> str:
         rules=sorted({remark.rule for remark in report.remarks}),
         layout=report.layout,
         decisions=DECISIONS,
+        how_sure=how_sure,
         copies=copies,
         dearest=dearest,
         graphs=report.graphs,

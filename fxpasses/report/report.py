@@ -46,6 +46,7 @@ class Report(ReportData):
             kept_tensors=sum(part.kept_tensors for part in parts),
             kept_bytes=sum(part.kept_bytes for part in parts),
             packed_tensors=sum(part.packed_tensors for part in parts),
+            threads=next((part.threads for part in reversed(parts) if part.threads), 0),
             graphs=_numbered(parts),
             applications=tuple(application for part in parts for application in part.applications),
         )

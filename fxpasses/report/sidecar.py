@@ -6,10 +6,10 @@ file beside it, so that counters and reports are those of the first compilation.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from fxpasses.report.whole_files import write_whole
 from fxpasses.torch_internals.inductor import inductor_cache_folder, inductor_caches_are_on
 
 
@@ -25,11 +26,9 @@ def save(name: str, data: object, patches: Mapping[str, Any]) -> None:
     """Keeps `data` (JSON) under a name, where inductor keeps its artifacts under these settings."""
     if not inductor_caches_are_on(patches):
         return
-    path = _path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(data), encoding="utf-8")
-    partial.replace(path)
+    # Where it cannot be written, whoever finds the artifact later is told that the record is gone.
+    with contextlib.suppress(OSError):
+        write_whole(_path(name), json.dumps(data))
 
 
 def load(name: str) -> Any:

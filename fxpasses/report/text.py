@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+import torch
+
 from fxpasses.report.data import Remark, ReportData
-from fxpasses.report.layout_plan import DECISIONS, against_stock
+from fxpasses.report.layout_plan import DECISIONS, against_stock, how_sure
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -84,6 +86,12 @@ def notes(report: ReportData) -> list[str]:
         lines.append(
             f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB{packed}"
         )
+    now = torch.get_num_threads()
+    if report.threads and report.threads != now:
+        lines.append(
+            f"compiled with {report.threads} threads, and torch uses {now} by now: layouts and kernels were "
+            f"chosen for {report.threads}; compile again after torch.compiler.reset()"
+        )
     return lines
 
 
@@ -101,6 +109,7 @@ def layout_line(plan: LayoutPlan) -> str:
     ]
     if plan.stock is not None:
         parts.append(against_stock(plan))
+    parts += how_sure(plan)
     if plan.decision != "applied":
         parts.append(DECISIONS[plan.decision])
     return "; ".join(parts)

@@ -6,6 +6,7 @@ Known for torch 2.11, 2.13 and 2.15.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -40,3 +41,65 @@ def guessed_tangents(*, as_outputs: bool) -> contextlib.AbstractContextManager[A
     return cast(
         "contextlib.AbstractContextManager[Any]", config.patch(guess_tangent_strides_as_outputs=False)
     )
+
+
+def see_joint_graph(
+    graph_module: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    see: Callable[[torch.fx.GraphModule], None],
+) -> None:
+    """Traces a graph from Dynamo as inductor would have it, and shows what its joint passes would get.
+
+    Args:
+        graph_module: the graph; it is not changed.
+        inputs: one (fake) value per placeholder.
+        see: is given the graph of forward and backward, or of the forward where no gradient is wanted.
+    """
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.partitioners import default_partition
+    from torch._inductor import lowering  # noqa: F401  # the decompositions look it up and do not import it
+    from torch._inductor.decomposition import select_decomp_table
+
+    def whole(seen: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        see(seen)
+        return seen.forward
+
+    def half(seen: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        return seen.forward
+
+    def partition(seen: torch.fx.GraphModule, given: object, **sizes: Any) -> Any:
+        see(seen)
+        return default_partition(seen, given, **sizes)
+
+    table = select_decomp_table()
+    traced = aot_autograd(
+        fw_compiler=half,
+        bw_compiler=half,
+        inference_compiler=whole,
+        partition_fn=partition,
+        decompositions=table,
+    )
+    traced(graph_module, inputs)
+
+
+def backward_node(result: object) -> Any | None:
+    """The autograd node that runs a compiled graph's backward; None where its results take no gradient.
+
+    Args:
+        result: what the compiled graph returned.
+    """
+    from torch.utils._pytree import tree_leaves
+
+    pending = [leaf.grad_fn for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    for _ in range(_DEEPEST):
+        found = [node for node in pending if node is not None]
+        compiled = next((node for node in found if node.name() == "CompiledFunctionBackward"), None)
+        if compiled is not None:
+            return compiled
+        # Results that are views are taken again outside of the compiled graph.
+        pending = [before for node in found for before, _ in node.next_functions]
+    return None
+
+
+_DEEPEST = 4
+"""How many views lie between a result and the compiled graph at most."""

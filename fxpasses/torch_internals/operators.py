@@ -32,6 +32,12 @@ def operator_name(op: OpOverload | HigherOrderOperator) -> str:
     return str(op.name())  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
+def overload_name(op: OpOverload) -> str:
+    """Where an overload is found under `torch.ops`, such as ``"aten.mean.dim"``."""
+    name = operator_name(op).replace("::", ".")
+    return name if name.count(".") == 2 else f"{name}.default"
+
+
 @functools.cache
 def is_composite(op: OpOverload) -> bool:
     """Whether `op` decomposes by itself, so that it appears before dispatch only."""

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fxpasses.report.data import Remark
 from fxpasses.report.report import Report
@@ -109,3 +110,12 @@ def test_text_is_plain_whatever_the_environment(monkeypatch: pytest.MonkeyPatch)
 def test_square_brackets_in_a_message_are_text_and_no_markup() -> None:
     remark = Remark("r", "declined", "code", "sizes [2, 3] [bold]and[/bold] [/]", "node", stage="check")
     assert "sizes [2, 3] [bold]and[/bold] [/]" in str(report_of(remark))
+
+
+def test_another_number_of_threads_than_was_compiled_for_is_noticed():
+    now = torch.get_num_threads()
+    assert "threads" not in str(Report(nodes_before=1, threads=now))
+    assert "threads" not in str(Report(nodes_before=1))
+    text = " ".join(str(Report(nodes_before=1, threads=now + 3)).split())
+    assert f"compiled with {now + 3} threads, and torch uses {now} by now" in text
+    assert Report.from_json(Report(threads=5).to_json()).threads == 5

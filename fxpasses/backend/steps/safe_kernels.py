@@ -1,4 +1,4 @@
-"""Inductor's layout optimisation is off where it would be wrong (`fxpasses.passes.layout.unsafe`)."""
+"""Inductor's layout optimisation is off where it would be wrong (`fxpasses.devices.unsafe`)."""
 
 from __future__ import annotations
 

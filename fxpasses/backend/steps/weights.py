@@ -84,7 +84,7 @@ class PackedWeights(_Split):
 
     @property
     def _own(self) -> OwnKernels:
-        return _OWN_KERNELS[self.compilation.options.profit]
+        return self.compilation.own_kernels or _OWN_KERNELS[self.compilation.options.profit]
 
     def handed(self, given: Handed) -> Handed:
         handed = super().handed(given)

@@ -12,22 +12,35 @@ import torch
 from torch.fx import Node
 
 from fxpasses.devices.profile import DeviceProfile
+from fxpasses.devices.sizes import Seconds
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.locations import location_of
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name, canonical
 from fxpasses.graph.schema import bind
-from fxpasses.passes.layout.costs import PRODUCT, CostModel, Seconds, seconds_at
+from fxpasses.passes.layout.costs import PRODUCT, CostModel, seconds_at
 from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.network import Network, Tensor
 from fxpasses.passes.layout.preferences import preferences
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
 from fxpasses.passes.layout.reading import read_network
 from fxpasses.passes.layout.solve import solve
+from fxpasses.passes.layout.tuning import Tuner
 from fxpasses.report.layout_plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan
 from fxpasses.torch_internals.pytree import tree_leaves
 from fxpasses.torch_internals.sizes import size_hint, symbol_values
+
+_OF_ANY_LABELS = (
+    "source",
+    "planning_seconds",
+    "tuning",
+    "stock",
+    "otherwise_seconds",
+    "uncertainty",
+    "sizes",
+)
+"""What a plan says that does not depend on which labels it gives."""
 
 Goal = Literal["auto", "channels_last", "contiguous"]
 
@@ -44,17 +57,33 @@ class Assignment:
 
     Attributes:
         network: the graph as a problem.
+        problem: the same in numbers.
         labels: of each variable.
         plan: the same as data.
+        hints: the values of the size symbols when the graph was traced.
+        names: what the user calls the graph's inputs.
     """
 
     network: Network
+    problem: Problem
     labels: tuple[Label, ...]
     plan: LayoutPlan
+    hints: Mapping[Any, int]
+    names: Mapping[str, str]
 
     def label(self, node: Node) -> Label:
         """The label that a labelled operator works in."""
         return self.labels[self.network.find(self.network.variables[node])]
+
+    def with_plan(self, **fields: Any) -> Assignment:
+        """The same with other fields of the plan."""
+        return replace(self, plan=replace(self.plan, **fields))
+
+    def relabelled(self, labels: Sequence[Label]) -> Assignment:
+        """The same network with other labels."""
+        described = _describe(self.network, self.problem, labels, self.hints, self.names)
+        kept = {name: getattr(self.plan, name) for name in _OF_ANY_LABELS}
+        return replace(self, labels=tuple(labels), plan=replace(described, **kept))
 
     def is_product(self, node: Node) -> bool:
         """Whether a convolution is to be computed as a matrix product."""
@@ -71,6 +100,7 @@ def assign(
     goal: Goal = "auto",
     profile: DeviceProfile | None = None,
     names: Mapping[str, str] | None = None,
+    tuner: Tuner | None = None,
 ) -> Assignment:
     """Gives every tensor of a graph a label.
 
@@ -79,6 +109,7 @@ def assign(
         goal: ``"auto"`` for the labelling of least predicted cost, or one label for all that is free.
         profile: what was measured on the device; None for the roofline alone.
         names: what the user calls the graph's inputs, where that is not what the graph calls them.
+        tuner: measures what the plan depends on and the profile does not say; None to measure nothing.
 
     Raises:
         UnplannableError: the graph's writes tie tensors of different layouts together.
@@ -88,7 +119,9 @@ def assign(
     symbols = _symbols(context)
     hints = {symbol: hint for symbol, (hint, _, _) in symbols.items()}
     generates = context.executor == "fused" and device.type == "cuda"
-    network = read_network(context, CostModel(device.type, profile, hints, generates))
+    costs = CostModel(device.type, profile, hints, generates)
+    network = read_network(context, costs)
+    tuning = tuner.tune(network, costs, hints) if tuner is not None and goal == "auto" else None
     problem = network.problem(hints)
     labels = solve(problem) if goal == "auto" else problem.uniform(goal)
     _follow_representatives(network, labels)
@@ -96,10 +129,11 @@ def assign(
     plan = replace(
         plan,
         sizes=_flips(network, labels, symbols) if goal == "auto" else (),
-        source=f"profile of {profile.device}" if profile else "roofline",
-        planning_seconds=time.perf_counter() - start,
+        source=f"profile of {costs.profile.device}" if costs.profile else "roofline",
+        planning_seconds=time.perf_counter() - start - (tuning.seconds if tuning else 0.0),
+        tuning=tuning,
     )
-    return Assignment(network, tuple(labels), plan)
+    return Assignment(network, problem, tuple(labels), plan, hints, names or {})
 
 
 def device_of(context: GraphContext) -> torch.device:
@@ -148,7 +182,8 @@ def _describe(
             costs[labels[network.variables[node]]].implementation,
             seconds_at(costs[C].seconds, hints),
             seconds_at(costs[L].seconds, hints),
-            costs[C].is_measured,
+            costs[C].is_measured and costs[L].is_measured,
+            costs[C].is_predicted or costs[L].is_predicted,
         )
         for node, costs in network.convolutions.items()
     )

@@ -13,13 +13,13 @@ import torch
 from torch.fx import Node
 
 from fxpasses.devices.profile import CONVOLUTION_FORWARD, CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD
+from fxpasses.devices.sizes import ConvolutionSizes
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
 from fxpasses.graph.operands import tensor_of
 from fxpasses.graph.schema import bind
 from fxpasses.graph.views import Convolution, read_producer
-from fxpasses.passes.layout.costs import ConvolutionSizes
 
 
 class ConvolutionReading(NamedTuple):

@@ -1,9 +1,10 @@
 """Costs: how many seconds an operator or a copy takes under each label, as an expression of the sizes.
 
-In this order: what a device profile measured for exactly this operator, arguments and sizes; else a roofline
-from the profile's peaks; else a roofline from coarse peaks of the kind of device. A roofline knows no layout,
-so a convolution under the label that its kernels do not work in pays, on top, for reordering its activations
-there and back: oneDNN on a CPU and tensor cores in half precision work in channels_last.
+In this order: what a device profile measured for exactly this operator, arguments and sizes; for a
+convolution, what it measured of those that resemble it; else a roofline from the profile's peaks; else a
+roofline from coarse peaks of the kind of device. A roofline knows no layout, so a convolution under the label
+that its kernels do not work in pays, on top, for reordering its activations there and back: oneDNN on a CPU
+and tensor cores in half precision work in channels_last.
 
 A measurement holds at the sizes it was made at; at others it is scaled with the roofline. A static graph's
 costs are plain numbers; with symbolic sizes they are sympy expressions.
@@ -14,26 +15,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.fx import Node
 
-from fxpasses.devices.keys import convolution_key, operator_key
-from fxpasses.devices.profile import COLD, DeviceProfile, Estimate, Roofline
+from fxpasses.devices.convolutions import Convolution
+from fxpasses.devices.prediction import Predictor
+from fxpasses.devices.profile import COLD, OPERATORS_OF_CONVOLUTIONS, DeviceProfile, Estimate, Roofline
+from fxpasses.devices.sizes import ConvolutionSizes, Seconds, product
 from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.metadata import value
-from fxpasses.torch_internals.operators import OpOverload, operator_name
+from fxpasses.passes.layout.measurable import named
 from fxpasses.torch_internals.pytree import tree_leaves
 from fxpasses.torch_internals.sizes import size_expression, size_hint
 
 if TYPE_CHECKING:
-    import sympy
-
-Seconds: TypeAlias = "float | sympy.Expr"
-
-Sizes = Sequence["int | torch.SymInt"]
+    pass
 
 _T = TypeVar("_T")
 
@@ -44,9 +42,16 @@ _PEAKS = {
 """Orders of magnitude of a small CPU and of a data-centre GPU, for devices that nobody has measured."""
 
 _ROOFLINE = "roofline"
+_PREDICTED = "predicted"
+
+_ROOFLINE_FACTOR = 4.0
+"""A roofline is a bound: what runs may take so many times as long, and coarse peaks may be as far off."""
 
 PRODUCT = "mm"
 """What a profile calls the matrix product that a 1x1 convolution is, channels-last."""
+
+_OPERATOR_FACTOR = 2.0
+"""The same of an operator that moves data, whose layouts differ by less."""
 
 _CONVOLUTION = ("aten.convolution",)
 _WITH_PRODUCT = (*_CONVOLUTION, PRODUCT)
@@ -68,59 +73,27 @@ _HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Cost:
-    """What an operator costs under one label: seconds, and the implementation that takes them."""
+    """What an operator costs under one label: seconds, and the implementation that takes them.
+
+    Attributes:
+        seconds: the best guess.
+        implementation: what runs, or what the guess is.
+        factor: the truth is expected between `seconds / factor` and `seconds * factor`; 1 where measured.
+    """
 
     seconds: Seconds
     implementation: str
+    factor: float = 1.0
 
     @property
     def is_measured(self) -> bool:
-        """Whether a profile says so: the roofline names itself as the implementation."""
-        return _ROOFLINE not in self.implementation
-
-
-@dataclass(frozen=True)
-class ConvolutionSizes:
-    """A convolution as the cost model sees it.
-
-    Attributes:
-        input, weight, output: sizes of the three tensors, [N, C, *spatial] and [K, C / groups, *kernel].
-        arguments: stride, padding, dilation, transposed, output_padding, groups.
-    """
-
-    input: Sizes
-    weight: Sizes
-    output: Sizes
-    arguments: tuple[Any, ...]
+        """Whether a profile says so: a guess names itself as the implementation."""
+        return _ROOFLINE not in self.implementation and not self.is_predicted
 
     @property
-    def flops(self) -> Seconds:
-        """Multiplications and additions of one direction; each of the three has as many."""
-        positions = self.input if self.arguments[3] else self.output
-        return 2 * _product(positions) * _product(self.weight[1:])
-
-    @property
-    def groups(self) -> int:
-        """Into how many groups the channels fall."""
-        return int(self.arguments[5])
-
-    def key(self) -> str:
-        """The key under which a device profile stores it."""
-        stride, padding, dilation, transposed, output_padding, groups = self.arguments
-        input_size, weight_size = ([size_hint(size) for size in sizes] for sizes in (self.input, self.weight))
-        lists = [
-            [size_hint(number) for number in given] for given in (stride, padding, dilation, output_padding)
-        ]
-        return convolution_key(
-            input_size,
-            weight_size,
-            lists[0],
-            lists[1],
-            lists[2],
-            bool(transposed),
-            lists[3],
-            size_hint(groups),
-        )
+    def is_predicted(self) -> bool:
+        """Whether it follows from measurements of what resembles it, at least in part."""
+        return _PREDICTED in self.implementation
 
 
 @dataclass
@@ -140,6 +113,7 @@ class CostModel:
     profile: DeviceProfile | None = None
     hints: Mapping[Any, int] = field(default_factory=dict)
     generates: bool = False
+    _predictor: Predictor | None = None
     _known: dict[object, dict[Label, Cost]] = field(default_factory=dict)
     _copies: dict[object, Seconds] = field(default_factory=dict)
 
@@ -165,14 +139,27 @@ class CostModel:
             label: Cost(
                 sum(part[label].seconds for part in parts),
                 "+".join(dict.fromkeys(part[label].implementation for part in parts)),
+                max((part[label].factor for part in parts), default=1.0),
             )
             for label in (C, L)
         }
 
+    def learn(self, profile: DeviceProfile) -> None:
+        """Takes costs from another profile from now on."""
+        self.profile = profile
+        self._known.clear()
+        self._copies.clear()
+        self._predictor = None
+
+    def lacks(self, operator: str, key: str, dtype: torch.dtype) -> bool:
+        """Whether the profile does not have measurements of an operator under both labels."""
+        allowed = _CONVOLUTION if operator in OPERATORS_OF_CONVOLUTIONS else None
+        return len(self._rows(operator, key, dtype, allowed)) < 2
+
     def knows(self, sizes: ConvolutionSizes, dtype: torch.dtype, directions: Sequence[str]) -> bool:
         """Whether the profile has measurements of a convolution in all `directions`, under both labels."""
         key = sizes.key()
-        return all(len(self._rows(direction, key, dtype, _CONVOLUTION)) == 2 for direction in directions)
+        return not any(self.lacks(direction, key, dtype) for direction in directions)
 
     def _direction(
         self, sizes: ConvolutionSizes, dtype: torch.dtype, direction: str, allowed: tuple[str, ...]
@@ -182,17 +169,36 @@ class CostModel:
             floor = self._convolution_roofline(sizes, dtype)
             least_gain = self._passes(sizes, dtype) if PRODUCT in allowed else 0.0
             measured = self._measured(direction, sizes.key(), dtype, floor, allowed, least_gain)
-            self._known[key] = measured or floor
+            self._known[key] = measured or self._predicted(direction, sizes, dtype, floor) or floor
         return self._known[key]
+
+    def _predicted(
+        self, direction: str, sizes: ConvolutionSizes, dtype: torch.dtype, floor: Mapping[Label, Cost]
+    ) -> dict[Label, Cost] | None:
+        """What measurements of convolutions that resemble it say of both labels, or None."""
+        if self.profile is None:
+            return None
+        self._predictor = self._predictor or Predictor(self.profile)
+        case, found = Convolution.at_hints(sizes), {}
+        for label in (C, L):
+            prediction = self._predictor.predict(direction, case, label, _name(dtype))
+            if prediction is None:
+                return None
+            seconds = self._rescaled(prediction.seconds, floor[label].seconds)
+            found[label] = Cost(seconds, _PREDICTED, prediction.factor)
+        return found
 
     def _convolution_roofline(self, sizes: ConvolutionSizes, dtype: torch.dtype) -> dict[Label, Cost]:
         peaks = self._peaks(dtype)
         activations = _activations(sizes, dtype)
-        moved = activations + _product(sizes.weight) * dtype.itemsize
+        moved = activations + product(sizes.weight) * dtype.itemsize
         seconds = peaks.call_seconds + _larger(sizes.flops / peaks.convolution_flops, moved / peaks.bandwidth)
         native = self._native(sizes, dtype)
         reorder = 2 * activations / peaks.bandwidth
-        return {label: Cost(seconds if label == native else seconds + reorder, _ROOFLINE) for label in (C, L)}
+        return {
+            label: Cost(seconds if label == native else seconds + reorder, _ROOFLINE, _ROOFLINE_FACTOR)
+            for label in (C, L)
+        }
 
     def _passes(self, sizes: ConvolutionSizes, dtype: torch.dtype) -> float:
         """How many seconds a matrix product must gain over a convolution, beyond the margin."""
@@ -223,23 +229,17 @@ class CostModel:
             peaks = self._peaks(dtype)
             moved = sum(_bytes(tensor) for tensor in tensors)
             seconds = peaks.call_seconds + moved / peaks.bandwidth
-            floor = {label: Cost(seconds, _ROOFLINE) for label in (C, L)}
+            floor = {label: Cost(seconds, _ROOFLINE, _OPERATOR_FACTOR) for label in (C, L)}
             self._known[key] = self._measured_operator(node, dtype, floor) or floor
         return self._known[key]
 
     def _measured_operator(
         self, node: Node, dtype: torch.dtype, floor: Mapping[Label, Cost]
     ) -> dict[Label, Cost] | None:
-        if self.profile is None or self.generates or not isinstance(node.target, OpOverload):
+        if self.profile is None or self.generates:
             return None
-        name = operator_name(node.target).replace("::", ".")
-        name = name if name.count(".") == 2 else f"{name}.default"
-        args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _shaped)
-        try:
-            key = operator_key(node.target, args, kwargs)
-        except ValueError:
-            return None
-        return self._measured(name, key, dtype, floor)
+        found = named(node)
+        return found and self._measured(*found, dtype, floor)
 
     def copy(self, given: torch.Tensor, to: Label) -> Seconds:
         """The cost of copying a tensor into the layout of a label."""
@@ -247,6 +247,14 @@ class CostModel:
         if key not in self._copies:
             self._copies[key] = self._copy(given, to)
         return self._copies[key]
+
+    def copy_factor(self, dtype: torch.dtype) -> float:
+        """How far the truth may be from what a copy costs: 1 where copies were measured, or are generated."""
+        profile = self.profile
+        if self.generates:
+            return 1.0
+        known = profile and self._known_of(dtype, lambda name: profile.copy_seconds(1, C, name))
+        return 1.0 if known else _OPERATOR_FACTOR
 
     def _copy(self, given: torch.Tensor, to: Label) -> Seconds:
         num_bytes = _bytes(given)
@@ -352,7 +360,7 @@ class CostModel:
 
 def _activations(sizes: ConvolutionSizes, dtype: torch.dtype) -> Any:
     """The bytes of a convolution's input and result."""
-    return (_product(sizes.input) + _product(sizes.output)) * dtype.itemsize
+    return (product(sizes.input) + product(sizes.output)) * dtype.itemsize
 
 
 def seconds_at(seconds: Seconds, sizes: Mapping[Any, int]) -> float:
@@ -365,12 +373,8 @@ def _exact(size: int | torch.SymInt) -> object:
     return size_expression(size)
 
 
-def _product(sizes: Sizes) -> Any:
-    return math.prod(size_expression(size) for size in sizes)
-
-
 def _bytes(given: torch.Tensor) -> Any:
-    return _product(given.shape) * given.dtype.itemsize
+    return product(given.shape) * given.dtype.itemsize
 
 
 def _larger(first: Any, second: Any) -> Any:
@@ -383,11 +387,3 @@ def _larger(first: Any, second: Any) -> Any:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _shaped(node: Node) -> Any:
-    """A stand-in for a tensor, which has nothing but its sizes at the hints."""
-    found = value(node)
-    if isinstance(found, torch.Tensor):
-        return SimpleNamespace(shape=tuple(map(size_hint, found.shape)))
-    return size_hint(found) if isinstance(found, (int, torch.SymInt)) else found

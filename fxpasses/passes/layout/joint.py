@@ -25,6 +25,7 @@ from fxpasses.devices.profile import (
     CONVOLUTION_WEIGHT_GRAD,
     DeviceProfile,
 )
+from fxpasses.devices.unsafe import OVERRUN, overruns
 from fxpasses.graph.collector import collector_paused
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import nested_graphs
@@ -40,10 +41,9 @@ from fxpasses.passes.layout.passes import (
     NAME,
     enough,
     plan_and_carry_out,
-    profile_for,
     unsafe_remark,
 )
-from fxpasses.passes.layout.unsafe import OVERRUN, overruns
+from fxpasses.passes.layout.sources import CostSource, cost_source
 from fxpasses.report import sidecar
 from fxpasses.report.data import Remark
 from fxpasses.report.drawer import draw_graphs
@@ -64,13 +64,13 @@ class JointLayout:
 
     Attributes:
         goal: what was asked for.
-        profile: what was measured on the device.
+        source: where the costs come from.
         inputs: names and sizes of the graph's inputs, before inductor gave them names of its own.
         graph_key: what names the graph among all that are compiled with these options.
     """
 
     goal: Goal
-    profile: DeviceProfile | None
+    source: CostSource
     inputs: tuple[tuple[str, str], ...]
     graph_key: str
     _patches: Mapping[str, Any] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class JointLayout:
         with collector_paused():
             before = draw_graphs([context], "joint-before")
             names = _names_in(graph, self.inputs)
-            outcome = plan_and_carry_out(context, self.goal, self.profile, names, for_inductor=True)
+            outcome = plan_and_carry_out(context, self.goal, self.source, names, for_inductor=True)
             drawn = before and outcome.changed
             after = draw_graphs([context], "joint-after", inf) if drawn else ()
         self._outcomes.append(outcome)
@@ -118,7 +118,8 @@ class JointLayout:
     @functools.cached_property
     def _key(self) -> str:
         """What the plan depends on besides the graph."""
-        return sidecar.digest(sidecar.sources(), self.goal, self.profile.digest if self.profile else "")
+        measures = str(self.source.tuner is not None)
+        return sidecar.digest(sidecar.sources(), self.goal, self.source.key, measures)
 
     # The plan beside the artifact.
 
@@ -167,14 +168,15 @@ def joint_layout(
     if options.layout == "off" or options.inner != "inductor" or not _selected(options):
         return None
     devices = [given.device for given in inputs if isinstance(given, torch.Tensor)]
-    profile = profile_for(devices[0], options) if devices else None
+    reads = _wanted(graph_module)
+    source = cost_source(devices[0], options, reads) if devices and reads else CostSource(None)
     goal: Goal = options.layout
     if options.layout == "auto":
         # Stock inductor decides where too little was measured, and where the user told it how to.
         taken = any(name in options.inductor for name in _OWN_DECISIONS)
         if taken or inductor_setting("freezing", options.inductor):
             return None
-        if profile is None or not _is_covered(graph_module, CostModel(devices[0].type, profile)):
+        if source.tuner is None and not _is_covered(reads, source.profile, devices):
             if not (shared and devices[0].type == "cpu") and not _unsafe(graph_module):
                 return None
             goal = "channels_last"  # as stock inductor on a CPU, but for what it would get wrong
@@ -182,7 +184,7 @@ def joint_layout(
     named = tuple(
         (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
     )
-    return JointLayout(goal, profile, named, graph_key)
+    return JointLayout(goal, source, named, graph_key)
 
 
 def without_unsafe_kernels(
@@ -234,12 +236,22 @@ def _unsafe(graph_module: GraphModule) -> list[Node]:
     return found
 
 
-def _is_covered(graph_module: GraphModule, costs: CostModel) -> bool:
-    """Whether the graph has convolutions, and enough of them were measured; with gradients on, those too."""
+def _wanted(graph_module: GraphModule) -> list[ConvolutionReading]:
+    """The convolutions of a graph; with gradients on, those too."""
     gradients = (CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD) if torch.is_grad_enabled() else ()
     reads = [read for graph in _all_graphs(graph_module) for _, read in _convolutions(graph)]
-    known = [costs.knows(sizes, dtype, (CONVOLUTION_FORWARD, *gradients)) for sizes, dtype, _, _ in reads]
-    return bool(known) and enough(sum(known), len(known))
+    return [read._replace(directions=(CONVOLUTION_FORWARD, *gradients)) for read in reads]
+
+
+def _is_covered(
+    reads: Sequence[ConvolutionReading], profile: DeviceProfile | None, devices: Sequence[torch.device]
+) -> bool:
+    """Whether there are convolutions, and enough of them were measured."""
+    if profile is None or not reads:
+        return False
+    costs = CostModel(devices[0].type, profile)
+    known = sum(costs.knows(read.sizes, read.dtype, read.directions) for read in reads)
+    return enough(known, len(reads))
 
 
 def _all_graphs(graph_module: GraphModule) -> list[GraphModule]:
@@ -265,9 +277,9 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
     """
     if options.layout == "off" or options.inner != "inductor" or not _selected(options):
         return report
-    profile = profile_for(device_of(context), options)
+    source = cost_source(device_of(context), replace(options, tune_seconds=0), _wanted(context.module))
     names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
-    outcome = plan_and_carry_out(context, options.layout, profile, names, dry_run=True, for_inductor=True)
+    outcome = plan_and_carry_out(context, options.layout, source, names, dry_run=True, for_inductor=True)
     plan = outcome.layout
     wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
     drawn = draw_graphs([context], "planned", inf) if wanted else ()

@@ -14,15 +14,17 @@ that must agree are unified: they are the sets of a union-find, and the two that
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from fxpasses.graph.layouts import Frame, Label
-from fxpasses.passes.layout.costs import Cost, Seconds, seconds_at
+from fxpasses.devices.sizes import Seconds
+from fxpasses.graph.layouts import C, Frame, L, Label
+from fxpasses.passes.layout.costs import Cost, seconds_at
+from fxpasses.passes.layout.measurable import Measurable
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 
 
@@ -53,6 +55,7 @@ class Tensor:
         original: its label in the traced graph.
         users: who reads it, and the variable in whose label.
         to_contiguous, to_channels_last: the cost of a copy, in seconds.
+        factor: how far the truth may be from those, as in `Cost`.
     """
 
     node: Node
@@ -61,6 +64,20 @@ class Tensor:
     users: list[tuple[Node, int]] = field(default_factory=list)
     to_contiguous: Seconds = 0.0
     to_channels_last: Seconds = 0.0
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Priced:
+    """An operator with costs of its own.
+
+    Attributes:
+        price: asks the cost model for them.
+        measurable: what a device profile can say of them.
+    """
+
+    price: Callable[[], Mapping[Label, Cost]]
+    measurable: Callable[[], Sequence[Measurable]]
 
 
 @dataclass
@@ -73,6 +90,7 @@ class Network:
         frames: which logical dimension each dimension of a labelled tensor stands for.
         tensors: the labelled tensors, by node.
         convolutions: of every convolution, its cost and implementation under each label.
+        priced: the operators with costs of their own.
         unsafe: what is kept contiguous because its channels-last kernel is wrong, and how that is.
         unknown: operators that the taxonomy does not know and that read a labelled tensor.
         generates: as in `CostModel`.
@@ -83,11 +101,28 @@ class Network:
     frames: dict[Node, Frame] = field(default_factory=dict)
     tensors: dict[Node, Tensor] = field(default_factory=dict)
     convolutions: dict[Node, Mapping[Label, Cost]] = field(default_factory=dict)
+    priced: dict[Node, Priced] = field(default_factory=dict)
     unsafe: dict[Node, str] = field(default_factory=dict)
     unknown: list[Node] = field(default_factory=list)
     generates: bool = False
     _own: list[tuple[Seconds, Seconds]] = field(default_factory=lambda: [(0.0, 0.0), (0.0, 0.0)])
+    _factors: dict[int, tuple[float, float]] = field(default_factory=dict)
     _parent: list[int] = field(default_factory=lambda: [FIXED_C, FIXED_L])
+
+    def price(self, node: Node, priced: Priced) -> None:
+        """Gives a labelled operator its costs, or new ones."""
+        costs = priced.price()
+        variable = self.variables[node]
+        self.priced[node] = priced
+        self._own[variable] = costs[C].seconds, costs[L].seconds
+        self._factors[variable] = costs[C].factor, costs[L].factor
+        if node in self.convolutions:
+            self.convolutions[node] = costs
+
+    @property
+    def size(self) -> int:
+        """The number of variables, with those that are given."""
+        return len(self._parent)
 
     def variable(self, own: tuple[Seconds, Seconds] = (0.0, 0.0)) -> int:
         """A new variable, with its cost under C and under L."""
@@ -106,6 +141,10 @@ class Network:
         """What the operator of a variable costs under C and under L, copies apart."""
         return self._own[variable]
 
+    def factors(self, variable: int) -> tuple[float, float]:
+        """How far the truth may be from what the operator of a variable costs, as in `Cost`."""
+        return self._factors.get(variable, (1.0, 1.0))
+
     def unify(self, first: int, second: int) -> None:
         """Gives two variables one label.
 
@@ -117,12 +156,22 @@ class Network:
             raise UnplannableError("tensors that share a storage have different layouts")
         self._parent[second] = first
 
-    def problem(self, sizes: Mapping[Any, int]) -> Problem:
-        """The problem at given values of the size symbols."""
+    def problem(self, sizes: Mapping[Any, int], *, favoured: Label | None = None) -> Problem:
+        """The problem at given values of the size symbols.
+
+        Args:
+            sizes: those values.
+            favoured: the label that is to cost the least that it may, and the other the most; None for what
+                each is expected to cost.
+        """
         problem = Problem([0.0] * len(self._own), [0.0] * len(self._own))
         for variable, (contiguous, channels_last) in enumerate(self._own):
-            problem.contiguous[self.find(variable)] += seconds_at(contiguous, sizes)
-            problem.channels_last[self.find(variable)] += seconds_at(channels_last, sizes)
+            more = [1.0, 1.0]
+            if favoured is not None:
+                of_c, of_l = self.factors(variable)
+                more = [1 / of_c, of_l] if favoured == C else [of_c, 1 / of_l]
+            problem.contiguous[self.find(variable)] += more[0] * seconds_at(contiguous, sizes)
+            problem.channels_last[self.find(variable)] += more[1] * seconds_at(channels_last, sizes)
         for held in self.tensors.values():
             producer = self.find(held.producer)
             users = tuple(sorted({self.find(variable) for _, variable in held.users} - {producer}))

@@ -1,7 +1,8 @@
 """The pass `layout` over graphs that are run as they are: plan, then copies in the graph.
 
-With ``layout="auto"`` a plan is carried out only where at least half of the graph's convolutions have been
-measured on the device: a roofline is good for a prediction, which is reported, but does not justify a change.
+With ``layout="auto"`` a plan is carried out only where it wins by more than its prediction may be off, and,
+where nothing may be measured while compiling, at least half of the graph's convolutions have been measured: a
+roofline is good for a prediction, which is reported, but does not justify a change.
 Graphs for inductor are planned later, on its joint graph, where forward and backward are seen together
 (`inductor`).
 """
@@ -12,21 +13,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-import torch
 from torch.fx import Node
 
-from fxpasses.devices import store
-from fxpasses.devices.profile import DeviceProfile
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.locations import location_of
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
+from fxpasses.passes.layout.convolutions import read_convolution
 from fxpasses.passes.layout.edits import NotMaterialisedError
 from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import UnplannableError
-from fxpasses.passes.layout.stock import stock_plan
+from fxpasses.passes.layout.sensitivity import nearest_flip, uncertainty
+from fxpasses.passes.layout.sources import CostSource, cost_source
+from fxpasses.passes.layout.stock import stock_plan, traced_labels
 from fxpasses.report.data import Remark
-from fxpasses.report.layout_plan import LayoutPlan
+from fxpasses.report.layout_plan import DECISIONS, LayoutPlan
 from fxpasses.rewrite.graph_pass import GraphPass, Outcome
 
 NAME = "layout"
@@ -36,21 +37,15 @@ def run(context: GraphContext, options: Options) -> Outcome:
     """The pass, on a graph that is run as it is."""
     if options.layout == "off" or (context.executor == "fused" and options.inner == "inductor"):
         return Outcome()
-    return plan_and_carry_out(context, options.layout, profile_for(device_of(context), options))
-
-
-def profile_for(device: torch.device, options: Options) -> DeviceProfile | None:
-    """What was measured on a device: in the file that the user names, else as `store.find` says."""
-    name = store.device_name(device)
-    if options.layout_profile is not None:
-        return store.load(options.layout_profile, device=name)
-    return store.find(name)
+    found = map(read_convolution, context.graph.nodes)
+    source = cost_source(device_of(context), options, [read for read in found if read is not None])
+    return plan_and_carry_out(context, options.layout, source)
 
 
 def plan_and_carry_out(
     context: GraphContext,
     goal: Goal,
-    profile: DeviceProfile | None,
+    source: CostSource,
     names: Mapping[str, str] | None = None,
     *,
     dry_run: bool = False,
@@ -60,31 +55,57 @@ def plan_and_carry_out(
 
     Args:
         context: the graph; it is changed in place.
-        goal: as in `assign`, as are the other two.
-        profile: what was measured on the device, or None.
+        goal: as in `assign`, as are `names`.
+        source: where the costs come from.
         names: what the user calls the graph's inputs.
         dry_run: whether to leave the graph as it is, whatever pays.
         for_inductor: whether the plan is to be compared with what inductor would do by itself.
     """
     try:
-        assignment = assign(context, goal, profile, names)
+        assignment = assign(context, goal, source.profile, names, source.tuner)
     except UnplannableError as error:
         return Outcome((remark("declined", "shared-storage", str(error), context),))
-    plan = assignment.plan
-    if not plan.convolutions:
+    if not assignment.plan.convolutions:
         return Outcome()
+    if goal == "auto":
+        assignment = _weighed(context, assignment, source, for_inductor=for_inductor)
+    plan = assignment.plan
+    if plan.decision in ("no-profile", "not-measured"):
+        return Outcome(layout=plan)
     if plan.is_contiguous and not plan.cut_edges:
         return Outcome(layout=replace(plan, decision="no-gain"))
-    if goal == "auto" and profile is None:
-        return Outcome(layout=replace(plan, decision="no-profile"))
-    if goal == "auto" and not enough(plan.measured, len(plan.convolutions)):
-        return Outcome(layout=replace(plan, decision="not-measured"))
-    if for_inductor:
-        plan = replace(plan, stock=stock_plan(context, assignment))
-        assignment = replace(assignment, plan=plan)
+    if goal != "auto" and for_inductor:
+        assignment = assignment.with_plan(stock=stock_plan(context, assignment)[0])
     if dry_run:
-        return Outcome((applied(plan, context.path), *_unsafe(context, assignment)), layout=plan)
+        plan = assignment.plan
+        return Outcome((_done(plan, context), *_unsafe(context, assignment)), layout=plan)
     return _carry_out(context, assignment)
+
+
+def _weighed(
+    context: GraphContext, assignment: Assignment, source: CostSource, *, for_inductor: bool
+) -> Assignment:
+    """The plan, or what would be done without it where it does not win for certain."""
+    plan = assignment.plan
+    if source.profile is None:
+        return assignment.with_plan(decision="no-profile")
+    if plan.tuning is None and not enough(plan.measured, len(plan.convolutions)):
+        return assignment.with_plan(decision="not-measured")
+    network, hints = assignment.network, assignment.hints
+    stock = None
+    if for_inductor:
+        stock, otherwise = stock_plan(context, assignment)
+    else:
+        otherwise = traced_labels(network)
+    found = assignment.with_plan(
+        stock=stock,
+        otherwise_seconds=assignment.problem.energy(otherwise),
+        uncertainty=uncertainty(network, assignment.labels, otherwise, hints),
+        nearest_flip=nearest_flip(network, assignment.problem, assignment.labels, hints),
+    )
+    if found.plan.gain > found.plan.uncertainty or otherwise == list(assignment.labels):
+        return found
+    return found.relabelled(otherwise).with_plan(decision="as-stock", foregone=found.plan.gain)
 
 
 def enough(measured: int, convolutions: int) -> bool:
@@ -100,8 +121,14 @@ def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:
         failed = remark("failed", "rewrite-error", str(error), context)
         return Outcome((failed,), layout=replace(plan, decision="failed"))
     plan = replace(plan, copies=carried.copies, repairs=carried.repairs)
-    remarks = (applied(plan, context.path), *_unsafe(context, assignment))
-    return Outcome(remarks, changed=True, layout=plan)
+    return Outcome((_done(plan, context), *_unsafe(context, assignment)), changed=True, layout=plan)
+
+
+def _done(plan: LayoutPlan, context: GraphContext) -> Remark:
+    if plan.decision != "as-stock":
+        return applied(plan, context.path)
+    message = f"{DECISIONS['as-stock']}: {plan.foregone * 1e3:.3f} ± {plan.uncertainty * 1e3:.3f} ms"
+    return remark("declined", "not-certain", message, context)
 
 
 def _unsafe(context: GraphContext, assignment: Assignment) -> tuple[Remark, ...]:

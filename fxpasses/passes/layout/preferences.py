@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch.fx import Node
 
+from fxpasses.devices.sizes import Seconds
 from fxpasses.graph.layouts import C, Label
-from fxpasses.passes.layout.costs import Seconds
 from fxpasses.passes.layout.network import Network, Role
 
 _FOUND = 3

@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch.fx import Node
 
 from fxpasses.devices.profile import CONVOLUTION_WEIGHT_GRAD
+from fxpasses.devices.unsafe import FORGETS_PADDING, OVERRUN, forgets_padding, overruns
 from fxpasses.graph.context import Executor, GraphContext
 from fxpasses.graph.layouts import C, Frame, L, composed, order_of, to_channels_last
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name
 from fxpasses.graph.storage import is_view, viewed
 from fxpasses.passes.layout.convolutions import may_be_product, read_convolution, weight_trains
-from fxpasses.passes.layout.costs import CostModel, Seconds
+from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.labels import INDEXING, Kind, kind_of
-from fxpasses.passes.layout.network import Network, Role, Tensor, fitting
+from fxpasses.passes.layout.measurable import directions_of, operator_of
+from fxpasses.passes.layout.network import Network, Priced, Role, Tensor, fitting
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L
-from fxpasses.passes.layout.unsafe import FORGETS_PADDING, OVERRUN, forgets_padding, overruns
 from fxpasses.torch_internals.operators import OpOverload
 from fxpasses.torch_internals.pytree import tree_leaves
 
@@ -90,10 +92,11 @@ class _Reader:
             return False
         # Under autograd the gradients would be other operators than those that were measured.
         as_product = not self._autograd_follows and may_be_product(node, sizes)
-        costs = self._costs.convolution(sizes, dtype, directions, as_product=as_product)
-        if not self._labelled(node, operands, (costs[C].seconds, costs[L].seconds)):
+        price = partial(self._costs.convolution, sizes, dtype, directions, as_product=as_product)
+        if not self._labelled(node, operands):
             return False
-        self.network.convolutions[node] = costs
+        self.network.convolutions[node] = price()
+        self._price(node, Priced(price, partial(directions_of, sizes, dtype, directions)))
         if overruns(sizes, dtype, self._costs.device_type) and self._gives_weight_gradient(node, directions):
             self._keep_contiguous(node, OVERRUN)
         return True
@@ -121,8 +124,7 @@ class _Reader:
             return False
         if self.network.generates and base_name(node) in INDEXING:
             return False
-        costs = self._costs.operator(node, found.dtype)
-        is_labelled = self._labelled(node, operands, (costs[C].seconds, costs[L].seconds))
+        is_labelled = self._labelled_at_a_price(node, operands, found.dtype)
         if is_labelled and node in self.network.variables and self._pools_unsafely(node, operands):
             self._keep_contiguous(node, FORGETS_PADDING)
         return is_labelled
@@ -141,8 +143,7 @@ class _Reader:
         given = tensor(operands[0]) if len(operands) == 1 else None
         if given is None or not self._keeps_no_order(node, given, self.network.frames[operands[0]]):
             return False
-        costs = self._costs.operator(node, given.dtype)
-        return self._labelled(node, operands, (costs[C].seconds, costs[L].seconds))
+        return self._labelled_at_a_price(node, operands, given.dtype)
 
     def _slicing(self, node: Node) -> bool:
         operands = self._labelled_operands(node)
@@ -190,13 +191,19 @@ class _Reader:
 
     # What the handlers share.
 
-    def _labelled(
-        self,
-        node: Node,
-        operands: list[Node],
-        own: tuple[Seconds, Seconds] = (0.0, 0.0),
-        frame: Frame | None = None,
-    ) -> bool:
+    def _labelled_at_a_price(self, node: Node, operands: list[Node], dtype: torch.dtype) -> bool:
+        """Enters an operator that moves data, with what that costs in either layout."""
+        if not self._labelled(node, operands):
+            return False
+        measurable = partial(operator_of, node, dtype) if not self.network.generates else tuple
+        self._price(node, Priced(partial(self._costs.operator, node, dtype), measurable))
+        return True
+
+    def _price(self, node: Node, priced: Priced) -> None:
+        if node in self.network.variables:
+            self.network.price(node, priced)
+
+    def _labelled(self, node: Node, operands: list[Node], frame: Frame | None = None) -> bool:
         """Enters a labelled operator, or a free one where neither operands nor results have a label."""
         frames = {self.network.frames[operand] for operand in operands}
         results = [leaf for leaf in tree_leaves(value(node)) if isinstance(leaf, torch.Tensor)]
@@ -208,7 +215,7 @@ class _Reader:
         if not operands and all(order_of(result, fitting(made, result)) == "both" for result in results):
             self.network.roles[node] = Role.FREE
             return True
-        variable = self.network.variable(own)
+        variable = self.network.variable()
         self.network.roles[node] = Role.LABELLED
         self.network.variables[node] = variable
         kind = kind_of(node)
@@ -253,7 +260,7 @@ class _Reader:
             return
         self.network.frames[node] = frame or tuple(range(found.dim()))
         held = Tensor(node, producer, order)
-        held.to_contiguous, held.to_channels_last = self._costs.copy(found, C), self._costs.copy(found, L)
+        price_copies(held, found, self._costs)
         self.network.tensors[node] = held
 
     def _use(self, operand: Node, user: Node, variable: int) -> None:
@@ -276,6 +283,12 @@ class _Reader:
         dims = _reduced(node, given.dim())
         kept = {frame[d] for d in range(given.dim())} - {frame[d] for d in dims}
         return dims != set() and (1 not in kept or kept <= {0, 1})
+
+
+def price_copies(held: Tensor, given: torch.Tensor, costs: CostModel) -> None:
+    """Gives a tensor the costs of its copies, or new ones."""
+    held.to_contiguous, held.to_channels_last = costs.copy(given, C), costs.copy(given, L)
+    held.factor = costs.copy_factor(given.dtype)
 
 
 def _fixed(label: str) -> int:

@@ -13,21 +13,21 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Graph, Node
 
+from fxpasses.devices.sizes import ConvolutionSizes
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import Assignment
 from fxpasses.passes.layout.convolutions import read_convolution
-from fxpasses.passes.layout.costs import ConvolutionSizes
 from fxpasses.passes.layout.network import Network, Tensor
-from fxpasses.passes.layout.problem import FIXED_L
+from fxpasses.passes.layout.problem import FIXED_C, FIXED_L
 from fxpasses.report.layout_plan import StockPlan
 from fxpasses.torch_internals.inductor import decide_stock_layout
 
 
-def stock_plan(context: GraphContext, assignment: Assignment) -> StockPlan:
-    """Stock inductor's layouts for the graph of an assignment, as yet unchanged."""
+def stock_plan(context: GraphContext, assignment: Assignment) -> tuple[StockPlan, list[Label]]:
+    """Stock inductor's layouts for the graph of an assignment, as yet unchanged, and their labels."""
     backward = _backward(context.graph)
     forward = [node for node in context.graph.nodes if node not in backward]
     decision = decide_stock_layout(_as_inductor_sees_them(forward), is_inference=not backward)
@@ -36,11 +36,20 @@ def stock_plan(context: GraphContext, assignment: Assignment) -> StockPlan:
     labels[FIXED_L] = L
     if decision:
         for node, variable in network.variables.items():
-            if _rank(node) == 4:
+            if _rank(node) == 4 and network.find(variable) != FIXED_C:
                 labels[network.find(variable)] = L
     labels = [labels[network.find(variable)] for variable in range(len(labels))]
     copied = [held for held in network.tensors.values() if _is_copied(held, network, labels, backward)]
-    return StockPlan(decision, len(copied))
+    return StockPlan(decision, len(copied)), labels
+
+
+def traced_labels(network: Network) -> list[Label]:
+    """The labels that a graph has as it was traced: those of what its operators make."""
+    labels: list[Label] = [C] * network.size
+    for held in network.tensors.values():
+        labels[network.find(held.producer)] = held.original
+    labels[FIXED_C], labels[FIXED_L] = C, L
+    return [labels[network.find(variable)] for variable in range(len(labels))]
 
 
 def _backward(graph: Graph) -> set[Node]:

@@ -15,11 +15,11 @@ from typing import TypeVar, get_args
 import torch
 from torch import nn
 
+from fxpasses.devices.unsafe import OVERRUN, may_overrun
 from fxpasses.errors import FxpassesError
 from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.layouts import memory_format as format_of
 from fxpasses.graph.names import canonical
-from fxpasses.passes.layout.unsafe import OVERRUN, may_overrun
 from fxpasses.report.layout_plan import LayoutPlan
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.layout.cases import (
+from benchmarks.layout.setting import Setting
+from fxpasses.devices.convolutions import (
     Convolution,
 )
-from benchmarks.layout.measure import Setting
-from benchmarks.shared.interleaving import Effort
+from fxpasses.devices.timing import Effort
 
 CPU = torch.device("cpu")
 QUICK = Effort(rounds=2, sample_seconds=1e-5, case_seconds=0.01)

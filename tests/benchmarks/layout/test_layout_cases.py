@@ -9,7 +9,7 @@ import torch
 from layout_settings import CASES, CPU, functional
 from torch import Tensor
 
-from benchmarks.layout.cases import (
+from fxpasses.devices.convolutions import (
     DIRECTIONS,
     Convolution,
     ConvolutionCaseError,
@@ -17,13 +17,11 @@ from benchmarks.layout.cases import (
     Operands,
     implementations,
     in_layout,
-    memory_format,
     operands,
     reference,
 )
-from fxpasses.devices.profile import (
-    LAYOUTS,
-)
+from fxpasses.devices.profile import LAYOUTS
+from fxpasses.graph.layouts import memory_format
 
 
 @pytest.fixture

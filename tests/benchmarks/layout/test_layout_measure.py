@@ -12,28 +12,28 @@ from layout_settings import CASES, CPU, QUICK, SETTING
 from torch import Tensor
 
 from benchmarks import tensor_layout
-from benchmarks.layout import cases as layout_cases
 from benchmarks.layout import measure as layout_measure
 from benchmarks.layout import operators as layout_operators
-from benchmarks.layout import sweep as layout_sweep
-from benchmarks.layout.cases import (
+from benchmarks.layout.measure import Variant, compare, measure_convolution
+from benchmarks.layout.operators import layout_sensitive, measure_operator
+from benchmarks.layout.setting import Setting
+from benchmarks.operators.inputs.notation import Call, TensorSpec
+from benchmarks.torch_internals import TorchDispatchMode
+from fxpasses.devices import convolutions as layout_convolutions
+from fxpasses.devices.convolutions import (
     DIRECTIONS,
+    Candidates,
     Convolution,
     Direction,
     Kernel,
     Operands,
     operands,
 )
-from benchmarks.layout.measure import Candidates, Setting, Variant, compare, measure_convolution
-from benchmarks.layout.operators import layout_sensitive, measure_operator
-from benchmarks.layout.sweep import _measure_copy
-from benchmarks.operators.inputs.notation import Call, TensorSpec
-from benchmarks.shared.interleaving import Effort, measure_interleaved
-from benchmarks.torch_internals import TorchDispatchMode
 from fxpasses.devices.profile import (
     LAYOUTS,
     Layout,
 )
+from fxpasses.devices.timing import Effort, measure_interleaved
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -57,7 +57,7 @@ def test_tolerance_is_that_of_the_shorter_arithmetic() -> None:
 @pytest.fixture
 def wrong_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """A convolution that is off by one per cent in channels_last."""
-    right = layout_cases._convolution
+    right = layout_convolutions._convolution
 
     def wrong(case: Convolution, direction: Direction, layout: Layout, values: Operands) -> Kernel:
         kernel = right(case, direction, layout, values)
@@ -71,7 +71,7 @@ def wrong_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return off
 
-    monkeypatch.setattr(layout_cases, "_convolution", wrong)
+    monkeypatch.setattr(layout_convolutions, "_convolution", wrong)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_operands_come_again_only_after_all_others_were_read(
     monkeypatch: pytest.MonkeyPatch, reads: list[Operands]
 ) -> None:
     case = CASES["grouped"]
-    monkeypatch.setattr("benchmarks.layout.caches.far", lambda device: 6 * operands_of(case).num_bytes)
+    monkeypatch.setattr("fxpasses.devices.caches.far", lambda device: 6 * operands_of(case).num_bytes)
     variants = measure_convolution(case, "forward", Setting("float32", CPU, QUICK))
     assert {each.status for each in variants} == {"measured"}
     timed = reads[len(variants) :]  # the first call of each is compared with float64
@@ -115,31 +115,24 @@ def operands_of(case: Convolution) -> Operands:
 def test_hot_operands_are_the_same_in_every_call(
     monkeypatch: pytest.MonkeyPatch, reads: list[Operands]
 ) -> None:
-    monkeypatch.setattr("benchmarks.layout.caches.far", lambda device: 2**30)
+    monkeypatch.setattr("fxpasses.devices.caches.far", lambda device: 2**30)
     measure_convolution(CASES["plain"], "weight_grad", SETTING)
     assert len({id(each) for each in reads}) == len(LAYOUTS)
 
 
 @pytest.mark.parametrize(("hot", "sets"), [(False, 3), (True, 1)])
-@pytest.mark.parametrize("kind", ["operator", "copy"])
-def test_operators_and_copies_have_cold_operands_too(
-    monkeypatch: pytest.MonkeyPatch, kind: str, hot: bool, sets: int
-) -> None:
+def test_operators_have_cold_operands_too(monkeypatch: pytest.MonkeyPatch, hot: bool, sets: int) -> None:
     def keep(operator: str, key: str, candidates: Candidates, *rest: object) -> list[Variant]:
         kept.update(candidates)
         return []
 
     kept: Candidates = {}
     setting = Setting("float32", CPU, QUICK, hot=hot)
-    # Twice as much as an operator's 64 KiB and its result's 64 bytes, or a copy's source and target, take.
-    monkeypatch.setattr("benchmarks.layout.caches.far", lambda device: 2 * (2**16 + 64))
-    if kind == "operator":
-        monkeypatch.setattr(layout_operators, "measure", keep)
-        call = Call((TensorSpec((2, 8, 32, 32), torch.float32), [2, 3]), {})
-        measure_operator(*layout_sensitive("aten.mean.dim", call, training=False), setting)
-    else:
-        monkeypatch.setattr(layout_sweep, "measure", keep)
-        _measure_copy(2**15, setting)
+    # Twice as much as an operator's 64 KiB and its result's 64 bytes take.
+    monkeypatch.setattr("fxpasses.devices.caches.far", lambda device: 2 * (2**16 + 64))
+    monkeypatch.setattr(layout_operators, "measure", keep)
+    call = Call((TensorSpec((2, 8, 32, 32), torch.float32), [2, 3]), {})
+    measure_operator(*layout_sensitive("aten.mean.dim", call, training=False), setting)
     assert {layout for layout, _ in kept} == {*LAYOUTS}
     for builds in kept.values():
         kernels = [build() for build in builds]
@@ -197,7 +190,7 @@ def test_an_unsupported_implementation_does_not_stop_the_others(monkeypatch: pyt
     def missing(*_: object) -> Kernel:
         raise RuntimeError("no such kernel\nand a long stack")
 
-    monkeypatch.setattr(layout_cases, "_prepacked", missing)
+    monkeypatch.setattr(layout_convolutions, "_prepacked", missing)
     variants = measure_convolution(CASES["plain"], "forward", SETTING)
     assert {each.implementation: each.status for each in variants} == {
         "aten.convolution": "measured",

@@ -8,12 +8,12 @@ import pytest
 import torch
 from layout_settings import CASES, CPU, SETTING
 
-from benchmarks.layout.cases import (
+from benchmarks.layout.sweep import SweepError, Workload, collect, sweep, tasks
+from benchmarks.operators.inputs.notation import Call, TensorSpec, parse_call
+from fxpasses.devices.convolutions import (
     DIRECTIONS,
     Convolution,
 )
-from benchmarks.layout.sweep import SweepError, Workload, collect, sweep, tasks
-from benchmarks.operators.inputs.notation import Call, TensorSpec, parse_call
 from fxpasses.devices.profile import (
     Roofline,
 )
@@ -80,7 +80,9 @@ def test_workloads_of_several_batch_sizes_add_up() -> None:
 
 
 def test_an_ended_budget_stops_gracefully_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.layout.sweep.measure_roofline", lambda _: Roofline("float32", 1, 1, 1, 1))
+    monkeypatch.setattr(
+        "benchmarks.layout.sweep._measure_roofline", lambda _: Roofline("float32", 1, 1, 1, 1)
+    )
     workload = Workload()
     for case in (CASES["pointwise"], CASES["plain"]):
         workload.convolutions[case, "forward"] = 1

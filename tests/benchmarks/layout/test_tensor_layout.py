@@ -12,11 +12,11 @@ import torch
 from layout_settings import CASES, CPU, QUICK
 
 from benchmarks import tensor_layout
-from benchmarks.layout.cases import (
+from benchmarks.layout.setting import Setting
+from benchmarks.layout.sweep import to_profile
+from fxpasses.devices.convolutions import (
     Convolution,
 )
-from benchmarks.layout.measure import Setting
-from benchmarks.layout.sweep import to_profile
 from fxpasses.devices.profile import (
     LAYOUTS,
     Roofline,
@@ -63,7 +63,7 @@ def test_a_trace_has_the_python_stacks_of_labelled_calls(tmp_path: Path, hot: bo
         )
         around = [each["name"] for each in frames if encloses(each, operator)]
         assert any("benchmarks/tensor_layout.py" in each for each in around)
-        assert any("benchmarks/layout/cases.py" in each for each in around)
+        assert any("fxpasses/devices/convolutions.py" in each for each in around)
     # What clears the caches before each of the two.
     assert sum(each["name"] == "aten::zero_" for each in events) == (0 if hot else 2)
 
@@ -89,7 +89,7 @@ def test_a_sweep_writes_a_profile_that_answers_and_grows(
 ) -> None:
     monkeypatch.setattr("benchmarks.layout.sweep._copy_sizes", lambda _: [2**14, 2**16])
     monkeypatch.setattr(
-        "benchmarks.layout.sweep.measure_roofline",
+        "benchmarks.layout.sweep._measure_roofline",
         lambda setting: Roofline(setting.dtype, 1e11, 2e11, 1e10, 1e-6),
     )
     path = tmp_path / "profile.json"

@@ -277,6 +277,33 @@ def test_every_launch_measures_and_the_second_compiles_with_warm_caches():
 
 
 @pytest.mark.usefixtures("local_workers")
+def test_compilations_are_repeated_and_their_medians_reported(monkeypatch):
+    asked: list[Path] = []
+    seconds = iter([5.0, 1.0, 7.0, 3.0])  # cold and warm, twice; launches take next to nothing
+    prepare = Server._prepare
+
+    def timed(self, request):
+        reply = prepare(self, request)
+        again = request.extent == "compilation" and reply.compile_seconds is not None
+        return replace(reply, compile_seconds=next(seconds)) if again else reply
+
+    monkeypatch.setattr(Server, "_prepare", timed)
+    worker = suite._worker
+    monkeypatch.setattr(suite, "_worker", lambda plan, cache: asked.append(cache) or worker(plan, cache))
+    plan = Suite(
+        Case("", batch=2, size=8), (TINY,), parse_variants("eager,fxpasses:inner=eager"), 2, compilations=3
+    )
+    done: list[int] = []
+    (model,) = run_suite(plan, lambda text, units=0: done.append(units))
+    assert sum(done) == plan.units_of_work
+    compiled = model.variant("fxpasses:inner=eager")
+    assert (compiled.compile_seconds_cold, compiled.compile_seconds_warm) == (5.0, 1.0)
+    assert model.variant("eager").compile_seconds_cold is None
+    again = [path for path in asked if "again" in path.name]
+    assert [again.count(path) for path in dict.fromkeys(again)] == [2] * 4  # a cold one, and one after it
+
+
+@pytest.mark.usefixtures("local_workers")
 def test_a_variant_that_goes_wrong_in_a_later_launch_keeps_no_time(monkeypatch):
     prepare, calls = suite._prepare, []
 

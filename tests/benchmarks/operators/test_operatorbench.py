@@ -29,7 +29,7 @@ from benchmarks.operators.rows import (
     weighted_quantiles,
 )
 from benchmarks.operators.runs import Measurement, Outcome, Plan, measure_operator
-from benchmarks.shared.interleaving import Effort
+from fxpasses.devices.timing import Effort
 
 aten = torch.ops.aten
 QUICK = Effort(rounds=2, sample_seconds=1e-6, case_seconds=1e-6)

@@ -21,11 +21,12 @@ from fxpasses.devices.profile import (
     Measurement,
     Roofline,
 )
+from fxpasses.devices.sizes import ConvolutionSizes
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.layouts import C, L
 from fxpasses.graph.modes import Modes
 from fxpasses.passes.layout.assign import assign
-from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel, seconds_at
+from fxpasses.passes.layout.costs import CostModel, seconds_at
 
 SIZES = ConvolutionSizes((1, 8, 6, 6), (8, 8, 3, 3), (1, 8, 6, 6), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
 PEAKS = Roofline("float32", 1e9, 1e9, 1e8, 1e-6)

@@ -273,8 +273,8 @@ def test_a_profile_named_by_option_comes_before_all_others(monkeypatch, tmp_path
     with_profile(monkeypatch, None)
     own = measured(CONVOLUTION_FORWARD)  # of the threads of today: other tests may have set their number
     own.save(tmp_path / "mine.json")
-    assert slot("auto", layout_profile=tmp_path / "mine.json").profile == own
-    assert slot("auto", layout_profile=str(tmp_path / "mine.json")).profile == own
+    assert slot("auto", layout_profile=tmp_path / "mine.json").source.profile == own
+    assert slot("auto", layout_profile=str(tmp_path / "mine.json")).source.profile == own
 
 
 def test_a_profile_named_by_option_that_cannot_be_used_is_named_and_the_rest_is_stock(monkeypatch, tmp_path):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import fxpasses
+from fxpasses.devices.unsafe import OVERRUN
 from fxpasses.graph.names import canonical
-from fxpasses.passes.layout.unsafe import OVERRUN
 from fxpasses.passes.weights.convert import (
     Conversion,
     MemoryFormatError,

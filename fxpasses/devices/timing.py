@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.shared.statistics import MINIMUM_PAIRS
-from benchmarks.torch_internals import cuda_sleep
+from fxpasses.torch_internals.cuda import cuda_sleep
 
 _MOST_QUEUED = 200  # CUDA's launch queue holds about a thousand kernels, and a call may be several
 _FASTEST_CLOCK = 2.5e9  # cycles a second: an upper bound only makes the device sleep longer than it had to
@@ -30,12 +29,14 @@ class Effort:
     Attributes:
         rounds: samples of every callable, at most.
         sample_seconds: how long one sample should last at least.
-        case_seconds: once all rounds together would take longer, there are fewer, down to `MINIMUM_PAIRS`.
+        case_seconds: once all rounds together would take longer, there are fewer, down to `least`.
+        least: rounds, whatever they take.
     """
 
     rounds: int = 20
     sample_seconds: float = 2e-3
     case_seconds: float = 2.0
+    least: int = 6
 
 
 def measure_interleaved(
@@ -59,7 +60,7 @@ def measure_interleaved(
         if device.type == "cuda":
             numbers[name] = min(numbers[name], _MOST_QUEUED)
         estimate += once * numbers[name]
-    least = min(effort.rounds, MINIMUM_PAIRS)
+    least = min(effort.rounds, effort.least)
     rounds = max(least, min(effort.rounds, int(effort.case_seconds / max(estimate, 1e-9))))
     order, shuffled = list(callables), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in callables}

@@ -23,9 +23,9 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from fxpasses.devices.sizes import ConvolutionSizes, Sizes
 from fxpasses.graph.modules import module_of
 from fxpasses.graph.schema import bind
-from fxpasses.passes.layout.costs import ConvolutionSizes, Sizes
 
 OVERRUN = (
     "oneDNN's channels-last kernel for the gradient of its weight, 1x1 with a stride over fewer than 16 "

@@ -13,14 +13,15 @@ import torch.utils.checkpoint
 from torch import nn
 
 import fxpasses
+from fxpasses.devices.sizes import ConvolutionSizes
+from fxpasses.devices.unsafe import forgets_padding, may_overrun, overruns
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import assign
-from fxpasses.passes.layout.costs import ConvolutionSizes, CostModel
+from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.problem import FIXED_C
 from fxpasses.passes.layout.reading import read_network
-from fxpasses.passes.layout.unsafe import forgets_padding, may_overrun, overruns
 from fxpasses.passes.weights.convert import conversions
 from tests.passes.layout.test_graphs import context_of
 from tests.passes.layout.test_joint import joint_graph
@@ -258,7 +259,7 @@ def test_the_padding_is_read_in_every_spelling():
 
 STEPS = """
 import copy, sys, torch, fxpasses
-from tests.passes.layout.test_unsafe import Stem
+from tests.devices.test_unsafe import Stem
 
 torch.manual_seed(0)
 model, x = Stem(), torch.randn(2, 3, 224, 224)

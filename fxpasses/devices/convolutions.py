@@ -32,9 +32,11 @@ from fxpasses.devices.profile import (
     CONVOLUTION_WEIGHT_GRAD,
     Layout,
 )
+from fxpasses.devices.sizes import ConvolutionSizes
+from fxpasses.devices.unsafe import overruns
 from fxpasses.errors import FxpassesError
-from fxpasses.passes.layout.costs import ConvolutionSizes
-from fxpasses.passes.layout.unsafe import overruns
+from fxpasses.graph.layouts import memory_format
+from fxpasses.torch_internals.sizes import size_hint
 
 aten = torch.ops.aten
 
@@ -45,10 +47,14 @@ OPERATORS: dict[Direction, str] = {
     "input_grad": CONVOLUTION_INPUT_GRAD,
     "weight_grad": CONVOLUTION_WEIGHT_GRAD,
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+DIRECTION_OF: dict[str, Direction] = {name: direction for direction, name in OPERATORS.items()}
 
 Kernel = Callable[[], "Tensor | tuple[Tensor, ...]"]
 """What is timed: it returns the results, so that they can be compared first."""
+
+Candidates = dict[tuple[Layout, str], list[Callable[[], Kernel]]]
+"""By layout and name of the implementation, what builds its kernel on each set of operands."""
 
 
 class ConvolutionCaseError(FxpassesError, ValueError):
@@ -109,6 +115,20 @@ class Convolution:
         case = cls(tuple(input_size), tuple(weight_size), transposed=transposed, groups=groups, **lists)
         case._check()
         return case
+
+    @classmethod
+    def at_hints(cls, sizes: ConvolutionSizes) -> Convolution:
+        """The convolution of a graph, its symbolic sizes as they were when it was traced.
+
+        Raises:
+            ConvolutionCaseError: as `of`.
+        """
+        stride, padding, dilation, transposed, output_padding, groups = sizes.arguments
+        lists = (sizes.input, sizes.weight, stride, padding, dilation, output_padding)
+        input_size, weight_size, *space, output = [tuple(map(size_hint, values)) for values in lists]
+        return cls.of(
+            input_size, weight_size, space[0], space[1], space[2], bool(transposed), output, size_hint(groups)
+        )
 
     @property
     def output_size(self) -> tuple[int, ...]:
@@ -249,13 +269,6 @@ def to_layout(tensor: Tensor, layout: Layout) -> Tensor:
     if tensor.dim() not in (4, 5):
         return tensor
     return tensor.contiguous(memory_format=memory_format(layout, tensor.dim()))
-
-
-def memory_format(layout: Layout, dim: int) -> torch.memory_format:
-    """What torch calls `layout` for a tensor of `dim` dimensions (4 or 5)."""
-    if layout == "contiguous":
-        return torch.contiguous_format
-    return torch.channels_last if dim == 4 else torch.channels_last_3d
 
 
 def implementations(

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.layout import caches
-from benchmarks.layout.caches import far, in_turn, sets_needed
+from fxpasses.devices import caches
+from fxpasses.devices.caches import far, in_turn, sets_needed
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
