@@ -50,6 +50,9 @@ _ROOFLINE_FACTOR = 4.0
 PRODUCT = "mm"
 """What a profile calls the matrix product that a 1x1 convolution is, channels-last."""
 
+_MEASURED_FACTOR = 1.05
+"""What two measurements of one kernel differ by."""
+
 _OPERATOR_FACTOR = 2.0
 """The same of an operator that moves data, whose layouts differ by less."""
 
@@ -78,7 +81,7 @@ class Cost:
     Attributes:
         seconds: the best guess.
         implementation: what runs, or what the guess is.
-        factor: the truth is expected between `seconds / factor` and `seconds * factor`; 1 where measured.
+        factor: the truth is expected between `seconds / factor` and `seconds * factor`.
     """
 
     seconds: Seconds
@@ -281,7 +284,9 @@ class CostModel:
         if len(rows) < 2:
             return None
         return {
-            label: Cost(self._rescaled(row.seconds, floor[label].seconds), row.implementation)
+            label: Cost(
+                self._rescaled(row.seconds, floor[label].seconds), row.implementation, _MEASURED_FACTOR
+            )
             for label, row in rows.items()
         }
 
