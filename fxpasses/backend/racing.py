@@ -97,7 +97,7 @@ def _remark(verdict: Verdict, how: str) -> Remark:
     interval = f" [{verdict.low:.3f}, {verdict.high:.3f}]" if math.isfinite(verdict.high) else ""
     ratio = f"ratio of times {verdict.ratio:.3f}{interval}"
     message = f"{verdict.loser} is dropped, {verdict.winner} stays: {ratio}, {how}"
-    return Remark("race", "declined", f"{verdict.winner}-faster", message, node="", stage="check")
+    return Remark("race", "declined", "dropped", message, node="", stage="check")
 
 
 def _device(inputs: Sequence[Any]) -> torch.device:

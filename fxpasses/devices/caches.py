@@ -12,6 +12,7 @@ again, so that the next one lies elsewhere. `fxpasses.kernels.choice` measures l
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,16 @@ def far(device: torch.device) -> int:
     if device.type == "cuda":
         return 2 * int(torch.cuda.get_device_properties(device).L2_cache_size)
     return 2 * max([_LEAST, *map(_bytes, _CACHES.glob("index*/size"))])
+
+
+def free_memory(device: torch.device) -> int:
+    """The bytes of the device's memory that are free; of a CPU's where the system does not say, many."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 2**40
 
 
 def sets_needed(num_bytes: int, device: torch.device) -> int:

@@ -12,6 +12,7 @@ gradients, no autocast, no random state.
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fxpasses.devices.arena import Arena
-from fxpasses.devices.caches import in_turn
+from fxpasses.devices.caches import free_memory, in_turn
 from fxpasses.devices.convolutions import (
     OPERATORS,
     Candidates,
@@ -42,6 +43,9 @@ aten = torch.ops.aten
 
 WHILE_COMPILING = Effort(rounds=7, sample_seconds=2e-4, case_seconds=0.06, least=3)
 """What a compilation spends on one operator: some hundredths of a second."""
+
+_ROOM = 4
+"""How many times over the operands and results of a call must fit into the memory that is free."""
 
 _LIVE = ("aten.convolution", "mm")
 """Implementations whose weight may change between calls."""
@@ -101,12 +105,20 @@ class Measurer:
 
     def convolution(self, case: Convolution, direction: Direction) -> list[Timing]:
         """One direction of a convolution; implementations that the device lacks are left out."""
-        shapes = (case.input_size, case.weight_size, case.output_size)
+        shapes = [case.input_size, case.weight_size]
+        written = math.prod(case.output_size)
+        if direction != "forward":
+            shapes.append(case.output_size)
+            written = math.prod(case.input_size)
+        if not self._has_room(shapes, written):
+            return []
         candidates: Candidates = {}
         with self._quietly():
             for layout in LAYOUTS:
-                for tensors in self._arena.sets(shapes, layout):
-                    found = implementations(case, direction, layout, Operands(*tensors))
+                for x, weight, *grad in self._arena.sets(shapes, layout, written=written):
+                    # A forward has no gradient and reads none.
+                    operands = Operands(x, weight, grad[0] if grad else x)
+                    found = implementations(case, direction, layout, operands)
                     for name in _LIVE:
                         if name in found:
                             candidates.setdefault((layout, name), []).append(found[name])
@@ -115,6 +127,8 @@ class Measurer:
     def operator(self, case: OperatorCase) -> list[Timing]:
         """An operator that works in either layout."""
         shapes = [given.shape for given in case.tensors]
+        if not self._has_room(shapes, 0):
+            return []
         candidates: Candidates = {}
         with self._quietly():
             for layout in LAYOUTS:
@@ -174,6 +188,11 @@ class Measurer:
             **in_turn({layout: convolutions(layout) for layout in LAYOUTS}),
             "call": partial(torch.add, few, few, out=few),
         }
+
+    def _has_room(self, shapes: Sequence[Sequence[int]], written: int) -> bool:
+        """Whether operands and results of a call leave most of the free memory to others."""
+        num_bytes = (sum(map(math.prod, shapes)) + written) * self.dtype.itemsize
+        return num_bytes * _ROOM <= free_memory(self.device)
 
     @property
     def _dtype_name(self) -> str:

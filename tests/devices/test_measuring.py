@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fxpasses.devices import arena as arenas
+from fxpasses.devices.caches import free_memory
 from fxpasses.devices.convolutions import DIRECTIONS, OPERATORS, Convolution
 from fxpasses.devices.keys import operator_key
 from fxpasses.devices.measuring import Measurer, Timing
@@ -130,3 +131,14 @@ def spied(seen: list[torch.Tensor]) -> Callable[..., dict[str, Callable[[], Call
         return seen[-1]
 
     return lambda case, direction, layout, values: {"aten.convolution": lambda: lambda: run(values)}
+
+
+def test_what_would_take_much_of_the_memory_is_not_measured(measurer, monkeypatch):
+    monkeypatch.setattr("fxpasses.devices.measuring.free_memory", lambda device: 2**14)
+    assert measurer.convolution(POINTWISE, "forward") == []
+    case = OperatorCase("op", "key", "aten.mean.dim", (Shaped((1, 64, 8, 8), torch.float32), [2, 3]), {})
+    assert measurer.operator(case) == []
+
+
+def test_the_memory_that_is_free_is_what_the_system_says():
+    assert 2**20 < free_memory(CPU) < 2**50

@@ -17,7 +17,8 @@ from fxpasses.devices.store import DeviceProfileWarning, file_name
 from tests.devices.test_device_profile import row
 
 WRITE = """
-import sys
+import sys, torch
+torch.set_num_threads(int(sys.argv[2]))  # a part of the store's name, which other tests may have set
 from fxpasses.devices.own import own_store
 from fxpasses.devices.profile import Measurement
 store, number = own_store(), sys.argv[1]
@@ -74,7 +75,8 @@ def test_a_newer_row_takes_the_place_of_an_older_one():
 
 def test_eight_processes_that_write_at_once_lose_no_row(folder):
     command = [sys.executable, "-c", WRITE]
-    running = [subprocess.Popen([*command, str(number)]) for number in range(8)]
+    threads = str(torch.get_num_threads())
+    running = [subprocess.Popen([*command, str(number), threads]) for number in range(8)]
     assert [each.wait() for each in running] == [0] * 8
     assert keys_known() == {f"{number}-{index}" for number in range(8) for index in range(20)}
     assert len(list(folder.glob("*.json"))) == 1

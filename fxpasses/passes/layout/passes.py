@@ -68,7 +68,7 @@ def plan_and_carry_out(
     if not assignment.plan.convolutions:
         return Outcome()
     if goal == "auto":
-        assignment = _weighed(context, assignment, source, for_inductor=for_inductor)
+        assignment = weighed(context, assignment, source, for_inductor=for_inductor)
     plan = assignment.plan
     if plan.decision in ("no-profile", "not-measured"):
         return Outcome(layout=plan)
@@ -82,10 +82,17 @@ def plan_and_carry_out(
     return _carry_out(context, assignment)
 
 
-def _weighed(
+def weighed(
     context: GraphContext, assignment: Assignment, source: CostSource, *, for_inductor: bool
 ) -> Assignment:
-    """The plan, or what would be done without it where it does not win for certain."""
+    """The plan, or what would be done without it where it does not win for certain.
+
+    Args:
+        context: the graph, as yet unchanged.
+        assignment: of least predicted cost.
+        source: where its costs come from.
+        for_inductor: whether stock inductor would choose the layouts; else they are as traced.
+    """
     plan = assignment.plan
     if source.profile is None:
         return assignment.with_plan(decision="no-profile")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from fxpasses.devices.measuring import Measurer, Timing
 from fxpasses.devices.own import OwnStore
 from fxpasses.devices.profile import LAYOUT_COPY, Measurement, Roofline
+from fxpasses.devices.store import DeviceProfileWarning
 from fxpasses.graph.layouts import C, L
 from fxpasses.graph.metadata import tensor
 from fxpasses.passes.layout.costs import CostModel, seconds_at
@@ -33,6 +35,9 @@ from fxpasses.torch_internals.sizes import size_hint
 
 _SHARE = 0.05
 """Which part of the time is spent on measurements before the cuts are made again."""
+
+_CALLS = 5
+"""How often an operator is called under each label, at least, to be measured."""
 
 _COPIES = [2**exponent for exponent in range(14, 33, 2)]
 """Bytes of the copies that are measured: those of other sizes lie between two of them."""
@@ -74,10 +79,12 @@ class Tuner:
             self._learn(network, costs)
             try:
                 self._measure(network, costs, hints, deadline)
-            finally:
-                self._measurers.clear()  # and with them the memory that they hold
-                if self._rows or self._peaks:
-                    self.store.add(self._rows, self._peaks)
+            except (RuntimeError, MemoryError) as error:  # such as a device without memory left
+                warnings.warn(f"measuring was broken off: {error}", DeviceProfileWarning, stacklevel=2)
+            self._measurers.clear()  # and with them the memory that they hold
+            if self._rows or self._peaks:
+                self.store.add(self._rows, self._peaks)
+                self._learn(network, costs)
         left = len(self._missing(network, costs, hints))
         return Tuning(len(self._rows), time.perf_counter() - start, left)
 
@@ -86,8 +93,14 @@ class Tuner:
             return
         self._measure_device(network, deadline)
         self._learn(network, costs)
-        while missing := self._missing(network, costs, hints):
-            pause = time.perf_counter() + _SHARE * self.seconds
+        while True:
+            before = time.perf_counter()
+            missing = self._missing(network, costs, hints, deadline - before)
+            now = time.perf_counter()
+            if not missing or now >= deadline:
+                return
+            # No less time for measuring than finding out what to measure has taken.
+            pause = now + max(_SHARE * self.seconds, now - before)
             for each in missing:
                 if time.perf_counter() >= min(pause, deadline):
                     break
@@ -95,13 +108,14 @@ class Tuner:
                 self._tried.add(_identity(each))
                 self.progress(len(self._tried), len(self._tried) + len(missing))
             self._learn(network, costs)
-            if time.perf_counter() >= deadline:
-                return
 
-    def _missing(self, network: Network, costs: CostModel, hints: Mapping[Any, int]) -> list[Measurable]:
+    def _missing(
+        self, network: Network, costs: CostModel, hints: Mapping[Any, int], left: float = math.inf
+    ) -> list[Measurable]:
         """What is to be measured and was not: that with the most seconds in doubt first.
 
-        In doubt is what decides labels that may be either. The rest, if wanted, comes after it.
+        In doubt is what decides labels that may be either. The rest, if wanted, comes after it. What would
+        take longer than the time that is `left` is left out.
         """
         as_c = solve(network.problem(hints, favoured=C))
         as_l = solve(network.problem(hints, favoured=L))
@@ -111,7 +125,8 @@ class Tuner:
             variable = network.variables[node]
             place = network.find(variable)
             is_settled = as_c[place] == as_l[place]
-            if is_settled and not self.thorough:
+            takes = _CALLS * sum(seconds_at(cost, hints) for cost in network.own(variable))
+            if (is_settled and not self.thorough) or takes > left:
                 continue
             for each in priced.measurable():
                 name = _identity(each)

@@ -19,6 +19,7 @@ from fxpasses.devices.profile import (
     DeviceProfile,
     Roofline,
 )
+from fxpasses.devices.store import DeviceProfileWarning
 from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.layouts import C, L
 from fxpasses.options import Options
@@ -322,3 +323,23 @@ def test_measuring_changes_no_warning_filters_and_warns_of_nothing():
         warnings.simplefilter("error")
         assign(context(), profile=None, tuner=tuner())
     assert any(operator == CONVOLUTION_FORWARD for operator, _ in measured(own_store().profile()))
+
+
+def test_what_would_take_longer_than_the_time_that_is_left_is_not_begun(monkeypatch):
+    """By these peaks a convolution takes minutes, so that a budget of a second has no room for one."""
+    slow = Roofline("float32", matmul_flops=1e3, convolution_flops=1e3, bandwidth=1e9, call_seconds=1e-6)
+    own_store().add([], [slow])
+    plan = assign(context(), profile=own_store().profile(), tuner=tuner(seconds=1)).plan
+    assert not any(operator in OPERATORS_OF_CONVOLUTIONS for operator, _ in measured(own_store().profile()))
+    assert plan.tuning.in_doubt > 0
+
+
+def test_a_device_without_memory_left_breaks_off_measuring_and_not_the_compilation(monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr("fxpasses.devices.arena.Arena.sets", full)
+    with pytest.warns(DeviceProfileWarning, match="measuring was broken off: no memory left"):
+        plan = assign(context(), profile=own_store().profile(), tuner=tuner()).plan
+    assert plan.tuning is not None
+    assert plan.tuning.measured == 0
