@@ -184,8 +184,14 @@ def _interval(ordered: Sequence[float]) -> tuple[float, float]:
 
 def _signature(args: Sequence[Any]) -> Hashable:
     """What decides how long a call takes: sizes, and whether gradients are on."""
-    sizes = tuple(tuple(given.shape) if isinstance(given, torch.Tensor) else given for given in args)
-    return (sizes, torch.is_grad_enabled())
+
+    def kind(given: Any) -> Hashable:
+        if isinstance(given, torch.Tensor):
+            return tuple(given.shape)
+        number: Hashable = given if isinstance(given, (int, float)) else type(given)
+        return number
+
+    return (tuple(map(kind, args)), torch.is_grad_enabled())
 
 
 def _synchroniser(args: Sequence[Any]) -> Callable[[], None]:

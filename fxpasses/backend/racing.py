@@ -53,12 +53,16 @@ def compile_contenders(compilation: Compilation, compile_one: Compile) -> Compil
         )
         return compiled
     compiled, done = compile_one(_contender(compilation, OURS))
-    counters.record(done.report)
-    others = _others(done)
-    if not others:
-        return compiled
-    programs = {OURS: compiled} | {name: compile_one(_contender(compilation, name))[0] for name in others}
-    return Race(programs, functools.partial(_decided, store, key, done.report))
+    programs, report = {OURS: compiled}, done.report
+    for name in _others(done):
+        try:
+            programs[name] = compile_one(_contender(compilation, name))[0]
+        except Exception as error:  # what only races must not fail what was asked for
+            failed = f"{name} does not race: it does not compile ({type(error).__name__}: {error})"
+            remark = Remark("race", "failed", "not-compiled", failed, node="", stage="check")
+            report = replace(report, remarks=(*report.remarks, remark))
+    counters.record(report)
+    return Race(programs, functools.partial(_decided, store, key, report)) if len(programs) > 1 else compiled
 
 
 def _decided(store: OwnStore, key: str, report: Report, verdict: Verdict) -> None:
@@ -90,7 +94,8 @@ def _key(compilation: Compilation) -> str:
     chosen = {name: str(getattr(options, name)) for name in options.__dataclass_fields__}
     del chosen["race"], chosen["tune_seconds"]
     inductor = str(sorted(options.inductor.items()))
-    return sidecar.digest(compilation.graph_key, str(sorted(chosen.items())), inductor, str(compilation.mode))
+    asked = (str(sorted(chosen.items())), inductor, str(compilation.mode))
+    return sidecar.digest(sidecar.sources(), compilation.graph_key, *asked)
 
 
 def _remark(verdict: Verdict, how: str) -> Remark:

@@ -49,20 +49,25 @@ class OwnStore:
     path: Path
     empty: DeviceProfile
     _unwritten: DeviceProfile = field(init=False)
-    _warned: bool = field(default=False, init=False)
+    _lock: filelock.BaseFileLock = field(init=False)
+    _warned: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self._unwritten = self.empty
+        self._lock = filelock.FileLock(self.path.with_suffix(".lock"), timeout=_PATIENCE)
 
     def profile(self) -> DeviceProfile:
         """What is known by now."""
-        if not self.path.is_file():
-            return self._unwritten
+        with contextlib.suppress(UnusableProfileError):
+            return self._known()
         try:
-            return self._read().merged(self._unwritten)
+            with self._locked():  # or what another process has just made anew would be set aside
+                return self._known()
         except UnusableProfileError as reason:
             self._set_aside(reason)
-            return self._unwritten
+        except OSError:
+            pass  # no lock in a folder that cannot be written: whoever adds says so
+        return self._unwritten
 
     def add(self, rows: Sequence[Measurement], rooflines: Sequence[Roofline] = ()) -> None:
         """Adds rows and peaks, which take the place of those of the same key."""
@@ -80,11 +85,12 @@ class OwnStore:
         """
         self._unwritten = self._unwritten.merged(newer)
         try:
-            with self._locked(_PATIENCE):
+            with self._locked():
                 self.profile().save(self.path)
                 self._unwritten = self.empty
         except OSError as error:
-            self._warn(f"what was measured is not kept in {self.path} ({error}): this process alone knows it")
+            reason = f"what was measured is not kept in {self.path} ({error}): this process alone knows it"
+            self._warn("unwritten", reason)
 
     @contextlib.contextmanager
     def measuring(self, patience: float) -> Iterator[None]:
@@ -98,10 +104,14 @@ class OwnStore:
             yield
 
     @contextlib.contextmanager
-    def _locked(self, patience: float) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self.path.with_suffix(".lock"), timeout=patience):
+        with self._lock:
             yield
+
+    def _known(self) -> DeviceProfile:
+        """What is in the file, with what could not be written to it."""
+        return self._read().merged(self._unwritten) if self.path.is_file() else self._unwritten
 
     def _read(self) -> DeviceProfile:
         found = read_profile(self.path, self.empty.device)
@@ -119,12 +129,12 @@ class OwnStore:
             message += f". The file is now {aside}"
         except OSError as error:
             message += f". It could not be set aside ({error}): delete it"
-        self._warn(message)
+        self._warn("broken", message)
 
-    def _warn(self, message: str) -> None:
+    def _warn(self, kind: str, message: str) -> None:
         # The reader of a compilation's log needs to be told once, not for every graph.
-        if not self._warned:
-            self._warned = True
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(message, DeviceProfileWarning, stacklevel=4)
 
 

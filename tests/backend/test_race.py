@@ -257,3 +257,74 @@ def test_modes_that_tune_race(mode):
 def test_a_value_that_is_none_is_refused():
     with pytest.raises(UnknownOptionError, match="'race' takes True or False; got 'yes'"):
         Options(race="yes")
+
+
+@pytest.mark.needs_kernels
+def test_kept_weights_race_without_kernels_of_ours_too(monkeypatch):
+    raced: list[list[str]] = []
+    start = Race.__init__
+
+    def spied(self: Race, programs, decided) -> None:
+        raced.append(list(programs))
+        start(self, programs, decided)
+
+    monkeypatch.setattr(Race, "__init__", spied)
+    model, x = Net().eval(), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+        compiled = torch.compile(model, backend="fxpasses", options={**OPTIONS, "weights": "cached"})
+        for _ in range(MOST_CALLS + 3):
+            torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+        model.conv.weight.mul_(2)  # whichever has won sees it
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    assert raced == [["ours", "onednn", "stock"]]
+
+
+def test_weights_that_change_while_programs_race_are_seen_by_all():
+    model, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="fxpasses", options={**OPTIONS, "weights": "cached"})
+        for call in range(MOST_CALLS + 3):
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+            model.norm.running_mean.add_(0.1 * call)
+
+
+def test_a_buffer_that_is_written_is_written_once_a_call():
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+            self.calls: torch.Tensor
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls.add_(1)
+            return self.net(x)
+
+    model, x = Counts().eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="fxpasses", options=OPTIONS)
+        for _ in range(MOST_CALLS + 3):
+            compiled(x)
+    assert model.calls == MOST_CALLS + 3
+
+
+def test_a_contender_that_does_not_compile_does_not_race_and_is_named(monkeypatch):
+    from fxpasses.backend import door
+
+    compile_ = door._compile
+
+    def failing(compilation):
+        if compilation.options.passes == ():
+            raise RuntimeError("stock fails")
+        return compile_(compilation)
+
+    monkeypatch.setattr(door, "_compile", failing)
+    model, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="fxpasses", options=OPTIONS)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    (remark,) = [each for each in fxpasses.last_report().remarks if each.rule == "race"]
+    assert (remark.status, remark.code) == ("failed", "not-compiled")
+    assert "stock does not race" in remark.message
+    assert "RuntimeError: stock fails" in remark.message

@@ -184,3 +184,21 @@ def test_the_revision_survives_what_is_added_later():
 def test_the_name_of_a_store_tells_it_from_a_profile_of_the_device():
     store = own_store()
     assert store.path.name != file_name(store.empty.device)
+
+
+def test_what_another_process_has_just_made_anew_is_not_set_aside(monkeypatch):
+    store = own_store()
+    store.add([row(3e-4, key="new")])
+    good = store.path.read_text("utf-8")
+    store.path.write_text("{", "utf-8")
+    enter = store._lock.acquire
+
+    def meanwhile(*args, **kwargs):
+        store.path.write_text(good, "utf-8")
+        return enter(*args, **kwargs)
+
+    monkeypatch.setattr(store._lock, "acquire", meanwhile)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert keys_known() == {"new"}
+    assert not store.path.with_suffix(".broken").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxpasses
 from fxpasses.devices.own import own_store
@@ -343,3 +344,56 @@ def test_a_device_without_memory_left_breaks_off_measuring_and_not_the_compilati
         plan = assign(context(), profile=own_store().profile(), tuner=tuner()).plan
     assert plan.tuning is not None
     assert plan.tuning.measured == 0
+
+
+def test_symbolic_sizes_are_measured_as_they_were_when_they_were_traced():
+    model, x = network(16).eval(), torch.randn(4, 3, 24, 24)
+    with torch.no_grad(), torch._inductor.utils.fresh_cache():
+        torch._dynamo.reset()
+        fxpasses.reset()
+        dynamic = torch.compile(model, backend="fxpasses", dynamic=True, options={"tune_seconds": 5})
+        torch.testing.assert_close(dynamic(x), model(x), rtol=1e-4, atol=1e-4)
+        known = measured(own_store().profile())
+        larger = torch.randn(5, 3, 32, 32)
+        torch.testing.assert_close(dynamic(larger), model(larger), rtol=1e-4, atol=1e-4)
+    assert any("input=4x3x24x24" in key for _, key in known)
+    assert measured(own_store().profile()) == known
+    (report,) = fxpasses.reports()
+    assert report.layout is not None
+
+
+def test_a_graph_that_is_run_as_it_is_has_its_convolutions_measured_too():
+    model, x = network(16).eval(), torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        graph = make_fx(model, pre_dispatch=True)(x)
+        result = fxpasses.optimize(graph, (x,), {"tune_seconds": 5})
+        torch.testing.assert_close(result.graph_module(x), model(x), rtol=1e-4, atol=1e-4)
+    assert {operator for operator, _ in measured(own_store().profile())} >= {CONVOLUTION_FORWARD}
+    assert result.report.layout is not None
+    assert result.report.layout.tuning is not None
+
+
+def test_a_store_that_cannot_be_written_is_a_warning_and_the_compilation_goes_on(folder, monkeypatch):
+    (folder / "file").write_text("no folder", "utf-8")
+    monkeypatch.setenv("FXPASSES_PROFILE_DIR", str(folder / "file"))
+    model, x = network(16).eval(), torch.randn(2, 3, 24, 24)
+    with (
+        torch.no_grad(),
+        torch._inductor.utils.fresh_cache(),
+        pytest.warns(DeviceProfileWarning, match="this process alone knows it"),
+    ):
+        torch.testing.assert_close(compiled(model, x, tune_seconds=5), model(x), rtol=1e-4, atol=1e-4)
+    assert fxpasses.last_report().layout.tuning.measured > 0
+
+
+def test_the_report_and_the_page_say_what_was_measured_and_by_how_much_the_plan_wins(tmp_path):
+    with torch.no_grad(), torch._inductor.utils.fresh_cache():
+        compiled(network(16).eval(), torch.randn(2, 3, 24, 24), tune_seconds=5)
+    report = fxpasses.last_report()
+    report.save_html(tmp_path / "page.html")
+    for text in (" ".join(str(report).split()), (tmp_path / "page.html").read_text("utf-8")):
+        assert f"{report.layout.tuning.measured} measurements in " in text
+        assert "of 3 convolutions " in text
+        assert "another plan would win if " in text
+    again = type(report).from_json(report.to_json())
+    assert again.layout == report.layout
