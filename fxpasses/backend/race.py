@@ -188,8 +188,7 @@ def _signature(args: Sequence[Any]) -> Hashable:
     def kind(given: Any) -> Hashable:
         if isinstance(given, torch.Tensor):
             return tuple(given.shape)
-        number: Hashable = given if isinstance(given, (int, float)) else type(given)
-        return number
+        return given if isinstance(given, (int, float)) else str(type(given))
 
     return (tuple(map(kind, args)), torch.is_grad_enabled())
 
