@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxpasses.cli.console import measuring, positive, show
-from fxpasses.cli.explain import SPEC_HELP, InputSpec, current_directory_importable, dtype_of, option_of
+from fxpasses.cli.model_arguments import add_model, current_directory_importable, dtype_of, option_of
 from fxpasses.errors import FxpassesError
 
 if TYPE_CHECKING:
@@ -32,19 +32,7 @@ def add_command(commands: Commands) -> None:
         description=TUNE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tune.add_argument("spec", metavar="SPEC", nargs="?", help=SPEC_HELP)
-    tune.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        type=InputSpec.parse,
-        metavar="SHAPE[:DTYPE]",
-        help="sizes of one argument, such as 1,3,224,224 or 1,128:int64; once for each argument",
-    )
-    mode = tune.add_mutually_exclusive_group()
-    mode.add_argument("--train", action="store_true", help="gradients on, batch norms in eval mode")
-    mode.add_argument("--full-train", action="store_true", help="gradients on, batch norms in training mode")
-    tune.add_argument("--dtype", default="float32", help="floating dtype of model and inputs (float32)")
+    add_model(tune, required=False)
     tune.add_argument(
         "--seconds", type=positive, default=60, metavar="N", help="how long to measure at most (60)"
     )

@@ -117,6 +117,24 @@ class Convolution:
         return case
 
     @classmethod
+    def of_key(cls, key: str) -> Convolution:
+        """The convolution of a device profile's row.
+
+        Raises:
+            ValueError: it is no key of a convolution.
+        """
+        words = key.split()
+        transposed = words[:1] == ["transposed"]
+        try:
+            fields = dict(word.split("=") for word in words[transposed:])
+            lists = {name: tuple(map(int, text.split("x"))) for name, text in fields.items()}
+            space = (lists["stride"], lists["padding"], lists["dilation"])
+            output_padding, (groups,) = lists.get("output_padding", (0,)), lists["groups"]
+            return cls.of(lists["input"], lists["weight"], *space, transposed, output_padding, groups)
+        except (KeyError, ValueError) as error:  # one of ours among them
+            raise ValueError(f"{key!r} is no key of a convolution") from error
+
+    @classmethod
     def at_hints(cls, sizes: ConvolutionSizes) -> Convolution:
         """The convolution of a graph, its symbolic sizes as they were when it was traced.
 

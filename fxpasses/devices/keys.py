@@ -13,7 +13,7 @@ left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from torch.fx.operator_schemas import normalize_function
 
@@ -44,39 +44,6 @@ def convolution_key(
         {"input": _times(input_size), "weight": _times(weight_size)} | fields | {"groups": str(int(groups))}
     )
     return " ".join(["transposed"] * bool(transposed) + [f"{name}={value}" for name, value in parts.items()])
-
-
-class ConvolutionArguments(NamedTuple):
-    """What a key of a convolution says, in the order in which `convolution_key` takes it."""
-
-    input_size: tuple[int, ...]
-    weight_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
-
-
-def parse_convolution_key(key: str) -> ConvolutionArguments:
-    """What `convolution_key` was given for this key.
-
-    Raises:
-        ValueError: it is no key of a convolution.
-    """
-    words = key.split()
-    transposed = words[:1] == ["transposed"]
-    try:
-        fields = dict(word.split("=") for word in words[transposed:])
-        lists = {name: tuple(map(int, text.split("x"))) for name, text in fields.items()}
-        space = (lists["stride"], lists["padding"], lists["dilation"])
-        output_padding, (groups,) = lists.get("output_padding", (0,)), lists["groups"]
-        return ConvolutionArguments(
-            lists["input"], lists["weight"], *space, transposed, output_padding, groups
-        )
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{key!r} is no key of a convolution") from error
 
 
 def operator_key(target: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> str:

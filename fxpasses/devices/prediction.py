@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fxpasses.devices.convolutions import Convolution, ConvolutionCaseError
-from fxpasses.devices.keys import parse_convolution_key
+from fxpasses.devices.convolutions import Convolution
 from fxpasses.devices.profile import OPERATORS_OF_CONVOLUTIONS, DeviceProfile, Layout, Roofline
 
 _NEIGHBOURS = 4
@@ -62,8 +61,8 @@ class Predictor:
         for (operator, key, layout, dtype), seconds in fastest.items():
             peaks = self.profile.roofline(dtype)
             try:
-                case = Convolution.of(*parse_convolution_key(key))
-            except (ConvolutionCaseError, ValueError):
+                case = Convolution.of_key(key)
+            except ValueError:
                 continue
             if peaks is not None:
                 ratio = math.log(seconds / _roofline(case, peaks, dtype))

@@ -100,3 +100,23 @@ def test_another_layout_direction_or_dtype_says_nothing():
     assert predictor.predict(CONVOLUTION_FORWARD, case, "channels_last", "float32") is None
     assert predictor.predict("convolution.input_grad", case, "contiguous", "float32") is None
     assert predictor.predict(CONVOLUTION_FORWARD, case, "contiguous", "bfloat16") is None
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        plain(64),
+        plain(64, groups=64),
+        Convolution.of((1, 64, 28, 27), (64, 32, 2, 3), (2, 1), (1, 0), (1, 2), True, (1, 0), 2),
+        Convolution.of((1, 4, 5, 6, 7), (8, 4, 1, 2, 3)),
+    ],
+    ids=["plain", "depthwise", "transposed", "3-D"],
+)
+def test_a_key_says_all_of_its_convolution(case):
+    assert Convolution.of_key(case.key) == case
+
+
+@pytest.mark.parametrize("key", ["", "bytes=3", "input=1x2", plain(64).key.replace("64x64", "64x63")])
+def test_what_is_no_key_of_a_convolution_is_refused(key):
+    with pytest.raises(ValueError, match="is no key of a convolution"):
+        Convolution.of_key(key)
