@@ -77,11 +77,10 @@ class Race:
         return winner(*args) if winner is not None else self._raced(args)
 
     def _raced(self, args: tuple[Any, ...]) -> Any:
-        with self._lock:
-            names = list(self._programs)
-            turn, number = divmod(self._calls, len(names))
-            name, program = names[number], self._programs[names[number]]
-            self._calls += 1
+        drawn = self._draw()
+        if drawn is None:
+            return self(*args)
+        turn, name, program = drawn
         synchronise = _synchroniser(args)
         synchronise()
         start = time.perf_counter()
@@ -97,6 +96,16 @@ class Race:
         if self._calls >= MOST_CALLS:
             self._decide(over=True)
         return result
+
+    def _draw(self) -> tuple[int, str, Program] | None:
+        """The round and whose turn it is; None where another thread's call has decided the race."""
+        with self._lock:
+            if self._winner is not None:
+                return None
+            names = list(self._programs)
+            turn, number = divmod(self._calls, len(names))
+            self._calls += 1
+            return turn, names[number], self._programs[names[number]]
 
     def _follow(self, node: Any, sample: _Sample, synchronise: Callable[[], None]) -> None:
         """Times the backward of a call when autograd gets to it."""

@@ -328,3 +328,14 @@ def test_a_contender_that_does_not_compile_does_not_race_and_is_named(monkeypatc
     assert (remark.status, remark.code) == ("failed", "not-compiled")
     assert "stock does not race" in remark.message
     assert "RuntimeError: stock fails" in remark.message
+
+
+def test_a_call_that_another_thread_overtook_goes_to_the_winner(clock):
+    calls: list[str] = []
+    programs = {name: clock.program(name, of, calls) for name, of in (("ours", 1.0), ("stock", 2.0))}
+    race, x = Race(programs, lambda verdict: None), torch.zeros(1)
+    for _ in range(18):
+        race(x)
+    assert race._winner is not None
+    assert torch.equal(race._raced((x,)), x + 1)  # it had found no winner, and then waited for the lock
+    assert calls[-1] == "ours"

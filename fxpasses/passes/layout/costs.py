@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.fx import Node
@@ -29,9 +29,6 @@ from fxpasses.graph.metadata import value
 from fxpasses.passes.layout.measurable import named
 from fxpasses.torch_internals.pytree import tree_leaves
 from fxpasses.torch_internals.sizes import size_expression, size_hint
-
-if TYPE_CHECKING:
-    pass
 
 _T = TypeVar("_T")
 

@@ -23,7 +23,6 @@ from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     CONVOLUTION_INPUT_GRAD,
     CONVOLUTION_WEIGHT_GRAD,
-    DeviceProfile,
 )
 from fxpasses.devices.unsafe import OVERRUN, overruns
 from fxpasses.graph.collector import collector_paused
@@ -35,7 +34,6 @@ from fxpasses.graph.names import canonical
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal, device_of
 from fxpasses.passes.layout.convolutions import ConvolutionReading, read_convolution, weight_trains
-from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.passes import (
     NAME,
@@ -176,7 +174,7 @@ def joint_layout(
         taken = any(name in options.inductor for name in _OWN_DECISIONS)
         if taken or inductor_setting("freezing", options.inductor):
             return None
-        if source.tuner is None and not _is_covered(reads, source.profile, devices):
+        if source.tuner is None and not (reads and enough(source.known, len(reads))):
             if not (shared and devices[0].type == "cpu") and not _unsafe(graph_module):
                 return None
             goal = "channels_last"  # as stock inductor on a CPU, but for what it would get wrong
@@ -241,17 +239,6 @@ def _wanted(graph_module: GraphModule) -> list[ConvolutionReading]:
     gradients = (CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD) if torch.is_grad_enabled() else ()
     reads = [read for graph in _all_graphs(graph_module) for _, read in _convolutions(graph)]
     return [read._replace(directions=(CONVOLUTION_FORWARD, *gradients)) for read in reads]
-
-
-def _is_covered(
-    reads: Sequence[ConvolutionReading], profile: DeviceProfile | None, devices: Sequence[torch.device]
-) -> bool:
-    """Whether there are convolutions, and enough of them were measured."""
-    if profile is None or not reads:
-        return False
-    costs = CostModel(devices[0].type, profile)
-    known = sum(costs.knows(read.sizes, read.dtype, read.directions) for read in reads)
-    return enough(known, len(reads))
 
 
 def _all_graphs(graph_module: GraphModule) -> list[GraphModule]:

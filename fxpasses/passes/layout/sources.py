@@ -34,11 +34,13 @@ class CostSource:
         profile: what was measured; None where nothing was.
         tuner: measures what is missing; None where nothing may be measured.
         key: what compiled code depends on: the same in every process, whatever is measured meanwhile.
+        known: how many of the graph's convolutions the profile knows.
     """
 
     profile: DeviceProfile | None
     tuner: Tuner | None = None
     key: str = ""
+    known: int = 0
 
 
 def cost_source(
@@ -53,21 +55,22 @@ def cost_source(
     """
     name = store.device_name(device)
     if options.layout_profile is not None:
-        return _given(store.load(options.layout_profile, device=name))
+        named = store.load(options.layout_profile, device=name)
+        return _given(named, _known(named, device, convolutions))
     own, given = own_store(device), store.find(name)
     measures = options.tune_seconds > 0 and device.type in _MEASURED
     tuner = Tuner(own, device, options.tune_seconds) if measures else None
     known = own.profile()
     of_own, of_given = (_known(found, device, convolutions) for found in (known, given))
     if of_given > of_own and (tuner is None or of_given == len(convolutions)):
-        return _given(given)
+        return _given(given, of_given)
     if not known.measurements and tuner is None:
-        return _given(given)
-    return CostSource(known, tuner, _identity(own, known))
+        return _given(given, of_given)
+    return CostSource(known, tuner, _identity(own, known), of_own)
 
 
-def _given(profile: DeviceProfile | None) -> CostSource:
-    return CostSource(profile, None, profile.digest if profile is not None else "")
+def _given(profile: DeviceProfile | None, known: int) -> CostSource:
+    return CostSource(profile, None, profile.digest if profile is not None else "", known)
 
 
 def _known(
