@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fxpasses.options import Options as Options
     from fxpasses.passes.weights.convert import convert_conv_weights as convert_conv_weights
     from fxpasses.passes.weights.kept import refresh as refresh
+    from fxpasses.passes.weights.kept import updating as updating
     from fxpasses.report.counters import last_report as last_report
     from fxpasses.report.counters import reports as reports
     from fxpasses.report.counters import reset as reset
@@ -62,6 +63,7 @@ _HOMES = {
     "reports": "fxpasses.report.counters",
     "reset": "fxpasses.report.counters",
     "unregister": "fxpasses.rewrite.registry",
+    "updating": "fxpasses.passes.weights.kept",
 }
 """Where each public name lives; it is imported when it is first asked for."""
 
@@ -92,6 +94,7 @@ __all__ = [
     "rewrite",
     "testing",
     "unregister",
+    "updating",
 ]
 
 

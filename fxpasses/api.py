@@ -160,7 +160,7 @@ def _explain_with_dynamo(model: Callable[..., Any], inputs: tuple[Any, ...], opt
         try:
             compilation = Compilation(gm, example_inputs, options)
             rewrite(compilation)
-            modes = Modes(grad=compilation.trains)
+            modes = Modes(grad=torch.is_grad_enabled())
             context = GraphContext(compilation.graph_module, modes, executor=executor_of(options))
             reports.append(foreseen(context, options, compilation.report))
         except FxpassesError as error:

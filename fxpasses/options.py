@@ -17,6 +17,7 @@ Layout = Literal["auto", "off", "channels_last", "contiguous"]
 Weights = Literal["live", "cached"]
 Profit = Literal["model", "always"]
 Verify = Literal["off", "structure", "numerics"]
+Sentinels = Literal["cpu", "all"]
 Memory = Literal["auto", "reuse", "keep", "system"]
 
 
@@ -39,6 +40,9 @@ class Options:
         race: have the user's first calls go to the optimised program and to stock inductor's in turns, and
             keep the faster, for this process and later ones; implied by ``mode="max-autotune"`` and its kind.
         weights: ``"cached"`` does work that depends on parameters alone once per parameter version.
+        sentinels: where writes that torch does not tell of (``param.data.mul_(2)``, a numpy view) are looked
+            for in cached weights: ``"cpu"``, or ``"all"``, where each call waits for the device and reads a
+            few values of each parameter.
         profit: ``"always"`` applies what is legal, whether or not the cost model thinks that it pays.
         verify: what is checked at each application, beyond shape and dtype: ``"structure"`` (lint, metadata,
             strides, no new guards), or ``"numerics"`` (also values, on made-up inputs). What fails is
@@ -65,6 +69,7 @@ class Options:
     tune_seconds: float = field(default_factory=lambda: _default_tune_seconds())
     race: bool = False
     weights: Weights = "live"
+    sentinels: Sentinels = "cpu"
     profit: Profit = "model"
     verify: Verify = "off"
     keep_repro: bool = False
@@ -121,6 +126,7 @@ class Options:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "layout": get_args(Layout),
     "weights": get_args(Weights),
+    "sentinels": get_args(Sentinels),
     "profit": get_args(Profit),
     "verify": get_args(Verify),
     "memory": get_args(Memory),

@@ -35,6 +35,7 @@ def run_passes(
     executor: Executor,
     trainable: frozenset[str] = frozenset(),
     wanted: frozenset[str] = frozenset(),
+    keeps_weights: bool = False,
 ) -> tuple[GraphModule, Report]:
     """Runs the passes that the options select over a copy of the graph.
 
@@ -45,6 +46,7 @@ def run_passes(
         executor: who will run the graph.
         trainable: names of placeholders that require grad, where the metadata does not tell.
         wanted: names of rules that are applied whether or not it pays.
+        keeps_weights: whether parameter work is done once per version.
 
     Raises:
         FxpassesError: an unknown pass, missing metadata, an unsupported torch.
@@ -59,17 +61,12 @@ def run_passes(
         module=copied,
         initial_modes=Modes(grad=torch.is_grad_enabled()),
         executor=executor,
-        weights_cached=keeps_weights(options),
+        weights_cached=keeps_weights,
         trainable=trainable,
     )
     with collector_paused():
         write_out_eagers_strides(context)
         return copied, Driver(passes, options, wanted).run(context)
-
-
-def keeps_weights(options: Options) -> bool:
-    """Whether parameter work is to be done once per version: on request, and with gradients off."""
-    return options.weights == "cached" and not torch.is_grad_enabled()
 
 
 def _trainable_inputs(graph_module: GraphModule, example_inputs: Sequence[Any] | None) -> frozenset[str]:

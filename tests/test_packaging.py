@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
+import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import fxpasses
+from fxpasses.kernels import build
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,3 +67,23 @@ def test_bench_installs_what_the_benchmarks_share_with_the_tests():
     assert shared
     assert shared <= set(installed_by("test"))
     assert shared <= set(installed_by("bench"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("compiler", ["g++", "no-such-compiler"])
+def test_a_wheel_has_the_kernels_where_there_is_a_compiler(compiler, tmp_path):
+    """And is for every platform where there is none. pip fetches setuptools for it."""
+    source = tmp_path / "source"
+    shutil.copytree(PACKAGE, source / "fxpasses", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "CXX": compiler})
+    (wheel,) = tmp_path.glob("*.whl")
+    built = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "prebuilt" in name}
+    if compiler == "g++" and shutil.which("g++") and platform.machine() == "x86_64":
+        assert built == {build.prebuilt(vectors).name for vectors in build.VECTOR_FLAGS}
+        assert "-py3-none-linux_x86_64" in wheel.name
+    else:
+        assert not built
+        assert wheel.name.endswith("-py3-none-any.whl")

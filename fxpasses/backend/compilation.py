@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 
 from fxpasses.backend.inner import inner_backend
 from fxpasses.graph.decline import Decline
+from fxpasses.graph.gradients import records_gradients
 from fxpasses.options import Options
 from fxpasses.passes.layout.joint import results_share_memory
 from fxpasses.passes.weights.own_kernels import OwnKernels
@@ -51,7 +52,7 @@ class Compilation:
         options: what the user chose.
         mode: a mode of torch.compile, for inductor.
         report: what has happened so far.
-        trains: whether gradients are on.
+        trains: whether autograd records.
         own_kernels: when kernels of ours are taken; None for what the options say.
     """
 
@@ -60,9 +61,18 @@ class Compilation:
     options: Options
     mode: str | None = None
     report: Report = field(default_factory=Report)
-    trains: bool = field(default_factory=torch.is_grad_enabled)
+    trains: bool | None = None
     own_kernels: OwnKernels | None = None
     _steps: dict[type[Step], Step] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.trains is None:
+            self.trains = records_gradients(self.graph_module)
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether parameter work is done once per version: on request, where no gradient is recorded."""
+        return self.options.weights == "cached" and not self.trains
 
     @property
     def devices(self) -> frozenset[str]:
@@ -87,7 +97,7 @@ class Compilation:
     @functools.cached_property
     def shares_results(self) -> bool:
         """Whether results that take a gradient are views of one tensor, in the rewritten graph."""
-        return self.trains and results_share_memory(self.graph_module)
+        return bool(self.trains) and results_share_memory(self.graph_module)
 
     def takes(self, step: type[Step]) -> bool:
         """Whether a step was taken."""

@@ -18,7 +18,12 @@ def rewrite(compilation: Compilation) -> None:
     options = compilation.options
     wanted = stock_conv_bn.taken_over(options)
     compilation.graph_module, compilation.report = run_passes(
-        compilation.graph_module, compilation.inputs, options, executor=executor_of(options), wanted=wanted
+        compilation.graph_module,
+        compilation.inputs,
+        options,
+        executor=executor_of(options),
+        wanted=wanted,
+        keeps_weights=compilation.keeps_weights,
     )
     if wanted:
         compilation.remark(*stock_conv_bn.remarks_on(compilation.report))

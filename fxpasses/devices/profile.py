@@ -104,6 +104,21 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What was measured of the implementations of one convolution over a packed weight.
+
+    Attributes:
+        kernel: the number of the fastest of our kernels; None where there is none.
+        seconds: that it takes, or the library's where there is none.
+        library: seconds that the library's takes: oneDNN's convolution, or a matrix product.
+    """
+
+    kernel: int | None
+    seconds: float
+    library: float
+
+
+@dataclass(frozen=True)
 class Roofline:
     """The peaks of a device in one dtype, each measured once on a large instance.
 
@@ -145,6 +160,7 @@ class DeviceProfile:
         rooflines: one for each dtype measured.
         measurements: the rows.
         verdicts: of races, by the key of the graph.
+        choices: between kernels, by the sizes of the convolution.
         revision: changes when rows are added on purpose, so that what was compiled before is planned anew.
     """
 
@@ -155,6 +171,7 @@ class DeviceProfile:
     rooflines: tuple[Roofline, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    choices: Mapping[str, Choice] = field(default_factory=dict)
     revision: str = ""
 
     def seconds(
@@ -229,6 +246,7 @@ class DeviceProfile:
             rooflines=tuple(peaks.values()),
             measurements=tuple(rows.values()),
             verdicts={**self.verdicts, **newer.verdicts},
+            choices={**self.choices, **newer.choices},
             revision=newer.revision or self.revision,
         )
 
@@ -255,6 +273,7 @@ class DeviceProfile:
             rooflines=tuple(_roofline(row) for row in data["rooflines"]),
             measurements=tuple(_measurement(row) for row in data["measurements"]),
             verdicts={_text(key): _verdict(row) for key, row in data.get("verdicts", {}).items()},
+            choices={_text(key): _choice(row) for key, row in data.get("choices", {}).items()},
             revision=_text(data.get("revision", "")),
         )
 
@@ -304,6 +323,13 @@ def _verdict(data: Mapping[str, Any]) -> Verdict:
     numbers = (_positive(name, data[name], or_zero=True) for name in ("ratio", "low", "high", "pairs"))
     ratio, low, high, pairs = numbers
     return Verdict(_text(data["winner"]), _text(data["loser"]), ratio, low, high, int(pairs))
+
+
+def _choice(data: Mapping[str, Any]) -> Choice:
+    kernel = data["kernel"]
+    if kernel is not None and type(kernel) is not int:
+        raise TypeError(f"a kernel has a number, got {kernel!r}")
+    return Choice(kernel, _positive("seconds", data["seconds"]), _positive("library", data["library"]))
 
 
 def _measurement(data: Mapping[str, Any]) -> Measurement:

@@ -1,6 +1,6 @@
 """The store: where the profile of a device is looked for, and when it is not used.
 
-    find(device_name())  =  the user's own    $FXPASSES_PROFILE_DIR, else ~/.cache/fxpasses/profiles
+    find(device_name())  =  the user's own    $FXPASSES_PROFILE_DIR, else profiles in `user_cache`
                             else the one that the package is shipped with    devices/profiles/
                             else None
 
@@ -35,9 +35,15 @@ class DeviceProfileWarning(UserWarning):
 
 
 def cache_folder() -> Path:
-    """Where a user's own profiles live: $FXPASSES_PROFILE_DIR, else ~/.cache/fxpasses/profiles."""
+    """Where a user's own profiles live: $FXPASSES_PROFILE_DIR, else `profiles` in the user's cache."""
     chosen = os.environ.get("FXPASSES_PROFILE_DIR")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "fxpasses" / "profiles"
+    return Path(chosen) if chosen else user_cache() / "profiles"
+
+
+def user_cache() -> Path:
+    """Where what is measured and compiled is kept: $XDG_CACHE_HOME/fxpasses, else ~/.cache/fxpasses."""
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    return (Path(chosen) if chosen else Path.home() / ".cache") / "fxpasses"
 
 
 def file_name(device: str) -> str:

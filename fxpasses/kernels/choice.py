@@ -1,16 +1,23 @@
-"""Which implementation of a convolution is the fastest here, torch's or a kernel of ours: by measuring."""
+"""Which implementation of a convolution is the fastest here, torch's or a kernel of ours: by measuring.
+
+What was measured is in the device's own store, so that the next process does not measure it again. It is
+written there by `keep`, once a compilation: a store may be large.
+"""
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+from fxpasses.devices.own import own_store
+from fxpasses.devices.profile import Choice
+from fxpasses.kernels import library
 from fxpasses.kernels.convolution import Sizes, kernels_for, pack
 from fxpasses.kernels.kernel import Kernel, Kind
 from fxpasses.torch_internals.fake_tensors import without_fake_tensors
@@ -54,7 +61,7 @@ class KernelTiming:
 def choose(
     sizes: Sizes, image: tuple[int, int, int, int], *, summand: bool = False, planar: bool = False
 ) -> KernelTiming:
-    """Measures a convolution with random operands, once in a process for the same sizes and threads.
+    """What a convolution takes with random operands: as the store has it, else by measuring.
 
     Args:
         sizes: of the convolution.
@@ -62,14 +69,11 @@ def choose(
         summand: whether a tensor is added to the result, which oneDNN does in that tensor's memory.
         planar: whether the image is in contiguous memory, not in channels-last.
     """
-    return _choose(sizes, image, summand, planar, torch.get_num_threads())
+    key = f"{sizes!r} image={image} summand={summand} planar={planar} {library.identity()}"
+    return _kept(key, lambda: _measure(sizes, image, summand, planar))
 
 
-@functools.cache
-def _choose(
-    sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool, threads: int
-) -> KernelTiming:
-    del threads  # part of the key
+def _measure(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool) -> KernelTiming:
     with without_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=()):
         x = torch.randn(image)
         if not planar:
@@ -97,19 +101,18 @@ def _choose(
 
 
 def choose_linear(rows: int, channels: int, filters: int) -> KernelTiming:
-    """Measures a linear layer with random operands against torch's matrix product, once in a process.
+    """What a linear layer and torch's matrix product take with random operands, as for `choose`.
 
     Args:
         rows: of what it reads, over all its leading sizes.
         channels: size of a row.
         filters: size of a row of the result.
     """
-    return _choose_linear(rows, channels, filters, torch.get_num_threads())
+    key = f"linear rows={rows} channels={channels} filters={filters} {library.identity()}"
+    return _kept(key, lambda: _measure_linear(rows, channels, filters))
 
 
-@functools.cache
-def _choose_linear(rows: int, channels: int, filters: int, threads: int) -> KernelTiming:
-    del threads  # part of the key
+def _measure_linear(rows: int, channels: int, filters: int) -> KernelTiming:
     sizes = Sizes.of_linear(channels, filters)
     ours = kernels_for(sizes, rows)
     with without_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=()):
@@ -120,6 +123,31 @@ def _choose_linear(rows: int, channels: int, filters: int, threads: int) -> Kern
         for kernel in ours:
             calls.append(_call(sizes, kernel, images, pack(sizes, kernel, weight, bias)))
         return _fastest(ours, calls, copies)
+
+
+_unwritten: dict[Path, dict[str, Choice]] = defaultdict(dict)
+"""What was measured and is not in the store yet, by the store's file."""
+
+
+def _kept(key: str, measure: Callable[[], KernelTiming]) -> KernelTiming:
+    """What the device's store has under a key, or what is measured now."""
+    store = own_store("cpu")  # one for each number of threads
+    unwritten = _unwritten[store.path]
+    known = unwritten.get(key) or store.profile().choices.get(key)
+    if known is not None:
+        kernel = None if known.kernel is None else Kernel.from_code(known.kernel)
+        return KernelTiming(kernel, known.seconds, known.library)
+    timing = measure()
+    code = None if timing.kernel is None else timing.kernel.code
+    unwritten[key] = Choice(code, timing.seconds, timing.theirs)
+    return timing
+
+
+def keep() -> None:
+    """Writes what was measured to the device's store."""
+    store = own_store("cpu")
+    if unwritten := _unwritten.pop(store.path, None):
+        store.merge(replace(store.empty, choices=unwritten))
 
 
 def _fastest(

@@ -72,6 +72,11 @@ class Kernel:
             raise ValueError(f"no kernel {code}; there are {', '.join(map(str, _BY_CODE))}") from None
 
     @property
+    def packing(self) -> tuple[Kind, int, bool]:
+        """Equal for kernels that read filters packed alike."""
+        return self.kind, self.width, self.planar
+
+    @property
     def is_blocked_product(self) -> bool:
         """Whether it is a product over several pixels at a time, which can gather what it reads."""
         return self.kind is Kind.PRODUCT and not self.single_pixel

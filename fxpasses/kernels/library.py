@@ -1,53 +1,97 @@
-"""The library of our kernels: C++ by topic, put together and compiled when it is first needed.
+"""The library of our kernels, loaded: the operators `fxpasses::convolution` and `fxpasses::sequence`.
 
-    cpp/operators.cpp, with each #include "topic.h" in its place once  ->  one text  ->  one library
+    kernels, compiled for the vectors in force (`build`)   plain C functions over pointers and sizes
+    operator.cpp, compiled against this torch              makes operators of them; two seconds
 
-Inductor's cache of libraries has the text and the flags as its key, so that a change of any file compiles
-anew. Loading the library makes the operators' implementations known to torch; `_define` declares them, with
-what they give for fake tensors.
+`_define` declares the operators, with what they give for fake tensors.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
-import re
-from collections.abc import Iterator, Sequence
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import torch
 
-from fxpasses.torch_internals.cpp import compile_cpp
-
-_CPP = Path(__file__).parent / "cpp"
-_MAIN = "operators.cpp"
-_INCLUDE = re.compile(r'#include "(.+)"')
-
-_VECTOR_FLAGS = {
-    # The last one since inductor compiles for the CPU at hand, which may have more than is to be used.
-    "AVX2": ("-mavx2", "-mfma", "-mno-avx512f"),
-    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
-}
-"""What compiles the kernels for the vectors that torch and inductor use (`ATEN_CPU_CAPABILITY`)."""
+from fxpasses.devices.store import user_cache
+from fxpasses.kernels import build
+from fxpasses.torch_internals.cpp import compile_cpp, cpp_compiler
 
 _CONVOLUTION_SCHEMA = (
     "(Tensor image, Tensor filters, Tensor? summand, int[] sizes, int kernel, int activation, float low,"
     " float high) -> Tensor"
 )
-_SEQUENCE_SCHEMA = "(Tensor[] inputs, Tensor[] constants, Tensor program, int[] shapes) -> Tensor[]"
+_SEQUENCE_SCHEMA = "(Tensor[] inputs, Tensor[] constants, Tensor program, SymInt[] shapes) -> Tensor[]"
 
 
 @functools.cache
 def vector_length() -> int:
     """How many floats a vector of the compiled kernels has; 0 where there are none (`missing`).
 
-    Compiles them when it is called for the first time, and makes the operators known to torch.
+    Compiles them when it is called for the first time on a machine, and makes the operators known to torch.
     """
-    flags = _VECTOR_FLAGS.get(torch.backends.cpu.get_cpu_capability())
-    if flags is None:
+    vectors = torch.backends.cpu.get_cpu_capability()
+    if vectors not in build.VECTOR_FLAGS:
         return 0
     _define()
-    library = compile_cpp(source(), flags)
-    return int(library.vector_length()) if library is not None else 0
+    try:
+        compiler = cpp_compiler()
+    except RuntimeError:
+        compiler = None
+    with ThreadPoolExecutor(1) as other:
+        found = other.submit(_kernels, vectors, compiler)
+        # Two compilers at once, where neither library is there yet.
+        operators = compile_cpp(build.source(build.OPERATOR))
+        kernels = found.result()
+    if kernels is None or operators is None:
+        return 0
+    functions = (kernels.fxpasses_convolution, kernels.fxpasses_sequence)
+    operators.fxpasses_use(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
+    return int(kernels.fxpasses_vector_length())
+
+
+def identity() -> str:
+    """What names the kernels that there are, in whichever process; why there are none where there are not."""
+    return missing() or _name(torch.backends.cpu.get_cpu_capability())
+
+
+@functools.cache
+def _name(vectors: str) -> str:
+    return build.prebuilt(vectors).name
+
+
+def _kernels(vectors: str, compiler: str | None) -> ctypes.CDLL | None:
+    """The library of the kernels: of the package, of the cache, or compiled now; None if that fails."""
+    with contextlib.suppress(OSError):  # none was built, or it needs a newer C library than there is here
+        return ctypes.CDLL(str(build.prebuilt(vectors)))
+    if compiler is None:
+        return None
+    try:
+        library = build.cached(vectors, user_cache() / "kernels", compiler)
+        with contextlib.suppress(OSError):  # a folder that cannot be written, or whose files cannot be run
+            return _compiled(library, vectors, compiler)
+        with tempfile.TemporaryDirectory(prefix="fxpasses_kernels_") as folder:
+            return _compiled(Path(folder) / library.name, vectors, compiler)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compiled(library: Path, vectors: str, compiler: str) -> ctypes.CDLL:
+    with contextlib.suppress(OSError):  # not there, or not whole
+        return ctypes.CDLL(str(library))
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(library.with_suffix(".lock")):  # or every process would compile the same
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(library))
+        build.compile_kernels(vectors, library, compiler)
+    return ctypes.CDLL(str(library))
 
 
 def missing() -> str:
@@ -55,28 +99,9 @@ def missing() -> str:
     if vector_length():
         return ""
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability in _VECTOR_FLAGS:
+    if capability in build.VECTOR_FLAGS:
         return "they do not compile here"
-    return f"they are for {' and '.join(_VECTOR_FLAGS)}, and torch runs with the vectors of {capability}"
-
-
-def source() -> str:
-    """The C++ of the library in one text; messages of the compiler name the files that it comes from."""
-    return "\n".join(_lines(_MAIN, set())) + "\n"
-
-
-def _lines(name: str, included: set[str]) -> Iterator[str]:
-    included.add(name)
-    yield f'#line 1 "{name}"'
-    for number, line in enumerate((_CPP / name).read_text(encoding="utf-8").splitlines(), 1):
-        include = _INCLUDE.fullmatch(line)
-        if include is None:
-            yield line if line != "#pragma once" else ""  # which is about files
-        elif include[1] in included:
-            yield ""
-        else:
-            yield from _lines(include[1], included)
-            yield f'#line {number + 1} "{name}"'
+    return f"they are for {' and '.join(build.VECTOR_FLAGS)}, and torch runs with the vectors of {capability}"
 
 
 @functools.cache

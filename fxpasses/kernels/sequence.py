@@ -2,10 +2,11 @@
 
 A call from Python costs a step of a small network as much as the step itself: the call, an allocation, and a
 walk through code that the last kernel drove out of the caches. Here the steps are words of a program that the
-operator reads; what passes between them lives in one block of memory, planned ahead. A product over single
-pixels may also gather what it reads: several images as one's channels (so that a concatenation is never
-written), times a scale or a gate, plus a shift, clamped. Where what passes between convolutions is larger
-than the nearer caches, they become a chain, of which a thread makes a few rows at a time.
+operator reads; what passes between them lives in one block of memory. Batches, heights and widths are no part
+of a program: they follow from those of the inputs, so that one serves all sizes. A product over single pixels
+may also gather what it reads: several images as one's channels (so that a concatenation is never written),
+times a scale or a gate, plus a shift, clamped. Where what passes between convolutions is larger than the
+nearer caches, they become a chain, of which a thread makes a few rows at a time.
 
 Values are numbered: the inputs, then the results, then the others. All lie in channels-last memory but inputs
 that are read plane by plane.
@@ -18,7 +19,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -26,8 +26,6 @@ import torch
 from fxpasses.kernels.kernel import Kernel, Kind
 
 PRODUCT, MEAN, GATHER, CHAIN = range(4)
-_ALIGNED = 16
-"""Floats: a line of the caches."""
 _FAR = 2**19
 """Bytes of a tensor that the nearer caches do not hold, so that it is better made row by row."""
 _FILTERS = 2**18
@@ -95,7 +93,7 @@ class Step:
             `CHAIN` convolutions of which each reads only what the one before gives, made row by row.
         result: the value that it gives.
         reading: what it reads.
-        image: batch, height, width and channels of that.
+        image: batch, height, width and channels of that, at the hints; a matrix is a batch of single pixels.
         convolutions: the one of a `PRODUCT` or those of a `CHAIN`.
     """
 
@@ -120,7 +118,7 @@ class Step:
         """The step as the operator reads it."""
         reading = self.reading
         pairs = [word for pair in zip(reading.values, reading.widths, strict=True) for word in pair]
-        words = [self.kind, self.result, len(reading.values), *pairs, *self.image]
+        words = [self.kind, self.result, len(reading.values), *pairs, self.image[3]]
         if self.kind == MEAN:
             return words
         words += [-1 if number is None else number for number in (reading.gate, reading.scale, reading.shift)]
@@ -168,53 +166,24 @@ def joined(steps: Sequence[Step], given: int) -> list[Step]:
     return done
 
 
-def program(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> list[int]:
+def program(steps: Sequence[Step], given: int, others: int) -> list[int]:
     """The words that the operator reads.
 
     Args:
         steps: in an order in which they can be done.
         given: how many values are inputs or results.
-        sizes: floats of each other value.
+        others: how many are neither.
     """
     steps = joined(steps, given)
-    offsets, floats = _places(steps, given, sizes)
-    planar = sorted({value for step in steps for value in step.planar})
-    head = [len(offsets), floats, len(steps), len(planar), *offsets, *planar]
-    return [*head, *(word for step in steps for word in step.words())]
-
-
-def _places(steps: Sequence[Step], given: int, sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Where each other value lies in one block of memory, and how large that is: the first gap that fits.
-
-    A value needs its place from the step that gives it to the last that reads it.
-    """
     last = {value: at for at, step in enumerate(steps) for value in (step.result, *step.read)}
-    offsets, end = [0] * len(sizes), 0
-    lying: list[tuple[int, int, int]] = []  # offset, end, the last step
-    for at, step in enumerate(steps):
-        if step.result < given:
-            continue
-        lying = sorted(taken for taken in lying if taken[2] >= at)
-        floats = -(-sizes[step.result - given] // _ALIGNED) * _ALIGNED
-        place = 0
-        for start, stop, _ in lying:
-            if place + floats <= start:
-                break
-            place = max(place, stop)
-        offsets[step.result - given] = place
-        lying.append((place, place + floats, last[step.result]))
-        end = max(end, place + floats)
-    return offsets, end
+    planar = sorted({value for step in steps for value in step.planar})
+    head = [others, len(steps), len(planar), *(last.get(given + at, -1) for at in range(others)), *planar]
+    return [*head, *(word for step in steps for word in step.words())]
 
 
 def shapes_argument(shapes: Sequence[Sequence[int]]) -> list[int]:
     """The operator's argument `shapes`: four words for each result; a matrix has -1 for height and width."""
     return [size for shape in shapes for size in (*shape, *(() if len(shape) == 4 else (-1, -1)))]
-
-
-def floats_of(shape: Sequence[int]) -> int:
-    """How many numbers a tensor has."""
-    return prod(shape)
 
 
 def _bits(number: float) -> int:

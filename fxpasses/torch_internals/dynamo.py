@@ -9,6 +9,8 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import torch
+
 from fxpasses.errors import UnknownOptionError, unknown_name
 
 
@@ -64,3 +66,13 @@ def fresh_call() -> Callable[..., Any]:
 
     made: Callable[..., Any] = types.FunctionType(call.__code__.replace(), call.__globals__, "call")
     return made
+
+
+def real_tensor_of(placeholder: torch.fx.Node) -> torch.Tensor | None:
+    """The tensor that Dynamo traced a graph with, while that graph is compiled; None if it is gone."""
+    argument = placeholder.meta.get("grapharg")
+    try:
+        example = None if argument is None else argument.example
+    except AssertionError:  # it is gone
+        return None
+    return example if isinstance(example, torch.Tensor) else None

@@ -248,6 +248,35 @@ def _with_strides(given: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
     return given.new_empty_strided(given.shape, stride).copy_(given)
 
 
+@functools.cache
+def image_order() -> OpOverload:
+    """The operator of ours that has inductor put an image into channels-last memory, or plane by plane.
+
+    Its arguments are no strides, which would be compared with symbols; a matrix is put row by row.
+    """
+    from torch._inductor import ir, lowering
+
+    torch.library.define("fxpasses::image_order", "(Tensor input, bool planar) -> Tensor")
+    torch.library.impl("fxpasses::image_order", "CompositeExplicitAutograd", in_image_order)
+    torch.library.register_fake("fxpasses::image_order", in_image_order)
+    operator: OpOverload = torch.ops.fxpasses.image_order.default
+
+    @lowering.register_lowering(operator, type_promotion_kind=None)
+    def lower(given: Any, planar: bool) -> Any:
+        rank = len(given.get_size())
+        order = list(reversed(range(rank))) if planar or rank != 4 else ir.NHWC_STRIDE_ORDER
+        return ir.ExternKernel.require_stride_order(given, order)
+
+    return operator
+
+
+def in_image_order(given: torch.Tensor, planar: bool) -> torch.Tensor:
+    """What `image_order` gives."""
+    channels_last = given.dim() == 4 and not planar
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty_like(given, memory_format=layout).copy_(given)
+
+
 def writes_cpp_wrapper() -> bool:
     """Whether inductor, as it is set now, calls kernels from C++; that crashes with lists of tensors."""
     from torch._inductor import config

@@ -5,8 +5,9 @@ Known for torch 2.11, 2.13 and 2.15.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -50,6 +51,26 @@ def same_expression(
 def size_expression(size: int | torch.SymInt) -> int | sympy.Expr:
     """The size as an expression of the graph's size symbols, without adding a guard."""
     return size if isinstance(size, int) else cast("sympy.Expr", size.node.expr)
+
+
+def as_arguments(graph: torch.fx.Graph, sizes: Sequence[int | torch.SymInt]) -> list[Any]:
+    """Sizes as a node may take them, at a graph's insertion point: numbers, and nodes that work out symbols.
+
+    Torch before 2.13 takes symbols themselves.
+    """
+    if all(type(size) is int for size in sizes) or not hasattr(graph, "materialize_symints"):
+        return list(sizes)
+    return list(graph.materialize_symints(sizes))
+
+
+def sizes_of(tensor: torch.Tensor) -> tuple[int | sympy.Expr, ...]:
+    """A tensor's sizes as expressions of the graph's size symbols."""
+    return tuple(map(size_expression, tensor.shape))
+
+
+def same_sizes(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors have sizes of the same expressions, without adding a guard."""
+    return sizes_of(first) == sizes_of(second)
 
 
 def symbol_values(size: torch.SymInt) -> dict[sympy.Symbol, tuple[int, float, float]]:

@@ -1,14 +1,17 @@
-"""Compiles four networks and prints what the reports and inductor's counters say, for a process of its own.
+"""Compiles networks and prints what the reports and inductor's counters say, for a process of its own.
 
 Its arguments are a factor that is part of each network, so that no cache has it yet, and names of networks.
 A first process fills inductor's caches, a second finds all in them: what is counted, remarked, planned and
-packed must be the same, although none of our passes behind the caches has run. See test_second_process.py.
+packed must be the same, although none of our passes behind the caches has run. $CACHE_ARCHIVE is a file that
+the caches are saved to, or loaded from where it exists. See test_second_process.py.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,12 +61,15 @@ def plan(first: nn.Module) -> dict[str, Any]:
     }
 
 
-def kept(first: nn.Module, dtype: torch.dtype, **options: Any) -> dict[str, Any]:
-    """A convolution with cached weights: constants of the process, not of the graph that a cache holds."""
-    model = nn.Sequential(first, nn.Conv2d(3, 8, 3), nn.ReLU()).eval().to(dtype)
+def kept(first: nn.Module, dtype: torch.dtype, *layers: nn.Module, **options: Any) -> dict[str, Any]:
+    """Convolutions with cached weights: constants of the process, not of the graph that a cache holds."""
+    torch.seed()  # each process has weights of its own
+    model = nn.Sequential(first, *layers or (nn.Conv2d(3, 8, 3), nn.ReLU())).eval().to(dtype)
     x = torch.randn(1, 3, 9, 9, dtype=dtype)
     run = torch.compile(model, backend="fxpasses", options={"weights": "cached", **options})
     with torch.no_grad():
+        torch.testing.assert_close(run(x), model(x))
+        model[1].weight.mul_(2)
         torch.testing.assert_close(run(x), model(x))
     report = fxpasses.last_report()
     codes = [remark.code for remark in report.remarks if remark.rule == "own_kernels"]
@@ -80,9 +86,41 @@ def constants(first: nn.Module) -> dict[str, Any]:
     return kept(first, torch.float32, profit="always")
 
 
+def sequence(first: nn.Module) -> dict[str, Any]:
+    """Several kernels of ours in one call."""
+    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.ReLU(), nn.Conv2d(32, 16, 3))
+    return kept(first, torch.float32, *layers, profit="always")
+
+
+def measured(first: nn.Module) -> dict[str, Any]:
+    """The faster kernel of each layer, as it was measured."""
+    from fxpasses.kernels import choice
+
+    times = choice._medians
+    count = 0
+
+    def counting(*given: Any) -> list[float]:
+        nonlocal count
+        count += 1
+        return times(*given)
+
+    choice._medians = counting
+    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 49, 24))
+    told = kept(first, torch.float32, *layers)
+    choice._medians = times
+    printed_measurements.append(count)
+    return told
+
+
+printed_measurements: list[int] = []
+
+
 def main(factor: str, *names: str) -> None:
     printed = {}
-    for network in (pair, plan, half, constants):
+    archive = os.environ.get("CACHE_ARCHIVE")
+    if archive is not None and Path(archive).exists():
+        torch.compiler.load_cache_artifacts(Path(archive).read_bytes())
+    for network in (pair, plan, half, constants, sequence, measured):
         if names and network.__name__ not in names:
             continue
         torch.compiler.reset()
@@ -94,7 +132,12 @@ def main(factor: str, *names: str) -> None:
             "told": told,
             "inductor": dict(counters["inductor"]),
             "aot": dict(counters["aot_autograd"]),
+            "measured": sum(printed_measurements),
         }
+    if archive is not None and not Path(archive).exists():
+        saved = torch.compiler.save_cache_artifacts()
+        assert saved is not None
+        Path(archive).write_bytes(saved[0])
     print(json.dumps(printed))
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 PROGRAM = Path(__file__).with_name("second_process.py")
@@ -27,10 +28,10 @@ def told_by(factor: str, *networks: str, **environment: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_warm_second_process_hits_the_caches_and_tells_the_same():
+def test_a_warm_second_process_hits_the_caches_and_tells_the_same(tmp_path):
     """And a third, for shorter vectors, finds nothing: stock's keys do not tell for which vectors code is."""
     factor = f"1.{secrets.randbelow(10**12)}"
-    cold, warm = (told_by(factor) for _ in range(2))
+    cold, warm = (told_by(factor, FXPASSES_PROFILE_DIR=str(tmp_path)) for _ in range(2))
     assert {name: found["told"] for name, found in warm.items()} == {
         name: found["told"] for name, found in cold.items()
     }
@@ -40,7 +41,11 @@ def test_a_warm_second_process_hits_the_caches_and_tells_the_same():
     assert told["plan"]["applied"]["layout"] == told["plan"]["counted"] == 1
     assert told["half"]["kernels"] == []
     assert told["constants"]["packed"] == 1
-    for name in ("pair", "plan"):
+    ours = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+    assert told["sequence"]["packed"] == 3
+    assert told["sequence"]["kernels"] == (["applied"] * 3 if ours else ["no-kernels"])
+    assert (cold["measured"]["measured"], warm["measured"]["measured"]) == (2 if ours else 0, 0)
+    for name in warm:
         assert (hits(cold[name]), hits(warm[name])) == (0, 1), name
         assert not {
             kind: warm[name][of].get(kind, 0)
@@ -55,6 +60,22 @@ def test_a_warm_second_process_hits_the_caches_and_tells_the_same():
     assert shorter["constants"]["told"] == {"packed": 1, "kernels": ["no-kernels"]}
     if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
         assert hits(shorter["pair"]) == 0
+
+
+@pytest.mark.full
+def test_an_archive_of_the_caches_carries_them_to_another_machine(tmp_path):
+    """Which has weights of its own; the report comes with them."""
+    factor = f"1.{secrets.randbelow(10**12)}"
+    archive = str(tmp_path / "archive")
+    for machine in ("first", "second"):
+        folders = {"TORCHINDUCTOR_CACHE_DIR": machine, "FXPASSES_PROFILE_DIR": f"{machine}-profiles"}
+        environment = {name: str(tmp_path / folder) for name, folder in folders.items()}
+        told = told_by(factor, "sequence", CACHE_ARCHIVE=archive, **environment)["sequence"]
+        assert told["told"]["packed"] == 3
+        assert set(told["told"]["kernels"]) <= {"applied", "no-kernels"}
+        assert told["told"]["kernels"]
+        assert hits(told) == (machine == "second")
+    assert told["inductor"].get("fxgraph_cache_miss", 0) == 0
 
 
 def hits(counted: dict[str, dict[str, int]]) -> int:

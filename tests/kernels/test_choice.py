@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from fxpasses.devices.own import own_store
 from fxpasses.kernels import choice as choices
-from fxpasses.kernels.choice import KernelTiming, choose, choose_linear
+from fxpasses.kernels.choice import KernelTiming, choose, choose_linear, keep
 from fxpasses.kernels.convolution import Sizes, kernels_for
 from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 
@@ -26,20 +29,23 @@ def test_a_kernel_pays_if_what_it_saves_in_a_model_makes_up_for_the_rest():
     assert KernelTiming(DEPTHWISE, 0.5, 1.0).pays  # its number is 0
 
 
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """A store of this test alone: what is measured here is not for others."""
+    monkeypatch.setenv("FXPASSES_PROFILE_DIR", str(tmp_path))
+    return own_store("cpu")
+
+
 @pytest.mark.parametrize("slow", ["theirs", "ours"])
 def test_the_fastest_is_chosen(monkeypatch, slow):
     theirs = 2.0 if slow == "theirs" else 0.1
     monkeypatch.setattr(choices, "_medians", lambda calls, copies: [theirs, *(1.0 for _ in calls[1:])])
-    choices._choose.cache_clear()
     found = choose(SIZES, (1, 16, 8, 8))
-    choices._choose.cache_clear()
     assert found.pays == (slow == "theirs")
     assert found.kernel in kernels_for(SIZES, 64)
 
 
 def test_it_is_measured_once_and_random_numbers_are_left_alone(monkeypatch):
-    choices._choose.cache_clear()
-    choices._choose_linear.cache_clear()
     state = torch.random.get_rng_state()
     first = choose(SIZES, (1, 16, 8, 8)), choose_linear(4, 16, 32)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -48,18 +54,50 @@ def test_it_is_measured_once_and_random_numbers_are_left_alone(monkeypatch):
     assert all(timing.seconds > 0 and timing.theirs > 0 for timing in first)
 
 
+def test_another_process_finds_what_was_measured_in_the_store(monkeypatch, store):
+    first = choose(SIZES, (1, 16, 8, 8)), choose_linear(4, 16, 32)
+    assert not store.path.exists()
+    keep()
+    assert store.path not in choices._unwritten
+    monkeypatch.setattr(choices, "_medians", None)
+    assert (choose(SIZES, (1, 16, 8, 8)), choose_linear(4, 16, 32)) == first
+    assert len(store.profile().choices) == 2
+    keep()  # there is nothing to write
+
+
+@pytest.mark.parametrize("changed", ["sizes", "image", "summand", "planar", "threads", "kernels"])
+def test_what_decides_the_time_is_measured_anew(monkeypatch, changed):
+    measured = []
+    monkeypatch.setattr(choices, "_medians", lambda calls, copies: measured.append(1) or [1.0] * len(calls))
+    sizes, image, given = SIZES, (1, 16, 8, 8), {"summand": False, "planar": False}
+    choose(sizes, image, **given)
+    choose(sizes, image, **given)
+    assert len(measured) == 1
+    threads = torch.get_num_threads()
+    if changed == "sizes":
+        sizes = replace(sizes, stride=(2, 2))
+    elif changed == "image":
+        image = (2, 16, 8, 8)
+    elif changed == "kernels":
+        monkeypatch.setattr(choices.library, "identity", lambda: "others")
+    elif changed == "threads":
+        torch.set_num_threads(threads + 1)
+    else:
+        given[changed] = True
+    try:
+        choose(sizes, image, **given)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(measured) == 2
+
+
 def test_without_kernels_torch_keeps_the_convolution(monkeypatch):
     monkeypatch.setattr(choices, "kernels_for", lambda *given, **others: ())
-    choices._choose.cache_clear()
-    choices._choose_linear.cache_clear()
     assert not choose(SIZES, (1, 16, 8, 8)).pays
     assert not choose_linear(4, 16, 32).pays
-    choices._choose.cache_clear()
-    choices._choose_linear.cache_clear()
 
 
 def test_a_sum_is_measured_as_one():
-    choices._choose.cache_clear()
     found = choose(SIZES, (1, 16, 8, 8), summand=True)
     assert found.kernel in kernels_for(SIZES, 64)
     assert found.seconds > 0
@@ -71,7 +109,6 @@ def test_few_channels_are_measured_as_they_lie(monkeypatch, planar):
     original = choices._call
     monkeypatch.setattr(choices, "_call", lambda *given: read.append(given[2][0]) or original(*given))
     stem = Sizes(3, 16, 1, (3, 3), (2, 2), (1, 1), (1, 1))
-    choices._choose.cache_clear()
     found = choose(stem, (1, 3, 16, 16), planar=planar)
     assert found.kernel in kernels_for(stem, 64, planar=planar)
     assert {image.is_contiguous() for image in read} == {planar}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections import Counter
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fxpasses.kernels import library, sequence
+from fxpasses.kernels import library
 from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, pack
 from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 from fxpasses.kernels.sequence import (
@@ -20,11 +21,11 @@ from fxpasses.kernels.sequence import (
     Convolution,
     Reading,
     Step,
-    floats_of,
     joined,
     program,
     shapes_argument,
 )
+from fxpasses.torch_internals.cpp import cpp_compiler
 
 pytestmark = [pytest.mark.vectors, pytest.mark.needs_kernels]
 
@@ -92,8 +93,7 @@ class Program:
         order = [*given, *(value for value in range(len(self.exact)) if value not in given)]
         number = {value: at for at, value in enumerate(order)}.__getitem__
         steps = [_renumbered(step, number) for step in self.steps]
-        sizes = [floats_of(self.exact[value].shape) for value in order[len(given) :]]
-        words = torch.tensor(program(steps, len(given), sizes))
+        words = torch.tensor(program(steps, len(given), len(order) - len(given)))
         shapes = shapes_argument([self.exact[value].shape for value in results])
         return torch.ops.fxpasses.sequence(self.inputs, self.constants, words, shapes)
 
@@ -345,26 +345,69 @@ def test_what_cannot_be_done_row_by_row_is_refused(why):
 
 
 def test_values_that_live_at_the_same_time_never_share_memory():
+    """Each is another multiple of one image, or several beside one another."""
     chosen = random.Random(0)
-    for _ in range(200):
-        given, count = 2, chosen.randint(1, 12)
-        steps = [
-            Step(GATHER, given + at, Reading((chosen.randrange(given + at),), (1,)), (1, 1, 1, 1))
-            for at in range(count)
-        ]
-        sizes = [chosen.randint(1, 100) for _ in steps]
-        offsets, floats = sequence._places(steps, given, sizes)
-        last = {value: at for at, step in enumerate(steps) for value in (step.result, *step.read)}
-        for at in range(count):
-            living = [step for step in range(at + 1) if last[given + step] >= at]
-            taken = [place for step in living for place in range(offsets[step], offsets[step] + sizes[step])]
-            assert len(taken) == len(set(taken))
-            assert max(taken) < floats
+    for _ in range(100):
+        made = Program([channels_last(2, 3, 3, 2)])
+        for _ in range(chosen.randint(1, 14)):
+            narrow = [value for value, exact in enumerate(made.exact) if exact.shape[1] < 20]
+            values = tuple(chosen.choices(narrow, k=chosen.randint(1, 2)))
+            widths = tuple(made.exact[value].shape[1] for value in values)
+            scale = made.constant(torch.randn(sum(widths)))
+            made.add(GATHER, Reading(values, widths, scale=scale), lambda image: image)
+        results = chosen.sample(range(1, len(made.exact)), k=min(3, len(made.exact) - 1))
+        for value, found in zip(results, made.run(results), strict=True):
+            torch.testing.assert_close(found.double(), made.exact[value], rtol=1e-5, atol=1e-6)
 
 
-def test_memory_is_used_again():
-    steps = [Step(GATHER, 1 + at, Reading((at,), (1,)), (1, 1, 1, 1)) for at in range(10)]
-    assert sequence._places(steps, 1, [160] * 10)[1] == 320
+class Call(ctypes.Structure):
+    """`FxpassesSequence`."""
+
+    _fields_ = (
+        ("program", ctypes.c_void_p),
+        ("words", ctypes.c_int64),
+        ("values", ctypes.c_void_p),
+        ("shapes", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("results", ctypes.c_int64),
+        ("constants", ctypes.c_void_p),
+        ("constant_count", ctypes.c_int64),
+    )
+
+
+@pytest.mark.parametrize(("batch", "floats"), [(1, 320), (3, 960)])
+def test_memory_is_used_again_whatever_the_batch(batch, floats):
+    steps = [Step(GATHER, 1 + at, Reading((at,), (160,)), (1, 1, 1, 160)) for at in range(10)]
+    words = torch.tensor(program(steps, 1, 10))
+    kernels = library._kernels(torch.backends.cpu.get_cpu_capability(), cpp_compiler())
+    image, shape = torch.zeros(batch, 160), torch.tensor([batch, 1, 1, 160])
+    value = ctypes.c_void_p(image.data_ptr())
+    call = Call(words.data_ptr(), words.numel(), ctypes.addressof(value), shape.data_ptr(), 1, 0, None, 0)
+    found, message = ctypes.c_int64(), ctypes.create_string_buffer(256)
+    assert not kernels.fxpasses_sequence_memory(
+        ctypes.byref(call), ctypes.byref(found), message, ctypes.c_int64(256)
+    )
+    assert found.value == floats
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_program_serves_all_batches_and_resolutions(seed):
+    """Its words hold none of them."""
+    words = set()
+    for n, h, w in ((1, 9, 7), (3, 12, 5), (2, 30, 31)):
+        made = Program([channels_last(n, 16, h, w)])
+        torch.manual_seed(seed)
+        first = made.convolution(_single(16, 24), product(2), activation="silu")
+        made.add(PRODUCT, made.plain(0), first[1], first)
+        second = made.convolution(Sizes(24, 24, 1, (3, 3), (2, 2), (1, 1), (1, 1)), product(1 + seed % 3))
+        made.add(PRODUCT, made.plain(1), second[1], second)
+        made.add(MEAN, made.plain(2), lambda image: image.mean((2, 3), keepdim=True))
+        made.add(GATHER, Reading((2,), (24,), gate=3), lambda image: image)
+        steps = made.steps
+        words.add(tuple(program(steps, 2, 3)))
+        (found,) = made.run([4])
+        assert_equal(found, made.exact[4])
+    assert len(words) == 1
 
 
 STEM = Sizes(3, 20, 1, (3, 3), (2, 2), (1, 1), (1, 1))
@@ -405,7 +448,7 @@ def test_a_matrix_is_an_image_of_one_pixel():
     made = Program([torch.randn(3, 24)])
     layer = made.convolution(Sizes.of_linear(24, 40), product(2))
     reading = Reading((0,), (24,))
-    words = program([Step(PRODUCT, 1, reading, (1, 3, 1, 24), (layer[0],))], 2, [])
+    words = program([Step(PRODUCT, 1, reading, (3, 1, 1, 24), (layer[0],))], 2, 0)
     (found,) = torch.ops.fxpasses.sequence(made.inputs, made.constants, torch.tensor(words), [3, 40, -1, -1])
     wanted = layer[1](made.inputs[0].double()[:, :, None, None])[:, :, 0, 0]
     assert found.shape == (3, 40)
@@ -416,17 +459,20 @@ def test_a_matrix_is_an_image_of_one_pixel():
     ("spoil", "message"),
     [
         (lambda words, given: words[:-1], "ends where its length says"),
-        (lambda words, given: [*words[:4], 9, *words[5:]], "no step 9"),
+        (lambda words, given: [*words[:3], 9, *words[4:]], "no step 9"),
+        (lambda words, given: [*words[:4], 7, *words[5:]], "numbered in range"),
+        (lambda words, given: [*words[:7], 8, *words[8:]], "as many channels"),
+        (lambda words, given: [*words[:9], 1, *words[10:]], "a gate of each image"),
         (lambda words, given: given[1].pop(), "out of range|index|at"),
         (lambda words, given: given[1].insert(0, torch.zeros(7)), "packed for this convolution"),
         (lambda words, given: given[0].__setitem__(0, given[0][0].double()), "float32 inputs"),
     ],
-    ids=["cut", "kind", "constant", "weight", "dtype"],
+    ids=["cut", "kind", "result", "channels", "gate", "constant", "weight", "dtype"],
 )
 def test_what_does_not_fit_is_refused(spoil, message):
     made = Program([channels_last(1, 16, 4, 4)])
     layer = made.convolution(_single(16, 16), product(2))
-    words = program([Step(PRODUCT, 1, made.plain(0), (1, 4, 4, 16), (layer[0],))], 2, [])
+    words = program([Step(PRODUCT, 1, made.plain(0), (1, 4, 4, 16), (layer[0],))], 2, 0)
     given = (made.inputs, made.constants)
     spoilt = spoil(words, given)
     words = spoilt if isinstance(spoilt, list) else words

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fxpasses.kernels import library as kernels
-from fxpasses.torch_internals.cpp import compile_cpp
+from fxpasses.torch_internals.cpp import compile_cpp, cpp_compiler
 
 pytestmark = pytest.mark.vectors
 
@@ -22,12 +22,18 @@ AVX512 = re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])\b|%k[0-7]\b")
 """Registers that there are in AVX-512 alone."""
 
 
+def needed(library, field):
+    """What a library says of itself under a field that objdump names."""
+    command = ["objdump", "-p", library]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(rf"^ +{field} +(\S+)$", told, re.MULTILINE))
+
+
 @pytest.mark.needs_kernels
 @pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump")
 def test_the_library_has_no_longer_vectors_than_torch_uses():
     assert kernels.vector_length() == FLOATS[CPU]
-    library = compile_cpp(kernels.source(), kernels._VECTOR_FLAGS[CPU])
-    assert library is not None
+    library = kernels._kernels(CPU, cpp_compiler())
     command = ["objdump", "-d", "--no-show-raw-insn", library._name]
     code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "%ymm" in code
@@ -35,25 +41,14 @@ def test_the_library_has_no_longer_vectors_than_torch_uses():
 
 
 @pytest.mark.needs_kernels
-def test_each_capability_has_a_library_of_its_own():
-    source = 'extern "C" int any_vectors() { return 0; }'
-    compiled = [compile_cpp(source, flags) for flags in kernels._VECTOR_FLAGS.values()]
-    assert None not in compiled
-    assert len({library._name for library in compiled}) == len(FLOATS)
-
-
-@pytest.mark.needs_kernels
-def test_a_setting_of_inductor_changes_no_library():
-    """`cpp.simdlen` is for one compilation, and the kernels are the process's."""
-    from torch._inductor import config
-
-    source, flags = 'extern "C" int any_vectors() { return 0; }', kernels._VECTOR_FLAGS[CPU]
-    before = compile_cpp(source, flags)
-    with config.patch({"cpp.simdlen": 1}):
-        after = compile_cpp(source, flags)
-    assert before is not None
-    assert after is not None
-    assert before._name == after._name
+@pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump")
+def test_the_library_brings_no_openmp_that_inductors_code_would_not():
+    loop = "#pragma omp parallel for\nfor (int at = 0; at < 9; at++) to[at] = at;"
+    theirs = compile_cpp(f'extern "C" void count(int* to) {{\n{loop}\n}}')
+    ours = kernels._kernels(CPU, cpp_compiler())
+    runtimes = [{name for name in needed(one._name, "NEEDED") if "omp" in name} for one in (ours, theirs)]
+    assert runtimes[0] == runtimes[1] != set()
+    assert not any(name.startswith(("libtorch", "libc10")) for name in needed(ours._name, "NEEDED"))
 
 
 def test_there_are_kernels_or_a_reason(monkeypatch):

@@ -8,6 +8,7 @@ Where inductor compiles for a CPU, and the user left layouts to us, weights are 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -19,12 +20,14 @@ from fxpasses.graph.decline import Decline
 from fxpasses.graph.modes import Modes
 from fxpasses.kernels.convolution import Sizes
 from fxpasses.kernels.kernel import Kernel
+from fxpasses.passes.weights.kept import InUse
 from fxpasses.passes.weights.kept import KeptWeights as KeptTensors
 from fxpasses.passes.weights.own_kernels import OwnKernels, own_kernel_of_linear
 from fxpasses.passes.weights.packed import WeightPacking
 from fxpasses.passes.weights.parameter_work import PacksLinear, ParameterWork, split_parameter_work
-from fxpasses.pipeline import keeps_weights
 from fxpasses.report.report import Report
+from fxpasses.torch_internals.aot_autograd import is_module_tensor
+from fxpasses.torch_internals.dynamo import real_tensor_of
 
 _OWN_KERNELS: dict[str, OwnKernels] = {"model": "measured", "always": "always"}
 """When kernels of ours are taken, by `Options.profit`."""
@@ -51,6 +54,10 @@ class _Split(Step):
         own = (given.inputs[position] for position in self.work.inputs)
         return Handed(self.work.main, [*own, *self.work.examples])
 
+    def _kept(self, function: Compiled, *packed: Any) -> KeptTensors:
+        everywhere = self.compilation.options.sentinels == "all"
+        return KeptTensors(function, self.work, *packed, everywhere=everywhere)
+
     def reported(self, report: Report) -> Report:
         return replace(report, kept_tensors=len(self.work.examples), kept_bytes=self.work.kept_bytes)
 
@@ -59,15 +66,14 @@ class KeptWeights(_Split):
     """Weights are kept, in the format of the graph."""
 
     def applies(self) -> bool | Decline:
-        options = self.compilation.options
-        if options.weights != "cached" or packs(self.compilation):
+        if self.compilation.options.weights != "cached" or packs(self.compilation):
             return False
-        if not keeps_weights(options):
-            return Decline("grad-mode", "gradients are on, and kept weights would cut them off")
+        if not self.compilation.keeps_weights:
+            return Decline("grad-mode", "gradients are recorded, and kept weights would cut them off")
         return self._split(None)
 
     def compiled(self, function: Compiled) -> Compiled:
-        return KeptTensors(function, self.work)
+        return self._kept(function)
 
 
 class PackedWeights(_Split):
@@ -78,9 +84,18 @@ class PackedWeights(_Split):
     def applies(self) -> bool | Decline:
         return packs(self.compilation) and self._split(self._packs_linear)
 
-    def _packs_linear(self, channels: int, filters: int, given: Any) -> bool:
+    def _packs_linear(self, name: str, channels: int, filters: int, given: Any) -> bool:
+        if self._own == "measured" and self._in_use.names:
+            return name in self._in_use.names  # as in another graph of the module: it is in memory once
         sizes = Sizes.of_linear(channels, filters)
         return isinstance(own_kernel_of_linear(self._own, sizes, given), Kernel)
+
+    @functools.cached_property
+    def _in_use(self) -> InUse:
+        """What other graphs of the module keep."""
+        inputs = self.compilation.graph_module.graph.find_nodes(op="placeholder")
+        given = (real_tensor_of(node) for node in inputs if is_module_tensor(node))
+        return InUse.of(tensor for tensor in given if tensor is not None)
 
     @property
     def _own(self) -> OwnKernels:
@@ -88,7 +103,10 @@ class PackedWeights(_Split):
 
     def handed(self, given: Handed) -> Handed:
         handed = super().handed(given)
-        self.packing = WeightPacking(handed.inputs, len(self.work.examples), self._own)
+        key = self.compilation.graph_key
+        known = self._in_use.forms
+        forms = {index: known[made_of] for index, made_of in enumerate(self.work.keys) if made_of in known}
+        self.packing = WeightPacking(handed.inputs, len(self.work.examples), self._own, key, forms)
         return handed
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,19 +114,17 @@ class PackedWeights(_Split):
 
     @contextlib.contextmanager
     def around(self) -> Iterator[None]:
-        with self.packing.constants_allowed:
+        with self.packing.compiling():
             yield
 
     def compiled(self, function: Compiled) -> Compiled:
-        return KeptTensors(function, self.work, self.packing.packed, self.packing.unread)
+        return self._kept(function, self.packing.packed, self.packing.unread)
 
     def reported(self, report: Report) -> Report:
-        remarks = (*report.remarks, *self.packing.remarks)
-        packed = len(self.packing.packed)
-        return replace(super().reported(report), remarks=remarks, packed_tensors=packed)
+        return self.packing.completed(super().reported(report))
 
 
 def packs(compilation: Compilation) -> bool:
     """Whether weights are kept and packed, which they are unless the user asked for a layout."""
     options = compilation.options
-    return keeps_weights(options) and compilation.for_inductor_on_cpu and options.layout in ("auto", "off")
+    return compilation.keeps_weights and compilation.for_inductor_on_cpu and options.layout in ("auto", "off")

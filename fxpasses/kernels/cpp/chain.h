@@ -7,8 +7,6 @@
 
 #pragma once
 
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -20,6 +18,7 @@
 #include "depthwise.h"
 #include "dispatch.h"
 #include "few_channels.h"
+#include "memory.h"
 #include "product.h"
 #include "work.h"
 
@@ -30,7 +29,8 @@ struct Stage {
   Geometry g;
   Kernel kernel;
   Activation after;
-  const float *weight, *other;
+  Packed weight;
+  const float* other;
 
   int64_t row() const { return g.ow * g.k; }
   // The rows of its image that it reads for rows `low` to `high` of its result.
@@ -44,14 +44,14 @@ struct Stage {
     if (kernel.kind == Kind::DEPTHWISE) {
       const Row one = depthwise_row_for(g);
       for (int64_t y = low; y < high; y++)
-        one(g, after, sample, weight, to + (y - low) * row(), y * g.sh - g.ph, 0, g.c);
+        one(g, after, sample, weight.floats, to + (y - low) * row(), y * g.sh - g.ph, 0, g.c);
     } else if (kernel.kind == Kind::FEW_CHANNELS) {
       const RowOfFew one = row_of_few_for(kernel);
       for (int64_t y = low; y < high; y++)
-        one(g, after, sample, kernel.planar, weight, add ? add + (y - low) * row() : nullptr,
+        one(g, after, sample, kernel.planar, weight.floats, add ? add + (y - low) * row() : nullptr,
             to + (y - low) * row(), y * g.sh - g.ph, scratch);
     } else {
-      product_of_pixels_for(kernel)(g, after, sample + low * g.w * g.c, weight, add, to, (high - low) * g.w, near);
+      product_of_pixels_for(kernel)(g, after, sample + low * g.w * g.c, weight.floats, add, to, (high - low) * g.w, near);
     }
   }
 };
@@ -60,17 +60,17 @@ struct Stage {
 // the last leaves the nearer caches.
 class Chain {
  public:
-  Chain(const std::vector<Stage>& stages, const float* image) : stages(stages), image(image) {
+  Chain(const std::vector<Stage>& stages, const float* image, int threads)
+      : stages(stages), image(image), threads(threads) {
     constexpr int64_t NEAR = 65536;  // floats of the rows in between
     while (band < stages.back().g.oh && floats_for(band + 1) <= NEAR) band++;
   }
 
   void run(float* out) const {
     const Geometry& g = stages.back().g;
-    const int threads = at::get_num_threads();
     const int64_t share = floats_for(band), lines = g.n * g.oh;
-    const at::Tensor space = at::empty({share * threads}, at::kFloat);
-    float* const memory = space.mutable_data_ptr<float>();
+    const Floats space(share * threads);
+    float* const memory = space.get();
     Work work(lines, threads, band);
 #pragma omp parallel num_threads(threads)
     {
@@ -103,6 +103,7 @@ class Chain {
 
   const std::vector<Stage>& stages;
   const float* image;
+  int threads;
   int64_t band = 1;  // rows of the last result that are made together
 
   // The most rows of a stage's result that `rows` of the last one's need.
@@ -143,15 +144,15 @@ class Chain {
   }
 };
 
-void check_stage(const Stage& stage, const at::Tensor& weight, bool first) {
+void check_stage(const Stage& stage, bool first) {
   const Geometry& g = stage.g;
   check_kernel(g, stage.kernel, stage.other);
   const Kind kind = stage.kernel.kind;
-  TORCH_CHECK(first || kind != Kind::FEW_CHANNELS, "only the first of a chain has few channels");
-  TORCH_CHECK(kind == Kind::DEPTHWISE || kind == Kind::FEW_CHANNELS ||
-                  (g.groups == 1 && g.in_line && stage.kernel.is_blocked_product()),
-              "a product over single pixels");
-  check_packed(weight, g, stage.kernel);
+  require(first || kind != Kind::FEW_CHANNELS, "only the first of a chain has few channels");
+  require(kind == Kind::DEPTHWISE || kind == Kind::FEW_CHANNELS ||
+              (g.groups == 1 && g.in_line && stage.kernel.is_blocked_product()),
+          "a product over single pixels");
+  check_packed(stage.weight, g, stage.kernel);
 }
 
 }  // namespace

@@ -7,7 +7,6 @@
 
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -95,9 +94,9 @@ Row depthwise_row_for(const Geometry& g) {
   }
 }
 
-void depthwise(const Geometry& g, const Activation& activation, const float* image, const float* weight, float* out) {
+void depthwise(const Geometry& g, const Activation& activation, const float* image, const float* weight, float* out,
+               int threads) {
   const int64_t rows = g.n * g.oh;
-  const int threads = at::get_num_threads();
   // Few rows cannot be shared out evenly, but parts of rows can.
   const int64_t vectors = (g.c + VL - 1) / VL, parts = rows < 16 * threads && vectors >= 2 * threads ? threads : 1;
   const Row one = depthwise_row_for(g);

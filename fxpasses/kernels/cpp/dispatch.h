@@ -2,66 +2,63 @@
 
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 #include <vector>
 
+#include "check.h"
 #include "depthwise.h"
 #include "few_channels.h"
+#include "interface.h"
 #include "kernel.h"
 #include "product.h"
 #include "slide.h"
 
 namespace {
 
+using Packed = FxpassesConstant;
+
 // Whether a kernel can do the convolution.
 void check_kernel(const Geometry& g, const Kernel& kernel, const float* other) {
-  TORCH_CHECK(kernel.kind != Kind::DEPTHWISE || (g.groups == g.c && g.k == g.c && g.c >= VL && !other),
-              "a depthwise convolution");
-  TORCH_CHECK(kernel.kind != Kind::FEW_CHANNELS || (g.groups == 1 && g.dw == 1 && !kernel.single_pixel),
-              "taps end to end need one group without dilation, and several pixels at a time");
+  require(kernel.kind != Kind::DEPTHWISE || (g.groups == g.c && g.k == g.c && g.c >= VL && !other),
+          "a depthwise convolution");
+  require(kernel.kind != Kind::FEW_CHANNELS || (g.groups == 1 && g.dw == 1 && !kernel.single_pixel),
+          "taps end to end need one group without dilation, and several pixels at a time");
 }
 
 // `g` is of one group, but of all where each channel has a filter.
-void check_packed(const at::Tensor& weight, const Geometry& g, const Kernel& kernel) {
-  if (kernel.kind == Kind::DEPTHWISE) {
-    TORCH_CHECK(weight.numel() == (g.kh * g.kw + 1) * g.c, "a weight packed for this convolution");
-    return;
-  }
+void check_packed(const Packed& weight, const Geometry& g, const Kernel& kernel) {
   const int64_t wide = kernel.width * VL;
-  TORCH_CHECK(weight.numel() == (g.k + wide - 1) / wide * wide * g.groups * (g.kh * g.kw * g.c + 1),
-              "a weight packed for this convolution");
+  const int64_t wanted = kernel.kind == Kind::DEPTHWISE ? (g.kh * g.kw + 1) * g.c
+                         : kernel.kind == Kind::SLIDING ? g.out_pixel * (g.kh * 3 * g.c + 1)
+                                                        : (g.k + wide - 1) / wide * wide * g.groups *
+                                                              (g.kh * g.kw * g.c + 1);
+  require(weight.count == wanted, "a weight packed for this convolution");
 }
 
 // One convolution. `image` is null where there is a `source`.
 void run(Geometry g, const Kernel& kernel, const Activation& after, const float* image, const Source* source,
-         const at::Tensor& weight, const float* add, float* to) {
+         const Packed& weight, const float* add, float* to, int threads) {
   if (g.n * g.oh * g.ow * g.k == 0) return;
-  const float* filters = weight.const_data_ptr<float>();
-  TORCH_CHECK(!source || (g.groups == 1 && g.kh * g.kw == 1 && !g.checked && kernel.is_blocked_product()),
-              "only a product over single pixels gathers them");
+  require(!source || (g.groups == 1 && g.kh * g.kw == 1 && !g.checked && kernel.is_blocked_product()),
+          "only a product over single pixels gathers them");
   check_kernel(g, kernel, add);
-  if (kernel.kind == Kind::DEPTHWISE) {
-    check_packed(weight, g, kernel);
-    return depthwise(g, after, image, filters, to);
-  }
-  g.c /= g.groups, g.k /= g.groups;
+  if (kernel.kind != Kind::DEPTHWISE) g.c /= g.groups, g.k /= g.groups;
+  const bool narrow = g.k < VL;
+  require(kernel.kind != Kind::SLIDING ||
+              (g.kw == 3 && g.dw == 1 && (g.sw == 1 || g.sw == 2) && g.out_pixel % VL == 0 &&
+               (narrow ? g.c == g.k && VL % g.c == 0 : g.k % VL == 0)),
+          "groups of three taps a row that fill vectors");
+  check_packed(weight, g, kernel);
+  if (kernel.kind == Kind::DEPTHWISE) return depthwise(g, after, image, weight.floats, to, threads);
+  if (kernel.kind == Kind::FEW_CHANNELS) return few_channels(g, kernel, after, image, weight.floats, add, to, threads);
   static thread_local std::vector<float> zeros;
   if ((int64_t)zeros.size() < g.c + VL) zeros.assign(g.c + VL, 0.f);
   if (kernel.kind == Kind::SLIDING) {
-    const bool narrow = g.k < VL;
-    TORCH_CHECK(g.kw == 3 && g.dw == 1 && (g.sw == 1 || g.sw == 2) && g.out_pixel % VL == 0 &&
-                    (narrow ? g.c == g.k && VL % g.c == 0 : g.k % VL == 0),
-                "groups of three taps a row that fill vectors");
-    TORCH_CHECK(weight.numel() == g.out_pixel * (g.kh * 3 * g.c + 1), "a weight packed for this convolution");
     const auto run_sliding = g.sw == 1 ? (narrow ? sliding<1, true> : sliding<1, false>)
                                        : (narrow ? sliding<2, true> : sliding<2, false>);
-    return run_sliding(g, after, image, zeros.data(), filters, add, to);
+    return run_sliding(g, after, image, zeros.data(), weight.floats, add, to, threads);
   }
-  check_packed(weight, g, kernel);
-  if (kernel.kind == Kind::FEW_CHANNELS) return few_channels(g, kernel, after, image, filters, add, to);
-  product_for(kernel)(g, after, image, zeros.data(), filters, add, to, source);
+  product_for(kernel)(g, after, image, zeros.data(), weight.floats, add, to, source, threads);
 }
 
 }  // namespace

@@ -5,15 +5,16 @@
 
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <omp.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "blocks.h"
+#include "check.h"
 #include "geometry.h"
 #include "kernel.h"
 #include "work.h"
@@ -105,15 +106,14 @@ RowOfFew row_of_few_for(const Kernel& kernel) {
     case 2: return row_of_few<PIXELS[2], 2>;
     case 3: return row_of_few<PIXELS[3], 3>;
     case 4: return row_of_few<PIXELS[4], 4>;
-    default: TORCH_CHECK(false, "no kernel ", kernel.code);
+    default: refuse("no kernel " + std::to_string(kernel.code));
   }
 }
 
 void few_channels(const Geometry& g, const Kernel& kernel, const Activation& activation, const float* image,
-                  const float* weight, const float* other, float* out) {
+                  const float* weight, const float* other, float* out, int threads) {
   const RowOfFew one = row_of_few_for(kernel);
   const int64_t row = g.ow * g.out_pixel, sample = g.h * g.w * g.c;
-  const int threads = at::get_num_threads();
   Work work(g.n * g.oh, threads);
 #pragma omp parallel num_threads(threads)
   {

@@ -4,7 +4,6 @@
 
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <omp.h>
 
 #include <cstdint>
@@ -69,9 +68,8 @@ struct Source {
 };
 
 // A copy of what a source gives, such as an image times a gate.
-void gathered(const Source& source, const Geometry& g, float* out) {
+void gathered(const Source& source, const Geometry& g, float* out, int threads) {
   const int64_t pixels = g.n * g.oh * g.ow;
-  const int threads = at::get_num_threads();
 #pragma omp parallel num_threads(threads) if (pixels * g.c > 8192)
   {
     const int64_t me = omp_get_thread_num(), all = omp_get_num_threads(), from = pixels * me / all;

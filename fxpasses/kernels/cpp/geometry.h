@@ -4,8 +4,6 @@
 
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 
 namespace {
@@ -32,11 +30,6 @@ Geometry geometry_of(const int64_t* sizes, int64_t n, int64_t h, int64_t w, int6
   g.checked = g.ph > 0 || g.pw > 0;
   g.in_line = !g.checked && g.kh * g.kw * g.sh * g.sw == 1;
   return g;
-}
-
-// A matrix and a planar image are contiguous, all other images channels-last.
-at::MemoryFormat format_of(int64_t dimensions, bool planar = false) {
-  return dimensions == 4 && !planar ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 }  // namespace

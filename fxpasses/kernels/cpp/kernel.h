@@ -2,9 +2,10 @@
 
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
+#include <string>
+
+#include "check.h"
 
 namespace {
 
@@ -29,7 +30,7 @@ Kernel kernel_of(int64_t code) {
   if (code == 20) return {Kind::SLIDING, 1, false, false, code};
   const int64_t memory = code / 100, pixels = code % 100 / 10, width = code % 10;
   const bool is_known = pixels == 0 ? 1 <= width && width <= 4 : pixels == 1 && (width == 1 || width == 4);
-  TORCH_CHECK(code > 0 && memory <= 2 && is_known, "no kernel ", code);
+  if (code <= 0 || memory > 2 || !is_known) refuse("no kernel " + std::to_string(code));
   return {memory == 0 ? Kind::PRODUCT : Kind::FEW_CHANNELS, width, pixels == 1, memory == 2, code};
 }
 

@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -15,10 +14,9 @@
 namespace {
 
 // The images' means of each channel. Long sums are made of shorter ones here too.
-void mean(const float* image, int64_t n, int64_t pixels, int64_t c, float* out) {
+void mean(const float* image, int64_t n, int64_t pixels, int64_t c, float* out, int threads) {
   constexpr int64_t WIDE = 4;
   const int64_t strips = (c + WIDE * VL - 1) / (WIDE * VL), work = n * strips;
-  const int threads = at::get_num_threads();
 #pragma omp parallel for schedule(static) num_threads(threads) if (n * pixels * c > 8192)
   for (int64_t item = 0; item < work; item++) {
     const float* sample = image + item / strips * pixels * c;

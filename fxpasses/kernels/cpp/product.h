@@ -5,15 +5,16 @@
 
 #pragma once
 
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <omp.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 
+#include "check.h"
 #include "gather.h"
 #include "kernel.h"
+#include "memory.h"
 #include "panels.h"
 #include "work.h"
 
@@ -22,11 +23,10 @@ namespace {
 // The same product as `product`'s, over pixels that `source` gathers.
 template <int R, int NV>
 void gathered_product(const Geometry& g, const Activation& activation, const Source& source, const float* weight,
-                      const float* other, float* out) {
+                      const float* other, float* out, int threads) {
   constexpr int64_t NR = NV * VL, NEAR = 16384;
   const int64_t panels = (g.k + NR - 1) / NR, panel = (g.c + 1) * NR;
   const int64_t pixels = g.n * g.oh * g.ow, blocks = (pixels + R - 1) / R;
-  const int threads = at::get_num_threads();
   const bool weights_stay = g.c * g.k > pixels * g.c || blocks < 8 * threads;
   const int64_t together = std::max<int64_t>(1, NEAR / (R * g.c));
   Geometry line = g;
@@ -34,8 +34,8 @@ void gathered_product(const Geometry& g, const Activation& activation, const Sou
   line.in_line = true;
   // All pixels for everyone, or those at hand for each thread.
   const int64_t share = weights_stay ? 0 : together * R * g.c;
-  const at::Tensor space = at::empty({weights_stay ? pixels * g.c : share * threads}, at::kFloat);
-  float* const memory = space.mutable_data_ptr<float>();
+  const Floats space(weights_stay ? pixels * g.c : share * threads);
+  float* const memory = space.get();
   auto some = [&](int64_t p, int64_t from, int64_t to, const float* near, int64_t start) {
     const Panel one{near,   nullptr,      weight + p * panel, other ? other + p * NR : nullptr, out + p * NR,
                     pixels, g.k - p * NR, start};
@@ -67,16 +67,15 @@ void gathered_product(const Geometry& g, const Activation& activation, const Sou
 
 template <int R, int NV>
 void product(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
-             const float* weight, const float* other, float* out, const Source* source) {
+             const float* weight, const float* other, float* out, const Source* source, int threads) {
   if constexpr (R > 1) {  // one pixel at a time gathers none (dispatch.h)
-    if (source) return gathered_product<R, NV>(g, activation, *source, weight, other, out);
+    if (source) return gathered_product<R, NV>(g, activation, *source, weight, other, out, threads);
   }
   constexpr int64_t NR = NV * VL, NEAR = 16384;  // floats of an image that stay near while all panels pass
   const int64_t in_group = (g.k + NR - 1) / NR, panels = in_group * g.groups;
   const int64_t reduced = g.kh * g.kw * g.c, panel = (reduced + 1) * NR;
   const int64_t pixels = g.n * g.oh * g.ow, blocks = (pixels + R - 1) / R;
   const int64_t together = std::max<int64_t>(1, NEAR / (R * g.image_pixel * g.sh * g.sw));
-  const int threads = at::get_num_threads();
   const bool weights_stay = reduced * g.k * g.groups > pixels * g.image_pixel || blocks < 8 * threads;
   auto some = [&](int64_t p, int64_t from, int64_t to) {
     const int64_t group = p / in_group, within = p % in_group * NR, place = group * g.k + within;
@@ -105,7 +104,7 @@ Product product_for(const Kernel& kernel) {
     case 2: return product<PIXELS[2], 2>;
     case 3: return product<PIXELS[3], 3>;
     case 4: return product<PIXELS[4], 4>;
-    default: TORCH_CHECK(false, "no kernel ", kernel.code);
+    default: refuse("no kernel " + std::to_string(kernel.code));
   }
 }
 
@@ -135,7 +134,7 @@ Pixels product_of_pixels_for(const Kernel& kernel) {
     case 2: return product_of_pixels<PIXELS[2], 2>;
     case 3: return product_of_pixels<PIXELS[3], 3>;
     case 4: return product_of_pixels<PIXELS[4], 4>;
-    default: TORCH_CHECK(false, "no kernel over single pixels: ", kernel.code);
+    default: refuse("no kernel over single pixels: " + std::to_string(kernel.code));
   }
 }
 

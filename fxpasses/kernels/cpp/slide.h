@@ -8,7 +8,6 @@
 
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -74,10 +73,9 @@ inline void slide(const Geometry& g, const Activation& activation, const float* 
 // `g` is of one group.
 template <int S, bool narrow>
 void sliding(const Geometry& g, const Activation& activation, const float* image, const float* zeros,
-             const float* weight, const float* other, float* out) {
+             const float* weight, const float* other, float* out, int threads) {
   constexpr int P = PIXELS[1];
   const int64_t panels = g.out_pixel / VL, panel = (g.kh * 3 * g.c + 1) * VL, rows = g.n * g.oh;
-  const int threads = at::get_num_threads();
   auto one = [&](int64_t p, int64_t row) {
     const float* sample = image + row / g.oh * g.h * g.w * g.image_pixel + (narrow ? p * VL : p * VL / g.k * g.c);
     const int64_t top = row % g.oh * g.sh - g.ph, place = row * g.ow * g.out_pixel + p * VL;

@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from fxpasses.graph.metadata import tensor
 from fxpasses.kernels.convolution import ACTIVATIONS
+from fxpasses.torch_internals.sizes import same_sizes
 
 aten = torch.ops.aten
 
@@ -102,7 +103,7 @@ def _with_summand(before: Epilogue) -> Epilogue | None:
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    return same_sizes(one, other) and (one.dtype, one.device) == (other.dtype, other.device)
 
 
 def _with_activation(before: Epilogue) -> Epilogue | None:

@@ -1,11 +1,12 @@
 """Which of our kernels computes a convolution or a linear layer of inductor's graph, if one does.
 
-They take float32 of constant sizes on a CPU; which of them is taken, or torch's, is measured
-(`fxpasses.kernels.choice`).
+They take float32 on a CPU, of any batch, height and width. Which of them is taken, or torch's, is measured
+(`fxpasses.kernels.choice`), at the hints where sizes are symbols.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -18,15 +19,16 @@ from fxpasses.kernels.choice import KernelTiming, choose, choose_linear
 from fxpasses.kernels.convolution import Sizes, kernels_for
 from fxpasses.kernels.kernel import Kernel
 from fxpasses.passes.weights.epilogues import epilogue_of
+from fxpasses.torch_internals.sizes import size_hint
 
 OwnKernels = Literal["measured", "always", "never"]
 """When kernels of ours are taken: where they were measured to be faster, wherever there are any, or never."""
 
 
 def may_be_ours(node: Node) -> bool:
-    """Whether it is a 2-D convolution or a matrix product in float32, of constant sizes."""
+    """Whether it is a 2-D convolution or a matrix product in float32."""
     found = tensor(node)
-    if found is None or found.dtype != torch.float32 or not all(type(size) is int for size in found.shape):
+    if found is None or found.dtype != torch.float32:
         return False
     if node.target is torch.ops.aten.convolution.default:
         return found.ndim == 4
@@ -41,7 +43,10 @@ def sizes_of(convolution: Node) -> Sizes | None:
     if value is None or filters is None or value.dim() != 4 or value.dtype != torch.float32:
         return None
     kernel, *space = map(_pair, (filters.shape[2:], stride, padding, dilation))
-    return Sizes(value.shape[1], filters.shape[0], groups, kernel, *space)
+    channels = (
+        filters.shape[1] * groups
+    )  # which the image has too, though its metadata may say so by a symbol
+    return Sizes(channels, filters.shape[0], groups, kernel, *space)
 
 
 def _pair(given: Sequence[int]) -> tuple[int, int]:
@@ -80,12 +85,12 @@ def own_kernel_of_convolution(
     value, result = tensor(convolution.args[0]), tensor(convolution)
     assert value is not None
     assert result is not None
-    count, channels, height, width = value.shape
+    count, channels, height, width = map(size_hint, value.shape)
     summand = not sizes.is_depthwise and epilogue_of(convolution, summand=True).summand is not None
     return own_kernel(
         own,
         sizes,
-        result.numel() // sizes.filters,
+        math.prod(map(size_hint, result.shape)) // sizes.filters,
         lambda: choose(sizes, (count, channels, height, width), summand=summand, planar=planar),
         planar=planar,
     )
@@ -93,8 +98,8 @@ def own_kernel_of_convolution(
 
 def own_kernel_of_linear(own: OwnKernels, sizes: Sizes, rows_of: torch.Tensor) -> Kernel | Decline | None:
     """The same for a linear layer over a tensor's rows; None also where ours do not take that tensor."""
-    static = all(type(size) is int for size in rows_of.shape)
-    if not static or rows_of.dtype != torch.float32 or rows_of.device.type != "cpu" or not rows_of.numel():
+    elements = math.prod(map(size_hint, rows_of.shape))
+    if rows_of.dtype != torch.float32 or rows_of.device.type != "cpu" or not elements:
         return None
-    rows = rows_of.numel() // sizes.channels
+    rows = elements // sizes.channels
     return own_kernel(own, sizes, rows, lambda: choose_linear(rows, sizes.channels, sizes.filters))

@@ -8,8 +8,9 @@ same operators are written by a pass over inductor's graph, and the packed tenso
 
 The second is a kernel of ours (`fxpasses.kernels`), taken where it was measured to be faster.
 
-A packed tensor is a constant of the generated code. When the weights change its content is replaced and the
-code stays, so a refresh costs one pass over the weights. Inductor's own patterns then fuse what follows the
+A packed tensor is a constant of the generated code. When the weights change another takes its place and the
+code stays, so a refresh costs one pass over the weights. The code comes from inductor's caches: an artifact
+there has the recipes of its constants, not their values. Inductor's own patterns then fuse what follows the
 convolution (an activation, a sum) into oneDNN's, as they do in a frozen graph; ours are fused here.
 
 A dense tensor that was packed and that nothing else reads is not needed any more: the graph's input for it
@@ -18,20 +19,26 @@ gets a tensor of the same shape and strides without memory.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
+from torch import get_num_threads
 from torch.fx import Graph, Node
 
+from fxpasses.errors import FxpassesError
 from fxpasses.graph.decline import Decline
+from fxpasses.graph.layouts import order_of
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
-from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, pack
+from fxpasses.kernels.choice import keep
+from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
 from fxpasses.kernels.kernel import Kernel, Kind
-from fxpasses.kernels.library import missing
+from fxpasses.kernels.library import identity, missing
 from fxpasses.passes.weights.epilogues import epilogue_of
 from fxpasses.passes.weights.own_kernels import (
     OwnKernels,
@@ -40,16 +47,39 @@ from fxpasses.passes.weights.own_kernels import (
     own_kernel_of_linear,
     sizes_of,
 )
+from fxpasses.passes.weights.recipes import ArtifactNotes, KernelRecipe, OneDnnRecipe, Recipe, name_of
 from fxpasses.passes.weights.sequences import write_sequences
 from fxpasses.passes.weights.stride_order import in_order
+from fxpasses.report import sidecar
 from fxpasses.report.data import Remark, Status
+from fxpasses.report.report import Report
+from fxpasses.torch_internals.constants import Declared, declare, loading, slots_of
 from fxpasses.torch_internals.fake_tensors import RealConstantsAllowed, without_fake_tensors
 from fxpasses.torch_internals.inductor import with_joint_pass, writes_cpp_wrapper
-from fxpasses.torch_internals.onednn import onednn_takes, pack_convolution_weight, packed_convolution
+from fxpasses.torch_internals.onednn import onednn_takes, packed_convolution
+from fxpasses.torch_internals.sizes import size_hint
 
 NAME = "packed_weights"
 OWN = "own_kernels"
 SEQUENCES = "kernel_sequences"
+
+
+class Place(Protocol):
+    """Where generated code reads a constant."""
+
+    def fill(self, value: torch.Tensor | None) -> None:
+        """Has the code read another tensor from its next call on; None when it will not run again."""
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A tensor that the code has taken to itself: its content is replaced."""
+
+    constant: torch.Tensor
+
+    def fill(self, value: torch.Tensor | None) -> None:
+        if value is not None:
+            self.constant.data = value
 
 
 @dataclass(frozen=True)
@@ -57,14 +87,12 @@ class PackedWeight:
     """One constant of the generated code.
 
     Attributes:
-        indices: which of the kept tensors it is packed from, the weight first.
-        constant: the tensor that the code reads; its content changes, the object stays.
-        pack: from those tensors to a packed one.
+        recipe: what it is made from, and how.
+        places: where the code reads it.
     """
 
-    indices: tuple[int, ...]
-    constant: torch.Tensor
-    pack: Callable[..., torch.Tensor]
+    recipe: Recipe
+    places: Sequence[Place]
 
 
 @dataclass
@@ -75,28 +103,90 @@ class WeightPacking:
         examples: metadata of the graph's inputs, the kept tensors last.
         kept: how many of the inputs are kept tensors.
         own: when kernels of ours are taken.
-        packed, remarks: what was packed, and what was not and why.
-        unread: which of the kept tensors the code reads only packed.
-        constants_allowed: the block in which inductor compiles the graph.
+        graph_key: what names the graph among all that are compiled.
+        forms: how other graphs of the module have packed a weight, by which of the kept tensors it is: in
+            memory it is once, so they are taken where they can be.
+        packed: what was packed; known when `compiling` is over.
     """
 
     examples: Sequence[object]
     kept: int
     own: OwnKernels = "measured"
+    graph_key: str = ""
+    forms: Mapping[int, Recipe] = field(default_factory=dict)
     packed: list[PackedWeight] = field(default_factory=list)
-    unread: frozenset[int] = frozenset()
-    remarks: list[Remark] = field(default_factory=list)
-    constants_allowed: RealConstantsAllowed = field(default_factory=RealConstantsAllowed)
+    _notes: ArtifactNotes = field(default_factory=ArtifactNotes)
+    _declared: list[Declared] = field(default_factory=list)
+    _ran: bool = False
+    _in_cpp: bool = False
+    _patches: Mapping[str, Any] = field(default_factory=dict)
+    _constants_allowed: RealConstantsAllowed = field(default_factory=RealConstantsAllowed)
+
+    @property
+    def unread(self) -> frozenset[int]:
+        """Which of the kept tensors the code reads only packed."""
+        return self._notes.unread
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """What was packed, and what was not and why."""
+        return self._notes.remarks
 
     def patches(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Inductor's settings with this pass among them.
+        """Inductor's settings with this pass among them."""
+        self._patches = given
+        return with_joint_pass(given, self._run, lambda: self._key)
 
-        The pass has no key, so that no cache hands its constants to another process, where nobody would
-        fill them.
-        """
-        return with_joint_pass(given, self._run, lambda: None)
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """The block in which inductor compiles the graph, or loads what it once made of it."""
+        with self._constants_allowed, loading() as loaded:
+            yield
+        keep()
+        # An artifact from the cache has constants of its own, even if the pass ran before it was found.
+        declared = loaded or self._declared
+        if self._in_cpp:
+            places: Sequence[Sequence[Place]] = [[_Object(one.constant)] for one in declared]
+        else:
+            places = slots_of([one.constant for one in declared])
+        for one, found in zip(declared, places, strict=True):
+            recipe, self._notes = one.recipe
+            if not found:
+                raise FxpassesError(_UNREAD)
+            if not self._in_cpp:
+                one.release()
+            self.packed.append(PackedWeight(recipe, found))
+
+    def completed(self, report: Report) -> Report:
+        """The report with what this pass did, or with what it did when the artifact was made."""
+        if self._ran:
+            sidecar.save(self._name, [asdict(remark) for remark in self.remarks], self._patches)
+        elif not self.packed:  # or the artifact told
+            try:
+                self._notes.remarks = [Remark(**fields) for fields in sidecar.load(self._name)]
+            except (OSError, ValueError, TypeError):
+                gone = "the graph came from inductor's cache, and the record of what was packed is gone"
+                self._decline(Decline("no-record", gone), "")
+        remarks = (*report.remarks, *self.remarks)
+        return replace(report, remarks=remarks, packed_tensors=len(self.packed))
+
+    @functools.cached_property
+    def _key(self) -> str | None:
+        """What is packed depends on this, beside the graph and kernels' times; None keeps caches away."""
+        if writes_cpp_wrapper():
+            return None  # whose constants are tensors of this process
+        ours = self.own != "never" and any(map(_may_be_read_by_ours, self.examples[-self.kept :]))
+        kernels = identity() if ours else ""
+        return sidecar.digest(
+            NAME, sidecar.sources(), self.own, str(self.kept), kernels, str(get_num_threads())
+        )
+
+    @property
+    def _name(self) -> str:
+        return sidecar.digest(self._key or NAME, self.graph_key, str(sorted(self._patches)))
 
     def _run(self, graph: Graph) -> None:
+        self._ran, self._in_cpp = True, writes_cpp_wrapper()
         placeholders = graph.find_nodes(op="placeholder")
         if not self._corresponds(placeholders):
             self._decline(Decline("inputs-changed", "AOTAutograd gave the graph other inputs"), "")
@@ -121,13 +211,13 @@ class WeightPacking:
                     self._pack(graph, convolution, weight, index)
         # Without a kernel of ours its library may not have been loaded, and the operators not exist.
         has_own = any(remark.rule == OWN and remark.status == "applied" for remark in self.remarks)
-        if has_own and not writes_cpp_wrapper():
+        if has_own and not self._in_cpp:
             for kernels in write_sequences(graph, functools.partial(self._constant, graph)):
                 self.remarks.append(
                     Remark(SEQUENCES, "applied", "applied", f"{kernels} kernels in one call", node="")
                 )
-        read = {index for packed in self.packed for index in packed.indices}
-        self.unread = frozenset(index for index in read if not placeholders[first + index].users)
+        read = {index for one in self._declared for index in one.recipe[0].indices}
+        self._notes.unread = frozenset(index for index in read if not placeholders[first + index].users)
 
     def _corresponds(self, placeholders: Sequence[Node]) -> bool:
         """Whether the graph's inputs are those of the compiled function, one by one."""
@@ -147,19 +237,15 @@ class WeightPacking:
         found, image = tensor(weight), tensor(convolution.args[0])
         assert found is not None
         assert image is not None
-        self.constants_allowed.allow(found)
-        pack = pack_convolution_weight(convolution.args, tuple(image.shape))
-        with without_fake_tensors():
-            # The values come before the first call; the format depends on sizes alone.
-            constant = pack(torch.zeros(found.shape, dtype=found.dtype))
+        given: Any = tuple(convolution.args[3:])
+        recipe = OneDnnRecipe((index,), given, tuple(map(size_hint, image.shape)))
         with graph.inserting_before(convolution):
-            read = self._constant(graph, self._next_name(), constant, found)
+            read = self._declare(graph, recipe, found)
             operator, arguments = packed_convolution(convolution.args, read)
             written = graph.call_function(operator, arguments)
         written.meta.update(convolution.meta)
         convolution.replace_all_uses_with(written)
         graph.erase_node(convolution)
-        self.packed.append(PackedWeight((index,), constant, pack))
 
     def _constant(self, graph: Graph, name: str, constant: torch.Tensor, value: torch.Tensor) -> Node:
         """A node that reads a constant, with `value` as its metadata."""
@@ -169,8 +255,15 @@ class WeightPacking:
         set_value(read, value)
         return read
 
-    def _next_name(self) -> str:
-        return f"_fxpasses_packed_{len(self.packed)}"
+    def _declare(self, graph: Graph, recipe: Recipe, like: torch.Tensor) -> Node:
+        """A node that reads what a recipe makes, from a tensor of the same shape and dtype."""
+        self._constants_allowed.allow(like)
+        name = name_of(len(self._declared), recipe)
+        declared = declare(like.shape, like.dtype, (recipe, self._notes))
+        if self._in_cpp:
+            declared = Declared(_packed_zeros(recipe, self.examples[-self.kept :]), declared.recipe)
+        self._declared.append(declared)
+        return self._constant(graph, name, declared.constant, like.new_empty(like.shape))
 
     def _pack_for_own_kernel(
         self, graph: Graph, convolution: Node, kept: Sequence[Node], planar: bool
@@ -179,19 +272,34 @@ class WeightPacking:
         image, weight, bias, *_ = convolution.args
         result = tensor(convolution)
         sizes = sizes_of(convolution)
-        if sizes is None or result is None or not result.numel():
+        if sizes is None or result is None or 0 in map(size_hint, result.shape):
             return False
         if bias is not None and bias not in kept:
             live = Decline("live-bias", "its bias is worked out in every call", convolution)
             self._remark(convolution, "declined", live.message, live.code)
             return False
-        kernel = own_kernel_of_convolution(self.own, convolution, sizes, planar=planar)
+        form = self.forms.get(kept.index(weight))
+        if self.own == "measured" and isinstance(form, OneDnnRecipe):
+            return False
+        pixels = math.prod(map(size_hint, result.shape)) // sizes.filters
+        kernel = self._kernel_in_use(form, sizes, pixels, planar=planar)
+        if kernel is None:
+            kernel = own_kernel_of_convolution(self.own, convolution, sizes, planar=planar)
         if isinstance(kernel, Kernel):
             self._write(graph, convolution, (image, weight, bias), kept, sizes, kernel)
             return True
         if kernel is not None:
             self._remark(convolution, "declined", kernel.message, kernel.code)
         return False
+
+    def _kernel_in_use(
+        self, form: Recipe | None, sizes: Sizes, pixels: int, *, planar: bool = False
+    ) -> Kernel | Decline | None:
+        """The kernel that reads a weight as another graph has packed it, if there is one."""
+        if self.own != "measured" or not isinstance(form, KernelRecipe):
+            return None
+        kernels = kernels_for(sizes, pixels, planar=planar)
+        return next((kernel for kernel in kernels if kernel.packing == form.kernel.packing), None)
 
     def _pack_linears(self, graph: Graph, weight: Node, kept: Sequence[Node]) -> None:
         """Writes the matrix products with a transposed weight as our operator, where that is faster."""
@@ -205,7 +313,10 @@ class WeightPacking:
             if value is None or not (bias is None or bias in kept):
                 continue
             sizes = Sizes.of_linear(found.shape[1], found.shape[0])
-            kernel = own_kernel_of_linear(self.own, sizes, value)
+            rows = math.prod(map(size_hint, value.shape[:-1]))
+            kernel = self._kernel_in_use(self.forms.get(kept.index(weight)), sizes, rows)
+            if kernel is None:
+                kernel = own_kernel_of_linear(self.own, sizes, value)
             if isinstance(kernel, Kernel):
                 self._write(graph, product, (image, weight, bias), kept, sizes, kernel)
         for node in transposed:
@@ -225,18 +336,15 @@ class WeightPacking:
         image, weight, bias = operands
         filters = tensor(weight)
         assert filters is not None
-        self.constants_allowed.allow(filters)
-
-        def packer(*dense: torch.Tensor) -> torch.Tensor:
-            return pack(sizes, kernel, dense[0], dense[1] if len(dense) > 1 else None)
-
+        positions = {node: position for position, node in enumerate(kept)}
+        indices = (positions[weight], *((positions[bias],) if bias is not None else ()))
+        recipe = KernelRecipe(indices, sizes, kernel)
         with without_fake_tensors():
-            zeros = torch.zeros(filters.shape), torch.zeros(sizes.filters)
-            constant = packer(*(zeros if bias is not None else zeros[:1]))
+            length = pack(sizes, kernel, torch.empty(filters.shape, device="meta"), None).numel()
         epilogue = epilogue_of(producer, summand=kernel.kind is not Kind.DEPTHWISE)
         last, summand = epilogue.last, epilogue.summand
         with graph.inserting_before(last):
-            read = self._constant(graph, self._next_name(), constant, filters.new_empty(constant.shape))
+            read = self._declare(graph, recipe, filters.new_empty(length))
             arguments = (
                 in_order(graph, image, planar=kernel.planar),
                 read,
@@ -252,9 +360,6 @@ class WeightPacking:
         last.replace_all_uses_with(written)
         for node in sorted(epilogue.nodes, reverse=True):
             graph.erase_node(node)
-        positions = {node: position for position, node in enumerate(kept)}
-        indices = (positions[weight], *((positions[bias],) if bias is not None else ()))
-        self.packed.append(PackedWeight(indices, constant, packer))
         self._remark(producer, "applied", f"kernel {kernel.code}, followed by {epilogue.activation}")
 
     def _remark(self, node: Node, status: Status, message: str, code: str = "applied") -> None:
@@ -265,6 +370,24 @@ class WeightPacking:
 
     def _decline(self, why: Decline, node: str, rule: str = NAME) -> None:
         self.remarks.append(Remark(rule, "declined", why.code, why.message, node=node, stage="check"))
+
+
+def _may_be_read_by_ours(kept: object) -> bool:
+    """Whether a kernel of ours may read it: as the weight of a 2-D convolution or a linear layer."""
+    return isinstance(kept, torch.Tensor) and kept.dtype == torch.float32 and kept.ndim in (2, 4)
+
+
+_UNREAD = (
+    "the code that inductor generated does not read a packed weight under the name that it was given, so "
+    "that it cannot be filled. Compile with options={'weights': 'live'}, and please report the model."
+)
+
+
+def _packed_zeros(recipe: Recipe, kept: Sequence[object]) -> torch.Tensor:
+    """What a recipe makes of zeros; the values come before the first call."""
+    given: list[Any] = [kept[index] for index in recipe.indices]
+    with without_fake_tensors():
+        return recipe.pack(*(torch.zeros(one.shape, dtype=one.dtype) for one in given))
 
 
 def _before_convolutions(graph: Graph) -> set[Node]:
@@ -278,8 +401,9 @@ def _before_convolutions(graph: Graph) -> set[Node]:
 
 
 def _is_contiguous(node: Node) -> bool:
+    """Whether it is, at the hints of its sizes."""
     found = tensor(node)
-    return found is not None and found.is_contiguous()
+    return found is not None and order_of(found) in ("contiguous", "both")
 
 
 def _is_transposition(node: Node) -> bool:
@@ -307,10 +431,6 @@ def _unpackable(node: Node, weight: Node) -> Decline | None:
     image, found = tensor(node.args[0]), tensor(weight)
     if image is None or found is None or found.ndim not in (4, 5) or node.args[6]:
         return Decline("unpackable", "only plain 2-D and 3-D convolutions are packed", node)
-    if not all(type(size) is int for size in (*image.shape, *found.shape)):
-        return Decline(
-            "unpackable", "the format depends on sizes, and {} has symbolic ones", node, (node.name,)
-        )
     if image.dtype != found.dtype or not onednn_takes(found.dtype):
         return Decline("unpackable", "oneDNN does not pack {} on this CPU", node, (found.dtype,))
     return None

@@ -19,18 +19,20 @@ Kept tensors never hold more bytes than the parameters and buffers they come fro
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.metadata import set_value, tensor
-from fxpasses.graph.modes import difference
+from fxpasses.graph.modes import Modes, difference
 from fxpasses.graph.operands import tensor_of
 from fxpasses.graph.views import CONVOLUTIONS, BatchNorm, Linear, read_linear
 from fxpasses.passes.folding.terms import Terms, norm_at
@@ -38,8 +40,8 @@ from fxpasses.rewrite.builder import Builder
 from fxpasses.torch_internals.aot_autograd import is_module_tensor, mark_as_static_input
 from fxpasses.torch_internals.operators import is_deterministic
 
-PacksLinear = Callable[[int, int, torch.Tensor], bool]
-"""Whether a linear layer's weight is packed: from channels before and after, and metadata of the input."""
+PacksLinear = Callable[[str, int, int, torch.Tensor], bool]
+"""Whether a linear layer's weight is packed: name, channels before and after, and metadata of the input."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class ParameterWork:
         prologue: from the tensors at `sources` to the kept tensors.
         sources: positions of the placeholders that the prologue reads.
         examples: the metadata of the kept tensors.
+        keys: of the kept tensors; equal keys are the same work on inputs of the same names.
+        names: of the placeholders that the prologue reads.
     """
 
     main: GraphModule
@@ -60,6 +64,8 @@ class ParameterWork:
     prologue: GraphModule
     sources: tuple[int, ...]
     examples: tuple[torch.Tensor, ...]
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
 
     @property
     def kept_bytes(self) -> int:
@@ -73,7 +79,7 @@ def split_parameter_work(
     """Splits the graph of `context`, which becomes `main` and is changed in place.
 
     Args:
-        context: a graph from Dynamo, with gradients off.
+        context: a graph from Dynamo of which no gradient is recorded.
         for_cpu: whether inductor compiles it for a CPU: then the weights of 2-D convolutions are kept
             channels-last, and batch norms as a scale and a shift.
         packs_linear: tells which linear layers will have their weights packed, which are kept then.
@@ -102,8 +108,9 @@ def split_parameter_work(
     prologue, read = _prologue(context, kept, placeholders)
     _replace_by_inputs(context, kept, stable, placeholders[-1], moved)
     examples = tuple(_metadata(node) for node in kept)
+    names = tuple(placeholders[position].name for position in read)
     inputs = _drop_unread(context, placeholders)
-    return ParameterWork(context.module, inputs, prologue, read, examples)
+    return ParameterWork(context.module, inputs, prologue, read, examples, _keys(prologue.graph), names)
 
 
 def _stable_nodes(context: GraphContext, sources: set[Node]) -> dict[Node, None]:
@@ -128,8 +135,14 @@ def _is_repeatable(node: Node, context: GraphContext) -> bool:
     found = tensor(node)
     if found is None or not all(type(size) is int for size in found.shape):
         return False
-    apart = difference(context.modes(node), context.initial_modes)
+    apart = difference(_beside_gradients(context.modes(node)), _beside_gradients(context.initial_modes))
     return apart is None and not node.is_impure() and is_deterministic(node) and not context.is_written(node)
+
+
+def _beside_gradients(modes: Modes) -> Modes:
+    """What of a state matters where no gradient is recorded: neither grad mode nor inference mode."""
+    other = tuple(name for name in modes.other if not name.startswith("_enter_inference_mode"))
+    return replace(modes, grad=False, other=other)
 
 
 def _write_norms_as_terms(context: GraphContext, stable: dict[Node, None]) -> bool:
@@ -221,34 +234,53 @@ def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: P
             continue
         assert given is not None
         assert weight is not None
-        if weight.dtype == torch.float32 and packs(int(weight.shape[1]), int(weight.shape[0]), given):
+        name = layer.weight.name if isinstance(layer.weight, Node) else ""
+        filters, channels = map(int, weight.shape)
+        if weight.dtype == torch.float32 and packs(name, channels, filters, given):
             for operand in operands:
                 if isinstance(operand, Node) and operand.op == "placeholder":
                     copies.read(node, operand, None)
 
 
+def _autocast(context: GraphContext, node: Node) -> torch.dtype | None:
+    """The type that autocast has a convolution or linear layer on a CPU compute in, if it does."""
+    regions = [region for region in context.modes(node).autocast if region[0] == "cpu"]
+    _, dtype, enabled, _ = regions[-1] if regions else ("cpu", None, torch.is_autocast_enabled("cpu"), None)
+    return (dtype or torch.get_autocast_dtype("cpu")) if enabled else None
+
+
 class _Copies:
-    """Copies of stable tensors, one for all that read it in the same layout."""
+    """Copies of stable tensors, one for all that read it in the same layout and type."""
 
     def __init__(self, context: GraphContext, stable: dict[Node, None]) -> None:
         self._context = context
         self._stable = stable
-        self._made: dict[tuple[Node, torch.memory_format | None], Node] = {}
+        self._made: dict[tuple[Node, torch.memory_format | None, torch.dtype | None], Node] = {}
 
     def read(self, reader: Node, operand: Node, layout: torch.memory_format | None) -> Node:
-        """Has a node read a copy in a layout, or (None) in that which the operand has; gives the copy."""
-        if (operand, layout) not in self._made:
-            self._made[operand, layout] = self._copy(operand, layout)
-        reader.replace_input_with(operand, self._made[operand, layout])
-        return self._made[operand, layout]
+        """Has a node read a copy in a layout, or (None) in that which the operand has; gives the copy.
 
-    def _copy(self, operand: Node, layout: torch.memory_format | None) -> Node:
-        method = "clone" if layout is None else "contiguous"
-        options: dict[str, Any] = {} if layout is None else {"memory_format": layout}
+        Where autocast would have the node round the operand at every call, the copy is rounded, once.
+        """
+        found = tensor(operand)
+        dtype = (
+            _autocast(self._context, reader) if found is not None and found.dtype == torch.float32 else None
+        )
+        if (operand, layout, dtype) not in self._made:
+            rounded = operand if dtype is None else self._call("to", operand, dtype)
+            if layout is not None:
+                copied = self._call("contiguous", rounded, memory_format=layout)
+            else:
+                copied = self._call("clone", operand) if dtype is None else rounded
+            self._made[operand, layout, dtype] = copied
+        reader.replace_input_with(operand, self._made[operand, layout, dtype])
+        return self._made[operand, layout, dtype]
+
+    def _call(self, method: str, operand: Node, *given: Any, **options: Any) -> Node:
         with self._context.graph.inserting_after(operand):
-            copied = self._context.graph.call_method(method, (operand,), options)
+            copied = self._context.graph.call_method(method, (operand, *given), options)
         function = getattr(torch.Tensor, method)
-        set_value(copied, self._context.evaluator.call(function, (operand,), options), like=operand)
+        set_value(copied, self._context.evaluator.call(function, (operand, *given), options), like=operand)
         self._context.adopt(copied, self._context.modes(operand))
         self._stable[copied] = None
         return copied
@@ -303,6 +335,19 @@ def _prologue(
             twins[node] = graph.node_copy(node, twins.__getitem__)
     graph.output(tuple(twins[node] for node in kept))
     return GraphModule(torch.nn.Module(), graph), tuple(read)
+
+
+def _keys(prologue: Graph) -> tuple[str, ...]:
+    """A digest of what each result of a prologue is made of, down to the names of its inputs."""
+    spelled: dict[Node, str] = {}
+    for node in prologue.nodes:
+        given: Any = map_arg((node.args, node.kwargs), spelled.__getitem__)
+        made_of = node.name if node.op == "placeholder" else f"{node.op} {node.target!r} {given!r}"
+        spelled[node] = hashlib.sha256(made_of.encode()).hexdigest()
+        if node.op == "output":
+            ((results,), _) = given
+            return tuple(results)
+    raise AssertionError("every graph has an output")
 
 
 def _replace_by_inputs(

@@ -8,6 +8,7 @@ shift one for each channel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -17,6 +18,7 @@ from torch.fx import Node
 
 from fxpasses.graph.metadata import tensor
 from fxpasses.passes.weights.stride_order import source_of
+from fxpasses.torch_internals.sizes import same_sizes, size_hint, sizes_of
 
 aten = torch.ops.aten
 
@@ -117,7 +119,11 @@ def _by_channel(node: Node, target: object) -> tuple[Node, Node] | None:
 def _vector_of(node: Node) -> Node | None:
     """The kept vector that a node lays along the channels."""
     found = tensor(node)
-    if found is None or found.dim() not in (3, 4) or found.shape[-3] != found.numel():
+    if (
+        found is None
+        or found.dim() not in (3, 4)
+        or math.prod(map(size_hint, found.shape)) != found.shape[-3]
+    ):
         return None
     while node.target in RESHAPING:
         node = source_of(node.args[0])
@@ -139,7 +145,7 @@ def gate_of(node: Node) -> tuple[Node, Node] | None:
             continue
         assert result is not None
         assert factor is not None
-        if tuple(factor.shape) == (*result.shape[:2], 1, 1):
+        if sizes_of(factor) == (*sizes_of(result)[:2], 1, 1):
             return image, gate
     return None
 
@@ -159,11 +165,11 @@ def _alike(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
         return False
     assert one is not None
     assert other is not None
-    return one.shape == other.shape
+    return same_sizes(one, other)
 
 
 def is_image(found: torch.Tensor | None) -> bool:
-    """Whether it is a 4-D float32 tensor on a CPU, of sizes that are known."""
+    """Whether it is a 4-D float32 tensor on a CPU, and not empty."""
     if found is None or found.dim() != 4 or found.dtype != torch.float32 or found.device.type != "cpu":
         return False
-    return all(type(size) is int for size in found.shape) and found.numel() > 0
+    return 0 not in map(size_hint, found.shape)

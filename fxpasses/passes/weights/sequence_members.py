@@ -22,6 +22,7 @@ from fxpasses.kernels.kernel import Kernel
 from fxpasses.kernels.sequence import GATHER, MEAN, PRODUCT
 from fxpasses.passes.weights.read_ahead import RESHAPING, Read, gate_of, is_image, read_ahead
 from fxpasses.passes.weights.stride_order import readers_of, source_of
+from fxpasses.torch_internals.sizes import sizes_of
 
 aten = torch.ops.aten
 
@@ -125,6 +126,6 @@ def _other_member(node: Node) -> Member | None:
         if sorted((given.dim(), found.dim())) != [2, 4] or given.device.type != "cpu":
             return None
         image, matrix = (given, found) if given.dim() == 4 else (found, given)
-        if tuple(image.shape) == (*matrix.shape, 1, 1) and all(type(size) is int for size in image.shape):
+        if sizes_of(image) == (*sizes_of(matrix), 1, 1):
             return Member(node, GATHER, None)
     return None

@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 
 from fxpasses.passes.weights.sequence_members import Member
 from fxpasses.passes.weights.stride_order import readers_of
-from fxpasses.torch_internals.inductor import force_stride_order
+from fxpasses.torch_internals.inductor import image_order
 
 
 @dataclass
@@ -59,7 +59,7 @@ def runs_of(graph: Graph, members: dict[Node, Member], absorbed: set[Node]) -> l
             runs.append(run)
             run = Run()
         elif node.op != "output" and run.depends(node):
-            if node.target is force_stride_order() and all(user in members for user in node.users):
+            if node.target is image_order() and all(user in members for user in node.users):
                 continue
             run.after[node] = None
     return [*runs, run]

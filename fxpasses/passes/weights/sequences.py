@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from fxpasses.kernels.sequence import PRODUCT, Convolution, Reading, Step, floats_of, program, shapes_argument
+from fxpasses.kernels.sequence import PRODUCT, Convolution, Reading, Step, program, shapes_argument
 from fxpasses.passes.weights.sequence_members import Member, Operand, kernel_of, members_of
 from fxpasses.passes.weights.sequence_runs import Run, outer_readers, runs_of
 from fxpasses.passes.weights.stride_order import in_order, value_of
 from fxpasses.torch_internals.fake_tensors import without_fake_tensors
+from fxpasses.torch_internals.sizes import as_arguments, size_hint
 
 Constant = Callable[[str, torch.Tensor, torch.Tensor], Node]
 """Makes a node that reads a tensor, from a name, the tensor and its metadata."""
@@ -55,7 +56,7 @@ class _Values:
         results: the nodes whose values it gives.
         replaced: what stands for nodes of the runs before.
         numbers: of each value.
-        sizes: floats of each value that is no input and no result.
+        others: how many values are no inputs and no results.
         constants: the nodes of vectors and filters, and their numbers.
     """
 
@@ -63,7 +64,7 @@ class _Values:
     results: list[Node]
     replaced: dict[Node, Node]
     numbers: dict[Operand, int] = field(init=False)
-    sizes: list[int] = field(default_factory=list)
+    others: int = 0
     constants: dict[Node, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,8 +84,8 @@ class _Values:
     def given_by(self, node: Node) -> int:
         """The number of what a member gives, a new one where it is no result."""
         if (node, False) not in self.numbers:
-            self.numbers[node, False] = self.known + len(self.sizes)
-            self.sizes.append(floats_of(value_of(node).shape))
+            self.numbers[node, False] = self.known + self.others
+            self.others += 1
         return self.numbers[node, False]
 
     def rename(self, node: Node, source: Node) -> None:
@@ -104,12 +105,12 @@ def _write(graph: Graph, run: Run, name: str, constant: Constant, replaced: dict
     values = _Values(list(dict.fromkeys(outside)), results, replaced)
     steps = _steps(run, values)
     with without_fake_tensors():
-        words = torch.tensor(program(steps, values.known, values.sizes), dtype=torch.int64)
+        words = torch.tensor(program(steps, values.known, values.others), dtype=torch.int64)
     last = run.members[-1].node
     with graph.inserting_before(last):
         read = constant(name, words, value_of(last).new_empty(words.shape, dtype=torch.int64))
         ordered = [in_order(graph, node, planar=planar) for node, planar in values.inputs]
-        shapes = shapes_argument([tuple(map(int, value_of(node).shape)) for node in results])
+        shapes = as_arguments(graph, shapes_argument([tuple(value_of(node).shape) for node in results]))
         call = graph.call_function(
             torch.ops.fxpasses.sequence.default, (ordered, list(values.constants), read, shapes)
         )
@@ -155,14 +156,12 @@ def _step(member: Member, result: int, operands: Sequence[int], values: _Values)
     read = member.read
     assert read is not None
     images, others = operands[: len(read.images)], iter(operands[len(read.images) :])
-    widths = tuple(int(value_of(image).shape[1]) for image in read.images)
+    widths = tuple(size_hint(value_of(image).shape[1]) for image in read.images)
     gate = None if read.gate is None else next(others)
     scale, shift = values.constant(read.scale), values.constant(read.shift)
     reading = Reading(tuple(images), widths, gate, scale, shift, read.limits)
-    first = value_of(read.images[0])
-    flat = first.dim() == 2
-    count, height, width = (1, first.shape[0], 1) if flat else (first.shape[0], *first.shape[2:])
-    image = (int(count), int(height), int(width), sum(widths))
+    count, _, height, width = (*map(size_hint, value_of(read.images[0]).shape), 1, 1)[:4]
+    image = (count, height, width, sum(widths))
     if member.kind != PRODUCT:
         return Step(member.kind, result, reading, image)
     arguments: tuple[Any, ...] = member.node.args

@@ -1,6 +1,6 @@
 """The order in memory that inductor is told: our operators read channels-last images, or contiguous ones.
 
-    fxpasses.convolution(x)  ->  fxpasses.convolution(force_stride_order(x, strides))
+    fxpasses.convolution(x)  ->  fxpasses.convolution(image_order(x))
 
 Whoever follows values through a graph looks past those nodes.
 """
@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, Node
 
 from fxpasses.graph.metadata import set_value, tensor
-from fxpasses.torch_internals.inductor import force_stride_order
+from fxpasses.torch_internals.inductor import image_order, in_image_order
 
 
 def in_order(graph: Graph, node: Node, *, planar: bool = False) -> Node:
@@ -22,18 +22,15 @@ def in_order(graph: Graph, node: Node, *, planar: bool = False) -> Node:
         node: a matrix or an image.
         planar: whether an image is read plane by plane.
     """
-    value = value_of(node)
-    layout = torch.channels_last if value.dim() == 4 and not planar else torch.contiguous_format
-    wanted = torch.empty_like(value, memory_format=layout)
-    forced = graph.call_function(force_stride_order(), (node, list(wanted.stride())))
-    set_value(forced, wanted)
-    return forced
+    ordered = graph.call_function(image_order(), (node, planar))
+    set_value(ordered, in_image_order(value_of(node), planar))
+    return ordered
 
 
 def source_of(argument: object) -> Node:
     """What a node stands for, without the order in memory that inductor is told."""
     assert isinstance(argument, Node)
-    while argument.target is force_stride_order():
+    while argument.target is image_order():
         argument = argument.args[0]
         assert isinstance(argument, Node)
     return argument
@@ -43,7 +40,7 @@ def readers_of(node: Node) -> set[Node]:
     """What reads a node, in whichever order in memory."""
     found: set[Node] = set()
     for user in node.users:
-        found |= readers_of(user) if user.target is force_stride_order() else {user}
+        found |= readers_of(user) if user.target is image_order() else {user}
     return found
 
 

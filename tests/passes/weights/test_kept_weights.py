@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import threading
@@ -128,6 +129,17 @@ def _replace_data(model):
     model.head.weight.data = torch.randn_like(model.head.weight)
 
 
+def _write_untold(model):
+    model.head.weight.data.mul_(2)
+    model.bn2.bias.data.clamp_(-0.1, 0.1)
+    model.up.weight.detach().numpy()[:] += 0.25
+
+
+def _average_untold(model):
+    for ours, other in zip(model.parameters(), net(seed=7).parameters(), strict=True):
+        ours.data.lerp_(other.data.to(ours.dtype), 0.25)
+
+
 def _buffer(model):
     model.bn1.running_var.mul_(1.5)
 
@@ -155,6 +167,8 @@ UPDATES = [
     _add,
     _replace_parameter,
     _replace_data,
+    _write_untold,
+    _average_untold,
     _buffer,
     _train_and_back,
     _round_trip_dtype,
@@ -189,20 +203,29 @@ def _functional(model, run):
 
 
 def _sequence(seed: int) -> None:
-    """A random sequence of updates, with a call after each that must equal eager."""
+    """Random updates, with a call after each that must equal eager, of static or dynamic size."""
     chosen = random.Random(seed)
     model = net(seed)
-    run = compiled(model)
+    off = chosen.choice((torch.no_grad, torch.inference_mode))
+    dynamic = chosen.choice((False, True))
+    inside = chosen.random() < 0.3
+    run = torch.compile(
+        Inside(model, off) if inside else model, backend="fxpasses", options=CACHED, dynamic=dynamic
+    )
     for _ in range(6):
-        update = chosen.choice([*UPDATES, _functional, None])
+        update = chosen.choice([*UPDATES, None if inside else _functional, None])
         if update is _functional:
             found, expected = _functional(model, run)
         else:
             if update is not None:
                 update(model)
-            x = X.to(model.stem.weight.dtype)
+            x = torch.randn(
+                chosen.randint(2, 4) if dynamic else 2, *X.shape[1:], dtype=model.stem.weight.dtype
+            )
             with torch.no_grad():
-                found, expected = run(x), model(x)
+                expected = model(x)
+            with contextlib.nullcontext() if inside else off():
+                found = run(x)
         tolerance = 1e-10 if expected.dtype == torch.float64 else 1e-3
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
@@ -214,13 +237,13 @@ def test_no_sequence_of_updates_gives_a_stale_answer(seeds):
             _sequence(seed)
 
 
-def test_the_guard_is_not_vacuous_a_write_that_torch_does_not_tell_goes_unnoticed_until_refresh():
+def test_the_guard_is_not_vacuous_an_untold_write_to_one_element_goes_unnoticed_until_refresh():
     model = net()
     run = compiled(model)
     assert_fresh(run, model)
     with torch.no_grad():
         before = run(X)
-        model.stem.weight.data.mul_(2)
+        model.stem.weight.data[2, 1, 1, 0] *= 1.01
         assert torch.equal(run(X), before)
     fxpasses.refresh(run)
     assert_fresh(run, model)
@@ -277,6 +300,133 @@ def test_gradients_on_means_that_nothing_is_kept_and_says_so():
     report = fxpasses.last_report()
     assert report.kept_tensors == 0
     assert [remark.code for remark in report.remarks if remark.rule == "kept_weights"] == ["grad-mode"]
+
+
+class Inside(nn.Module):
+    """A network that switches gradients off by itself."""
+
+    def __init__(self, model, off):
+        super().__init__()
+        self.model, self.off = model, off
+
+    def forward(self, x):
+        with self.off():
+            return self.model(x)
+
+
+class Decorated(Net):
+    """Its method does."""
+
+    forward = torch.no_grad()(Net.forward)
+
+
+class DecoratedForInference(Net):
+    """The same with inference tensors as results."""
+
+    forward = torch.inference_mode()(Net.forward)
+
+
+def _around(off):
+    def way(model):
+        run = compiled(model)
+
+        def call(x):
+            with off():
+                return run(x)
+
+        return call
+
+    return way
+
+
+def _inside(off):
+    return lambda model: compiled(Inside(model, off))
+
+
+def _decorated(kind):
+    def way(model):
+        model.__class__ = kind
+        return compiled(model)
+
+    return way
+
+
+def _nothing_requires(model):
+    return compiled(model.requires_grad_(False))
+
+
+GRADIENTS_OFF = {
+    "no_grad around": _around(torch.no_grad),
+    "inference_mode around": _around(torch.inference_mode),
+    "no_grad inside": _inside(torch.no_grad),
+    "inference_mode inside": _inside(torch.inference_mode),
+    "no_grad as decorator": _decorated(Decorated),
+    "inference_mode as decorator": _decorated(DecoratedForInference),
+    "nothing requires any": _nothing_requires,
+}
+
+
+@pytest.mark.parametrize("way", GRADIENTS_OFF)
+def test_weights_are_kept_whichever_way_gradients_are_off(way, monkeypatch):
+    calls = computations(monkeypatch)
+    model = net()
+    run = GRADIENTS_OFF[way](model)
+    torch._dynamo.utils.counters.clear()
+
+    def check():
+        with torch.no_grad():
+            expected = Net.forward(model, X)
+        found = run(X)
+        assert not found.requires_grad
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+    for _ in range(3):
+        check()
+    assert len(calls) == 1
+    assert fxpasses.last_report().kept_tensors > 0
+    with torch.no_grad():
+        model.stem.weight.add_(0.5)
+    check()
+    model.head.weight.data.mul_(-2)
+    check()
+    assert len(calls) == 3
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("recorded", ["result", "one of two results", "input that is written to"])
+def test_a_gradient_that_is_recorded_is_never_cut(recorded):
+    model = net()
+
+    def call(model, x):
+        if recorded == "result":
+            return model(x)
+        if recorded == "one of two results":
+            with torch.no_grad():
+                off = model(x)
+            return off, model(x)
+        x.mul_(model.offset.sum())
+        with torch.no_grad():
+            return model(x)
+
+    run = torch.compile(call, backend="fxpasses", options=CACHED)
+    if recorded == "input that is written to":
+        model.requires_grad_(False)
+        leaves = [torch.ones_like(X).requires_grad_() for _ in range(2)]
+        for one, used in zip(leaves, (run, call), strict=True):
+            written = one * X
+            used(model, written)
+            written.sum().backward()
+        torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
+        assert leaves[0].grad.abs().max() > 0
+        return
+    last = (lambda out: out) if recorded == "result" else (lambda out: out[1])
+    gradients = []
+    for used in (run, call):
+        model.zero_grad()
+        last(used(model, X)).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    assert fxpasses.last_report().kept_tensors == 0
 
 
 def test_random_work_on_parameters_is_done_at_every_call():
