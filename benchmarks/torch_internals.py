@@ -52,6 +52,13 @@ def rewrite_counts() -> dict[str, dict[str, int]]:
     return {kind: dict(counters[kind]) for kind in ("inductor", "fxpasses") if counters.get(kind)}
 
 
+def generated_graphs() -> int:
+    """How many graphs inductor generated code for in this process, as no cache had them."""
+    from torch._dynamo.utils import counters
+
+    return sum(counters["inductor"][f"fxgraph_cache_{what}"] for what in ("miss", "bypass"))
+
+
 def mark_dynamic(tensor: torch.Tensor, dimensions: tuple[int, ...]) -> None:
     """Makes Dynamo trace these dimensions with symbols (`torch._dynamo.mark_dynamic`)."""
     from torch._dynamo import mark_dynamic as mark

@@ -63,6 +63,7 @@ class Prepared:
         peak_bytes: of a step, over the model at rest before it was compiled.
         saved_bytes: kept for the backward; None in inference.
         rules: rewrites and how often each was applied.
+        generated: graphs for which inductor generated code, as it did not find them in its caches.
     """
 
     compile_seconds: float | None = None
@@ -71,6 +72,7 @@ class Prepared:
     peak_bytes: int | None = None
     saved_bytes: int | None = None
     rules: dict[str, int] = field(default_factory=dict)
+    generated: int = 0
 
 
 @dataclass(frozen=True)

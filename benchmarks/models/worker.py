@@ -43,7 +43,7 @@ from benchmarks.models.messages import (
 )
 from benchmarks.models.saved_tensors import saved_bytes
 from benchmarks.models.variants import Variant, build_variant, slowed
-from benchmarks.torch_internals import preload_compiler, rewrite_counts
+from benchmarks.torch_internals import generated_graphs, preload_compiler, rewrite_counts
 from fxpasses.cli.model_specs import load_model
 
 SAMPLE_SECONDS = 0.1
@@ -96,7 +96,7 @@ class Server:
         _synchronize(case)
         seconds = time.perf_counter() - start if variant.kind != "eager" else None
         if request.extent == "compilation":
-            return Prepared(seconds, rules=_rules())
+            return Prepared(seconds, rules=_rules(), generated=generated_graphs())
         accuracy = _judge(request, first, model)
         del first
         if accuracy is not None and accuracy.wrong is not None:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol
 
 from benchmarks.models.messages import Failure, Reply, Request
@@ -45,31 +45,40 @@ class Answering(Protocol):
 class Worker:
     """A process that answers requests, one at a time; a context manager that ends it."""
 
-    def __init__(self, *, threads: int, cache: Path, request_seconds: float = REQUEST_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int,
+        cache: Path,
+        request_seconds: float = REQUEST_SECONDS,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Starts the process.
 
         Args:
             threads: of its OpenMP runtime.
             cache: the folder of inductor's caches; an empty one makes compilation cold.
             request_seconds: how long to wait for an answer.
+            environment: further variables.
         """
         self._request_seconds = request_seconds
         self._log = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115  # closed by close()
         self._connection, theirs = Pipe()
         path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {
+        variables = os.environ | {
             "OMP_NUM_THREADS": str(threads),
             "PYTHONPATH": os.pathsep.join(path),
             "TORCHINDUCTOR_CACHE_DIR": str(cache),
+            **environment,
         }
         # What is measured while compiling is cold with the other caches, and warm with them.
-        environment.setdefault("FXPASSES_PROFILE_DIR", str(cache / "fxpasses-profiles"))
+        variables.setdefault("FXPASSES_PROFILE_DIR", str(cache / "fxpasses-profiles"))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.models.worker", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env=environment,
+            env=variables,
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
