@@ -19,6 +19,8 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
 from fxpasses.passes.layout.joint import foreseen
+from fxpasses.passes.weights.baked import Constant
+from fxpasses.passes.weights.baked_programs import Held, bake_module, bake_program, ready_to_bake
 from fxpasses.pipeline import run_passes
 from fxpasses.report import counters
 from fxpasses.report.report import Report
@@ -48,7 +50,8 @@ def optimize(
     """Runs the passes over a graph from make_fx, symbolic_trace or torch.export. Nothing given is changed.
 
     The cost model takes it that the result runs in eager mode, one kernel per operator. Autograd counts as
-    recording if it does so now: call under `torch.no_grad()` for inference.
+    recording if it does so now: call under `torch.no_grad()` for inference. With ``weights="baked"`` it is
+    for inference anyway: what depends on parameters and buffers alone is computed and stored in the result.
 
     Args:
         program: a graph module, or an exported program.
@@ -59,6 +62,8 @@ def optimize(
         MissingMetadataError: the graph carries no metadata and no example inputs were given.
         UnknownOptionError, UnknownRuleError: the options name something that does not exist, or that a plain
             graph module cannot do.
+        FxpassesError: ``weights="baked"``, and the program writes to its parameters or buffers, gives a loss
+            or gradients, or has no values for what is to be computed.
     """
     chosen = Options.of(options)
     if chosen.weights == "cached":
@@ -74,40 +79,67 @@ def optimize(
 def _optimize(
     program: GraphModule | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options
 ) -> Optimized:
-    if isinstance(program, ExportedProgram):
-        return _optimize_exported(program, options)
-    if not isinstance(program, GraphModule):
+    if not isinstance(program, (GraphModule, ExportedProgram)):
         raise FxpassesError(
             f"optimize takes a torch.fx.GraphModule or an ExportedProgram, not a {type(program).__name__}. "
             "Trace the module first (torch.export.export, make_fx, torch.fx.symbolic_trace), or use "
             "torch.compile(model, backend='fxpasses')."
         )
-    graph_module, report = run_passes(program, example_inputs, options, executor="eager")
+    bakes = options.weights == "baked"
+    graph_module = program if isinstance(program, GraphModule) else program.graph_module
+    if bakes:
+        graph_module = ready_to_bake(program)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not bakes):
+        if isinstance(program, ExportedProgram):
+            return _optimize_exported(program, graph_module, options)
+        graph_module, report = run_passes(
+            graph_module, example_inputs, options, executor="eager", keeps_weights=bakes
+        )
+        if bakes:
+            graph_module, constants = bake_module(graph_module)
+            report = _with_constants(report, constants)
     return Optimized(graph_module, None, report)
 
 
-def _optimize_exported(program: ExportedProgram, options: Options) -> Optimized:
-    tensors = {**program.state_dict, **program.constants}
-    signature = program.graph_signature
-    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    trainable = frozenset(
-        name for name, path in held.items() if getattr(tensors.get(path), "requires_grad", False)
-    )
+def _optimize_exported(program: ExportedProgram, graph_module: GraphModule, options: Options) -> Optimized:
+    """The program with its graph optimised, which may have been made ready for that."""
+    held = Held.of(program)
+    tensors = held.by_placeholder()
+    bakes = options.weights == "baked"
     graph_module, report = run_passes(
-        program.graph_module, None, options, executor="eager", trainable=trainable
+        graph_module,
+        None,
+        options,
+        executor="eager",
+        trainable=frozenset(name for name, tensor in tensors.items() if tensor.requires_grad),
+        keeps_weights=bakes,
+        held=tensors if bakes else None,
     )
+    held = dataclasses.replace(held, signature=_signature_of(program, graph_module))
+    if bakes:
+        held, constants = bake_program(graph_module, held)
+        report = _with_constants(report, constants)
     rewritten = ExportedProgram(
         root=graph_module,
         graph=graph_module.graph,
-        graph_signature=_signature_of(program, graph_module),
-        state_dict=program.state_dict,
+        graph_signature=held.signature,
+        state_dict=dict(held.state_dict) if bakes else program.state_dict,
         range_constraints=dict(program.range_constraints),
         module_call_graph=list(program.module_call_graph),
         example_inputs=program.example_inputs,
-        constants=program.constants,
+        constants=dict(held.constants) if bakes else program.constants,
         verifiers=program.verifiers,
     )
     return Optimized(rewritten.graph_module, rewritten, report)
+
+
+def _with_constants(report: Report, constants: Sequence[Constant]) -> Report:
+    """A report that says what was baked."""
+    return dataclasses.replace(
+        report,
+        kept_tensors=len(constants),
+        kept_bytes=sum(constant.value.nbytes for constant in constants),
+    )
 
 
 def _signature_of(program: ExportedProgram, graph_module: GraphModule) -> Any:

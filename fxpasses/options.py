@@ -14,7 +14,7 @@ from fxpasses.errors import UnknownOptionError, unknown_name
 from fxpasses.torch_internals.inductor import is_inductor_option
 
 Layout = Literal["auto", "off", "channels_last", "contiguous"]
-Weights = Literal["live", "cached"]
+Weights = Literal["live", "cached", "baked"]
 Profit = Literal["model", "always"]
 Verify = Literal["off", "structure", "numerics"]
 Sentinels = Literal["cpu", "all"]
@@ -39,7 +39,9 @@ class Options:
             else 5.
         race: have the user's first calls go to the optimised program and to stock inductor's in turns, and
             keep the faster, for this process and later ones; implied by ``mode="max-autotune"`` and its kind.
-        weights: ``"cached"`` does work that depends on parameters alone once per parameter version.
+        weights: ``"cached"`` does work that depends on parameters alone once per parameter version, in
+            torch.compile; ``"baked"`` does it once and for all and stores the results in the program, in
+            `optimize` and `fxpasses export`.
         sentinels: where writes that torch does not tell of (``param.data.mul_(2)``, a numpy view) are looked
             for in cached weights: ``"cpu"``, or ``"all"``, where each call waits for the device and reads a
             few values of each parameter.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ def run_passes(
     trainable: frozenset[str] = frozenset(),
     wanted: frozenset[str] = frozenset(),
     keeps_weights: bool = False,
+    held: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[GraphModule, Report]:
     """Runs the passes that the options select over a copy of the graph.
 
@@ -47,6 +48,8 @@ def run_passes(
         trainable: names of placeholders that require grad, where the metadata does not tell.
         wanted: names of rules that are applied whether or not it pays.
         keeps_weights: whether parameter work is done once per version.
+        held: the parameters and buffers of an exported program, by placeholder, where no input of a call
+            shares storage with them.
 
     Raises:
         FxpassesError: an unknown pass, missing metadata, an unsupported torch.
@@ -63,6 +66,7 @@ def run_passes(
         executor=executor,
         weights_cached=keeps_weights,
         trainable=trainable,
+        held=held or {},
     )
     with collector_paused():
         write_out_eagers_strides(context)

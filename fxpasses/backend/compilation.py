@@ -19,6 +19,7 @@ import torch
 from torch.fx import GraphModule
 
 from fxpasses.backend.inner import inner_backend
+from fxpasses.errors import UnknownOptionError
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.gradients import records_gradients
 from fxpasses.options import Options
@@ -66,6 +67,11 @@ class Compilation:
     _steps: dict[type[Step], Step] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        if self.options.weights == "baked":
+            raise UnknownOptionError(
+                "weights='baked' is for fxpasses.optimize and `fxpasses export`; what torch.compile serves "
+                "is a module whose weights may change. Use options={'weights': 'cached'}."
+            )
         if self.trains is None:
             self.trains = records_gradients(self.graph_module)
 

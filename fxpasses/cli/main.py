@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from fxpasses.cli import bisect, demo, explain, rules, tune
+from fxpasses.cli import bisect, demo, explain, export, rules, tune
 from fxpasses.errors import FxpassesError
 
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the versions of fxpasses and torch")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, explain, tune, bisect, rules):
+    for command in (demo, explain, export, tune, bisect, rules):
         command.add_command(commands)
     return parser
 

@@ -23,12 +23,13 @@ SPEC_HELP = (
 )
 
 
-def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def add_model(parser: argparse.ArgumentParser, *, required: bool, trains: bool = True) -> None:
     """Adds a model's arguments to a command's parser.
 
     Args:
         parser: the command's.
         required: whether the command needs a model.
+        trains: whether the command takes a model in training, too.
     """
     parser.add_argument("spec", metavar="SPEC", nargs=None if required else "?", help=SPEC_HELP)
     parser.add_argument(
@@ -40,9 +41,12 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
         metavar="SHAPE[:DTYPE]",
         help="sizes of one argument, such as 1,3,224,224 or 1,128:int64; once for each argument",
     )
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--train", action="store_true", help="gradients on, batch norms in eval mode")
-    mode.add_argument("--full-train", action="store_true", help="gradients on, batch norms in training mode")
+    if trains:
+        mode = parser.add_mutually_exclusive_group()
+        mode.add_argument("--train", action="store_true", help="gradients on, batch norms in eval mode")
+        mode.add_argument(
+            "--full-train", action="store_true", help="gradients on, batch norms in training mode"
+        )
     parser.add_argument("--dtype", default="float32", help="floating dtype of model and inputs (float32)")
 
 

@@ -7,7 +7,7 @@ other nodes stay valid; a new node takes the modes of its insertion point.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +34,8 @@ class GraphContext:
             their neighbours (inductor), ``"eager"`` for one kernel per operator.
         weights_cached: whether work on parameters alone is done once per parameter version.
         trainable: names of placeholders that require grad, where the metadata does not tell.
+        held: the parameters and buffers that an exported program brings along, by placeholder. Without it any
+            two placeholders may share storage.
         path: the path of a nested graph; empty for the outermost.
     """
 
@@ -42,6 +44,7 @@ class GraphContext:
     executor: Executor = "fused"
     weights_cached: bool = False
     trainable: frozenset[str] = frozenset()
+    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
     path: str = ""
     _gradients: dict[Node, bool] = field(default_factory=dict)
 
@@ -61,7 +64,7 @@ class GraphContext:
 
     @functools.cached_property
     def _effects(self) -> Effects:
-        return Effects(self.module, self.graph)
+        return Effects(self.module, self.graph, self.held)
 
     @functools.cached_property
     def evaluator(self) -> FakeEvaluator:
@@ -85,6 +88,10 @@ class GraphContext:
     def is_written(self, node: Node) -> bool:
         """Whether any node writes to the node's value or to an alias of it."""
         return self._effects.is_written(node)
+
+    def writers_of(self, operand: Operand) -> list[Node]:
+        """The nodes that write to an operand or to an alias of it, in program order."""
+        return self._effects.writers_of(identity(operand))
 
     def may_return_argument(self, node: Node) -> bool:
         """Whether the node's result may share storage with something that it reads."""

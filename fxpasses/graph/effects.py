@@ -13,7 +13,7 @@ import functools
 import inspect
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from fxpasses.torch_internals.operators import (
     OpOverloadPacket,
     aten_packet,
     packet_overloads,
+    writes_in_place,
 )
 from fxpasses.torch_internals.tensors import is_batched, storage_key
 
@@ -57,8 +58,17 @@ Found by calling every ATen operator and comparing the storages of its result an
 class Effects:
     """Alias classes and writes of one graph."""
 
-    def __init__(self, module: GraphModule, graph: Graph) -> None:
+    def __init__(
+        self, module: GraphModule, graph: Graph, held: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Args:
+        module: what owns the graph.
+        graph: the graph.
+        held: what the inputs are that an exported program brings along, by name. Without it any two inputs
+            may share storage.
+        """
         self._module = module
+        self._held = held or {}
         self._parent: dict[object, object] = {}
         self._graph = graph
         self._from_dynamo = any("example_value" in node.meta for node in graph.nodes)
@@ -112,7 +122,13 @@ class Effects:
 
     def is_written(self, operand: object) -> bool:
         """Whether any node writes to the operand or to an alias of it."""
-        return self.writes_anything and bool(self._writes.get(self._find(self._key(operand))))
+        return bool(self.writers_of(operand))
+
+    def writers_of(self, operand: object) -> list[Node]:
+        """The nodes that write to the operand or to an alias of it, in program order."""
+        if not self.writes_anything:
+            return []
+        return self._writes.get(self._find(self._key(operand)), [])
 
     def may_return_argument(self, node: Node) -> bool:
         """Whether the node's result may share storage with something that it reads."""
@@ -157,7 +173,10 @@ class Effects:
             if isinstance(found, torch.Tensor):
                 self._join(node, self._key(found))
         if node.op == "placeholder" and not self._from_dynamo:
-            self._join(node, "placeholders")
+            held = self._held.get(node.name)
+            self._join(node, "placeholders" if held is None else self._key(held))
+        if node.op == "placeholder" and node.users and all(map(_is_fresh_copy, node.users)):
+            return  # export's metadata has what is copied in the storage of the copy
         for leaf in _tensors(value(node)):
             if not is_batched(leaf) and (key := storage_key(leaf)) is not None:
                 self._join(node, ("storage", key))
@@ -166,7 +185,7 @@ class Effects:
         if node.op in ("placeholder", "get_attr", "output") or not node.all_input_nodes:
             return
         if self._may_return_argument(node):
-            for argument in node.all_input_nodes:
+            for argument in _returnable(node):
                 if value(argument) is None or any(True for _ in _tensors(value(argument))):
                     self._join(node, argument)
 
@@ -211,6 +230,16 @@ class Effects:
             return [*node.all_input_nodes, *own, *(self._key(parameter) for parameter in module.parameters())]
         written: list[object] = list(node.all_input_nodes) if getattr(module, "inplace", False) else []
         return written + own if module.training else written
+
+
+def _is_fresh_copy(node: Node) -> bool:
+    return node.target is torch.ops.aten.lift_fresh_copy.default
+
+
+def _returnable(node: Node) -> Iterable[Node]:
+    """What a node's result may share storage with: `fill_(x, number)` with x alone."""
+    first = node.args[0] if node.args else None
+    return [first] if writes_in_place(node.target) and isinstance(first, Node) else node.all_input_nodes
 
 
 _INPLACE_METHODS = frozenset(

@@ -70,7 +70,8 @@ class ReportData:
         level: the capture level of the graph.
         layout: the layout plan, or None where no layout pass ran.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
-        kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, in number and in bytes.
+        kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, or the constants that
+            ``"baked"`` stores in the program, in number and in bytes.
         packed_tensors: how many convolutions and linear layers read weights that are kept in the format of
             their kernel: oneDNN's or ours.
         threads: how many torch used on a CPU when the graph was compiled; 0 where it was not.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -282,3 +283,15 @@ def writes_cpp_wrapper() -> bool:
     from torch._inductor import config
 
     return bool(config.cpp_wrapper)
+
+
+def compile_ahead(program: torch.export.ExportedProgram, path: str | os.PathLike[str]) -> None:
+    """Compiles a program with AOTInductor, and writes a package that `aoti_load_package` reads.
+
+    Args:
+        program: for inference.
+        path: a file named .pt2.
+    """
+    from torch._inductor import aoti_compile_and_package
+
+    aoti_compile_and_package(program, package_path=os.fspath(path))

@@ -26,6 +26,9 @@ SET_GRAD_ENABLED: Callable[..., Any] = torch._C._set_grad_enabled
 ENTER_AUTOCAST: Callable[..., Any] = torch.amp.autocast_mode._enter_autocast
 EXIT_AUTOCAST: Callable[..., Any] = torch.amp.autocast_mode._exit_autocast
 
+METADATA_ASSERTION: OpOverload = torch.ops.aten._assert_tensor_metadata.default
+"""What export writes where a dtype or a device is known, to be checked at every call."""
+
 
 def operator_name(op: OpOverload | HigherOrderOperator) -> str:
     """The qualified name of an operator, such as ``"aten::conv2d.padding"``."""
@@ -59,6 +62,14 @@ def aten_packet(name: str) -> OpOverloadPacket | None:
 def packet_overloads(packet: OpOverloadPacket) -> list[OpOverload]:
     """Every overload of an operator packet."""
     return [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def writes_in_place(target: object) -> bool:
+    """Whether a function is an operator of torch that writes to its first operand, of the same sizes."""
+    if not isinstance(target, OpOverload) or torch.Tag.inplace_view in target.tags:
+        return False
+    name = operator_name(target).partition(".")[0]
+    return name.startswith("aten::") and name.endswith("_") and target._schema.is_mutable
 
 
 def is_deterministic(node: torch.fx.Node) -> bool:

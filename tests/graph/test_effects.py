@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from helpers import dynamo_graph, graph_of
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxpasses.graph.effects import Effects
 from fxpasses.graph.metadata import ensure_metadata
@@ -259,3 +260,52 @@ def test_a_function_that_nobody_described_may_write_and_alias() -> None:
     graph_module = torch.fx.symbolic_trace(call)
     first, last = marks(graph_module)
     assert Effects(graph_module, graph_module.graph).written_between(first.all_input_nodes, first, last)
+
+
+def test_what_fills_a_tensor_is_not_written_by_later_writes_to_it() -> None:
+    def call(x: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        filled = x + 1
+        filled[0].fill_(number)
+        return filled + torch.sin(number)
+
+    graph_module = make_fx(call, pre_dispatch=True)(torch.rand(3), torch.tensor(2.0))
+    effects = Effects(graph_module, graph_module.graph)
+    x, number = graph_module.graph.find_nodes(op="placeholder")
+    (filled,) = graph_module.graph.find_nodes(op="call_function", target=torch.ops.aten.fill_.Tensor)
+    assert not effects.is_written(number)
+    assert effects.writers_of(filled.args[0]) == [filled]
+    assert not effects.is_written(x)
+
+
+def test_a_constant_of_an_export_is_not_written_through_its_copy() -> None:
+    class Constant(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([1.0, 2.0, 3.0]).mul_(2) + x
+
+    program = torch.export.export(Constant(), (torch.rand(3),))
+    constant, x = program.graph.find_nodes(op="placeholder")
+    held = {constant.name: program.constants["lifted_tensor_0"]}
+    for known in ({}, held):
+        effects = Effects(program.graph_module, program.graph, known)
+        (copied,) = constant.users
+        assert effects.is_written(copied)
+    assert not effects.is_written(constant)
+    assert not effects.is_written(x)
+
+
+def test_inputs_share_no_storage_with_what_a_program_holds_itself() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mul_(2) + self.weight
+
+    program = torch.export.export(Writing(), (torch.rand(3),))
+    weight, x = program.graph.find_nodes(op="placeholder")
+    cautious = Effects(program.graph_module, program.graph)
+    assert cautious.is_written(weight)
+    effects = Effects(program.graph_module, program.graph, {weight.name: program.state_dict["weight"]})
+    assert effects.is_written(x)
+    assert not effects.is_written(weight)

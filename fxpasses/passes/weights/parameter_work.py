@@ -19,26 +19,29 @@ Kept tensors never hold more bytes than the parameters and buffers they come fro
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx import GraphModule, Node
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.metadata import set_value, tensor
-from fxpasses.graph.modes import Modes, difference
 from fxpasses.graph.operands import tensor_of
 from fxpasses.graph.views import CONVOLUTIONS, BatchNorm, Linear, read_linear
 from fxpasses.passes.folding.terms import Terms, norm_at
+from fxpasses.passes.weights.stable import (
+    bytes_of,
+    kept_nodes,
+    keys_of,
+    metadata_of,
+    prologue_of,
+    stable_nodes,
+)
 from fxpasses.rewrite.builder import Builder
 from fxpasses.torch_internals.aot_autograd import is_module_tensor, mark_as_static_input
-from fxpasses.torch_internals.operators import is_deterministic
 
 PacksLinear = Callable[[str, int, int, torch.Tensor], bool]
 """Whether a linear layer's weight is packed: name, channels before and after, and metadata of the input."""
@@ -70,7 +73,7 @@ class ParameterWork:
     @property
     def kept_bytes(self) -> int:
         """Size of the kept tensors, in bytes."""
-        return sum(map(_bytes, self.examples))
+        return sum(map(bytes_of, self.examples))
 
 
 def split_parameter_work(
@@ -89,60 +92,31 @@ def split_parameter_work(
     """
     placeholders = context.graph.find_nodes(op="placeholder")
     sources = [node for node in placeholders if is_module_tensor(node) and not context.is_written(node)]
-    stable = _stable_nodes(context, set(sources))
+    stable = stable_nodes(context, sources)
     moved: frozenset[Node] = frozenset()
     if for_cpu:
         if _write_norms_as_terms(context, stable):
-            stable = _stable_nodes(context, set(sources))
+            stable = stable_nodes(context, sources)
         moved = _add_layout_copies(context, stable)
         if packs_linear is not None:
             _add_linear_copies(context, stable, packs_linear)
-    kept = _kept_nodes(context, stable)
+    kept = kept_nodes(context, stable)
     if not kept:
         return Decline("no-parameter-work", "no node depends on parameters alone")
-    total, bound = (sum(_bytes(tensor(node)) for node in group) for group in (kept, sources))
+    total, bound = (sum(bytes_of(tensor(node)) for node in group) for group in (kept, sources))
     if total > bound:
         return Decline(
             "cached-memory", "keeping {} bytes, more than the {} of the parameters", None, (total, bound)
         )
-    prologue, read = _prologue(context, kept, placeholders)
+    prologue, read = prologue_of(context, kept, placeholders)
+    positions = tuple(map(placeholders.index, read))
     _replace_by_inputs(context, kept, stable, placeholders[-1], moved)
-    examples = tuple(_metadata(node) for node in kept)
-    names = tuple(placeholders[position].name for position in read)
+    examples = tuple(metadata_of(node) for node in kept)
+    names = tuple(node.name for node in read)
     inputs = _drop_unread(context, placeholders)
-    return ParameterWork(context.module, inputs, prologue, read, examples, _keys(prologue.graph), names)
-
-
-def _stable_nodes(context: GraphContext, sources: set[Node]) -> dict[Node, None]:
-    """Nodes that depend on the sources and on constants alone, in program order, the sources first."""
-    stable: dict[Node, None] = dict.fromkeys(sources)
-    for node in context.graph.nodes:
-        if node.op not in ("call_function", "call_method"):
-            continue
-        if not node.all_input_nodes and node.target not in _CONSTANTS:
-            continue
-        if all(operand in stable for operand in node.all_input_nodes) and _is_repeatable(node, context):
-            stable[node] = None
-    return stable
-
-
-_CONSTANTS = (torch.eye, torch.full, torch.zeros, torch.ones, torch.arange)
-"""What makes a tensor out of numbers. Alone it is no parameter work; an identity that is folded in is."""
-
-
-def _is_repeatable(node: Node, context: GraphContext) -> bool:
-    """Whether running the node at another time gives the same tensor and leaves no other trace."""
-    found = tensor(node)
-    if found is None or not all(type(size) is int for size in found.shape):
-        return False
-    apart = difference(_beside_gradients(context.modes(node)), _beside_gradients(context.initial_modes))
-    return apart is None and not node.is_impure() and is_deterministic(node) and not context.is_written(node)
-
-
-def _beside_gradients(modes: Modes) -> Modes:
-    """What of a state matters where no gradient is recorded: neither grad mode nor inference mode."""
-    other = tuple(name for name in modes.other if not name.startswith("_enter_inference_mode"))
-    return replace(modes, grad=False, other=other)
+    return ParameterWork(
+        context.module, inputs, prologue, positions, examples, keys_of(prologue.graph), names
+    )
 
 
 def _write_norms_as_terms(context: GraphContext, stable: dict[Node, None]) -> bool:
@@ -208,7 +182,7 @@ def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> froze
             if operand not in stable or not (is_bias or _has_layout(found)):
                 continue
             copied = copies.read(node, operand, None if is_bias else torch.channels_last)
-            if not is_bias and found.is_contiguous() and found.stride() != _metadata(copied).stride():
+            if not is_bias and found.is_contiguous() and found.stride() != metadata_of(copied).stride():
                 moved.add(copied)
     return frozenset(moved)
 
@@ -286,70 +260,6 @@ class _Copies:
         return copied
 
 
-def _kept_nodes(context: GraphContext, stable: dict[Node, None]) -> list[Node]:
-    """Stable nodes that the rest of the graph reads, directly or through views, in program order.
-
-    Those that depend on no parameter are left where they are.
-    """
-    kept: set[Node] = set()
-    dependent = {node for node in stable if node.op == "placeholder"}
-    for node in stable:
-        if not dependent.isdisjoint(node.all_input_nodes):
-            dependent.add(node)
-    pending = [
-        operand
-        for node in context.graph.nodes
-        if node not in stable
-        for operand in node.all_input_nodes
-        if operand in stable
-    ]
-    seen: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node in seen or node.op == "placeholder" or node not in dependent:
-            continue
-        seen.add(node)
-        if context.may_return_argument(node) and node.target != "contiguous":
-            pending.extend(node.all_input_nodes)
-        else:
-            kept.add(node)
-    return [node for node in context.graph.nodes if node in kept]
-
-
-def _prologue(
-    context: GraphContext, kept: list[Node], placeholders: list[Node]
-) -> tuple[GraphModule, tuple[int, ...]]:
-    """The graph that computes the kept nodes, and the positions of the placeholders that it reads."""
-    needed: set[Node] = set()
-    pending = list(kept)
-    while pending:
-        node = pending.pop()
-        if node not in needed:
-            needed.add(node)
-            pending.extend(node.all_input_nodes)
-    graph = Graph()
-    twins: dict[Node, Node] = {}
-    read = [position for position, node in enumerate(placeholders) if node in needed]
-    for node in context.graph.nodes:
-        if node in needed:
-            twins[node] = graph.node_copy(node, twins.__getitem__)
-    graph.output(tuple(twins[node] for node in kept))
-    return GraphModule(torch.nn.Module(), graph), tuple(read)
-
-
-def _keys(prologue: Graph) -> tuple[str, ...]:
-    """A digest of what each result of a prologue is made of, down to the names of its inputs."""
-    spelled: dict[Node, str] = {}
-    for node in prologue.nodes:
-        given: Any = map_arg((node.args, node.kwargs), spelled.__getitem__)
-        made_of = node.name if node.op == "placeholder" else f"{node.op} {node.target!r} {given!r}"
-        spelled[node] = hashlib.sha256(made_of.encode()).hexdigest()
-        if node.op == "output":
-            ((results,), _) = given
-            return tuple(results)
-    raise AssertionError("every graph has an output")
-
-
 def _replace_by_inputs(
     context: GraphContext,
     kept: list[Node],
@@ -366,7 +276,7 @@ def _replace_by_inputs(
     for node in kept:
         with graph.inserting_after(last_placeholder):
             last_placeholder = graph.placeholder(f"kept_{node.name}")
-        set_value(last_placeholder, _metadata(node), like=node)
+        set_value(last_placeholder, metadata_of(node), like=node)
         mark_as_static_input(last_placeholder)
         node.replace_all_uses_with(last_placeholder)
         if node in moved:
@@ -400,13 +310,3 @@ def _drop_unread(context: GraphContext, placeholders: list[Node]) -> tuple[int, 
             context.graph.erase_node(placeholder)
     context.module.recompile()
     return tuple(left)
-
-
-def _metadata(node: Node) -> torch.Tensor:
-    found = tensor(node)
-    assert found is not None, "only tensors are kept"
-    return found
-
-
-def _bytes(found: torch.Tensor | None) -> int:
-    return 0 if found is None else math.prod(found.shape) * found.element_size()
