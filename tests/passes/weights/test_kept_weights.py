@@ -16,8 +16,6 @@ from fxpasses.errors import UnknownOptionError
 from fxpasses.passes.weights.kept import KeptWeights
 from fxpasses.testing import expect
 
-pytestmark = pytest.mark.vectors
-
 CACHED = {"weights": "cached", "inner": "eager"}
 
 
@@ -230,7 +228,7 @@ def _sequence(seed: int) -> None:
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 500), marks=pytest.mark.full)])
+@pytest.mark.parametrize("seeds", [range(12), pytest.param(range(12, 500), marks=pytest.mark.full)])
 def test_no_sequence_of_updates_gives_a_stale_answer(seeds):
     with torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
         for seed in seeds:

@@ -10,8 +10,6 @@ from torch import nn
 
 import fxpasses
 
-pytestmark = pytest.mark.vectors
-
 
 class Net(nn.Module):
     """A stem, a residual block, a depthwise and a grouped convolution, a gate and a linear layer."""

@@ -16,8 +16,6 @@ from fxpasses.passes.weights import kept as kept_weights
 from fxpasses.passes.weights import packed
 from fxpasses.torch_internals import constants
 
-pytestmark = pytest.mark.vectors
-
 OPTIONS = {"weights": "cached"}
 
 
