@@ -81,11 +81,6 @@ def half(first: nn.Module) -> dict[str, Any]:
     return kept(first, torch.bfloat16)
 
 
-def constants(first: nn.Module) -> dict[str, Any]:
-    """With kernels of ours wherever there are any, since what is measured to be faster may differ."""
-    return kept(first, torch.float32, profit="always")
-
-
 def sequence(first: nn.Module) -> dict[str, Any]:
     """Several kernels of ours in one call."""
     layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.ReLU(), nn.Conv2d(32, 16, 3))
@@ -120,7 +115,7 @@ def main(factor: str, *names: str) -> None:
     archive = os.environ.get("CACHE_ARCHIVE")
     if archive is not None and Path(archive).exists():
         torch.compiler.load_cache_artifacts(Path(archive).read_bytes())
-    for network in (pair, plan, half, constants, sequence, measured):
+    for network in (pair, plan, half, sequence, measured):
         if names and network.__name__ not in names:
             continue
         torch.compiler.reset()

@@ -46,6 +46,7 @@ def test_bad_arguments_are_refused(arguments, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.full
 @pytest.mark.timed
 def test_cached_weights_mix_no_versions(capsys):
     variant = "fxpasses:weights=cached"

@@ -49,7 +49,7 @@ def expected(dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return model(X.to(dtype))
 
 
-@pytest.mark.parametrize("way", ["save", "aoti"])
+@pytest.mark.parametrize("way", ["save", pytest.param("aoti", marks=pytest.mark.full)])
 def test_the_file_runs_in_a_process_without_fxpasses(way, tmp_path, capsys):
     file = tmp_path / "small.pt2"
     assert main(["export", *SPEC, "-o", str(file), *(["--aoti"] if way == "aoti" else [])]) == 0

@@ -21,16 +21,16 @@ aten = torch.ops.aten
 SOME = {
     "timm:resnet18": 64,
     "timm:mobilenetv3_small_050": 64,
-    "timm:repvgg_a0": 64,
-    "timm:regnetx_002": 64,
-    "timm:convnext_atto": 64,
-    "timm:vit_tiny_patch16_224": 224,
-    "timm:edgenext_xx_small": 64,
     "timm:nf_resnet26": 64,
     "torchvision:shufflenet_v2_x0_5": 64,
-    "torchvision:googlenet": 96,
 }
 MANY = {
+    "timm:vit_tiny_patch16_224": 224,
+    "torchvision:googlenet": 96,
+    "timm:edgenext_xx_small": 64,
+    "timm:convnext_atto": 64,
+    "timm:regnetx_002": 64,
+    "timm:repvgg_a0": 64,
     "timm:mobileone_s0": 64,
     "timm:swin_tiny_patch4_window7_224": 224,
     "timm:ghostnet_050": 64,

@@ -58,7 +58,12 @@ def marked(x, dimensions):
 
 @pytest.mark.parametrize(
     ("way", "profit"),
-    [("dynamic", "always"), ("dynamic", "model"), ("marked", "model"), ("automatic", "model")],
+    [
+        ("dynamic", "always"),
+        pytest.param("dynamic", "model", marks=pytest.mark.full),
+        ("marked", "model"),
+        pytest.param("automatic", "model", marks=pytest.mark.full),
+    ],
 )
 def test_one_artifact_serves_a_range_of_batches_and_resolutions(way, profit):
     model = net()

@@ -62,7 +62,7 @@ def assert_fresh(run, model, x):
         torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("profit", ["model", "always"])
+@pytest.mark.parametrize("profit", ["model", pytest.param("always", marks=pytest.mark.full)])
 def test_five_batch_sizes_keep_no_more_than_one(profit, monkeypatch):
     monkeypatch.setattr(kept_weights, "_alive", weakref.WeakSet())
     model = net()
