@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -17,8 +18,11 @@ _SAME_MEMORY = """
 #include <cstring>
 extern "C" int same_memory(
     const char* const* blocks, const std::int64_t* sizes, std::int64_t count, const char* expected) {
-  for (std::int64_t i = 0; i < count; expected += sizes[i], ++i)
+  constexpr std::int64_t AHEAD = 24;  // blocks that are fetched while others are waited for
+  for (std::int64_t i = 0; i < count; expected += sizes[i], ++i) {
+    if (i + AHEAD < count) __builtin_prefetch(blocks[i + AHEAD]);
     if (std::memcmp(blocks[i], expected, sizes[i]) != 0) return 0;
+  }
   return 1;
 }
 """
@@ -116,7 +120,9 @@ def unchanged_function() -> Callable[..., int] | None:
     code is near.
     """
     offset = _offset_of_tensor()
-    library = compile_cpp(_UNCHANGED) if offset is not None else None
+    # The library that has c10's functions is loaded, but not for everyone to see.
+    linked = ("-Wl,--no-as-needed", f"-L{Path(torch.__file__).parent / 'lib'}", "-lc10")
+    library = compile_cpp(_UNCHANGED, linked) if offset is not None else None
     if library is None:
         return None
     function = ctypes.PyDLL(library._name).unchanged  # holds the GIL, as it reads Python's objects

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
 
 from fxpasses.passes.weights import contents
 from fxpasses.passes.weights.contents import Contents, _offset
+from fxpasses.torch_internals import cpp
 
 LAYOUTS = {
     "contiguous": lambda made: made,
@@ -110,3 +113,10 @@ def test_offsets(layout):
     for position, value in enumerate(source.reshape(-1).tolist()):
         place = start + _offset(source, position)
         assert torch.as_strided(source, (1,), (1,), place).item() == value
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")
+def test_calls_are_compared_in_c():
+    """Or each would take a twentieth longer, and be right all the same."""
+    assert cpp.same_memory_function() is not None
+    assert cpp.unchanged_function() is not None
