@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxpasses.cli.console import show, working
-from fxpasses.cli.model_arguments import add_model, current_directory_importable, dtype_of, option_of
+from fxpasses.cli.model_arguments import (
+    add_model,
+    add_options,
+    current_directory_importable,
+    dtype_of,
+    failure_of,
+    option_of,
+)
 from fxpasses.errors import FxpassesError
 
 if TYPE_CHECKING:
@@ -37,14 +44,7 @@ def add_command(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model(explain, required=True)
-    explain.add_argument(
-        "--options",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="fields of fxpasses.Options, such as profit=always or disable=efficient_conv_bn_eval",
-    )
+    add_options(explain)
     output = explain.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print the report as JSON")
     output.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page")
@@ -86,14 +86,9 @@ def _explained(model: torch.nn.Module, inputs: list[torch.Tensor], options: Opti
         return explain(model, *inputs, options=options)
     except FxpassesError:
         raise
-    except Exception:
-        try:
-            model(*inputs)
-        except Exception as error:
-            shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in inputs)
-            raise FxpassesError(
-                f"the model does not run on {shapes}: {type(error).__name__}: {error} (see --input, --dtype)"
-            ) from error
+    except Exception as error:
+        if failure := failure_of(model, inputs):
+            raise failure from error
         raise
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxpasses.cli.console import show, working
-from fxpasses.cli.model_arguments import add_model, current_directory_importable, dtype_of, option_of
+from fxpasses.cli.model_arguments import (
+    add_model,
+    add_options,
+    current_directory_importable,
+    dtype_of,
+    failure_of,
+    option_of,
+)
 from fxpasses.errors import FxpassesError
 
 if TYPE_CHECKING:
@@ -39,9 +46,7 @@ def add_command(commands: Commands) -> None:
         "-o", "--output", type=Path, required=True, metavar="FILE", help="what to write: a file named .pt2"
     )
     export.add_argument("--aoti", action="store_true", help="compile it, for machines of this kind")
-    export.add_argument(
-        "--options", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="fields of Options"
-    )
+    add_options(export)
     export.set_defaults(run=run)
 
 
@@ -97,15 +102,9 @@ def _exported(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Expor
     try:
         return torch.export.export(model, inputs)
     except Exception as error:
+        if failure := failure_of(model, inputs):
+            raise failure from error
         found = f"{type(error).__name__}: {error}"
-        try:
-            model(*inputs)
-        except Exception as failure:
-            shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in inputs)
-            raise FxpassesError(
-                f"the model does not run on {shapes}: {type(failure).__name__}: {failure} (see --input, "
-                "--dtype)"
-            ) from failure
         raise FxpassesError(f"torch.export.export cannot capture the model, which runs: {found}") from error
 
 

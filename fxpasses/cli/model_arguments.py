@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -109,6 +109,29 @@ def option_of(text: str) -> tuple[str, object]:
         return key, ast.literal_eval(given)
     except (SyntaxError, ValueError):
         return key, given
+
+
+def failure_of(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> FxpassesError | None:
+    """Why a model that could not be traced does not run at all; None where it runs."""
+    try:
+        model(*inputs)
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in inputs)
+        found = f"{type(error).__name__}: {error}"
+        return FxpassesError(f"the model does not run on {shapes}: {found} (see --input, --dtype)")
+    return None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--options` to a command's parser."""
+    parser.add_argument(
+        "--options",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="fields of fxpasses.Options, such as profit=always or disable=efficient_conv_bn_eval",
+    )
 
 
 @contextlib.contextmanager

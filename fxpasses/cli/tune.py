@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxpasses.cli.console import measuring, positive, show
-from fxpasses.cli.model_arguments import add_model, current_directory_importable, dtype_of, option_of
+from fxpasses.cli.model_arguments import (
+    add_model,
+    add_options,
+    current_directory_importable,
+    dtype_of,
+    option_of,
+)
 from fxpasses.errors import FxpassesError
 
 if TYPE_CHECKING:
@@ -36,9 +42,7 @@ def add_command(commands: Commands) -> None:
     tune.add_argument(
         "--seconds", type=positive, default=60, metavar="N", help="how long to measure at most (60)"
     )
-    tune.add_argument(
-        "--options", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="fields of Options"
-    )
+    add_options(tune)
     store = tune.add_mutually_exclusive_group()
     store.add_argument("--show", action="store_true", help="list what is kept, for all devices")
     store.add_argument("--export", type=Path, metavar="FILE", help="write this device's store to a file")

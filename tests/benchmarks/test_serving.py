@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.serving import main, serve
+from tests.benchmarks.refusals import refusal
 
 TINY = "tests.benchmarks.tiny_models:tiny"
 
@@ -40,10 +41,7 @@ def test_updates_are_numbered_and_happen_while_others_call():
     ("arguments", "reason"), [(["--callers", "0"], "more than 0"), (["--variants", "x"], "x")]
 )
 def test_bad_arguments_are_refused(arguments, reason, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert reason in capsys.readouterr().err
+    assert reason in refusal(main, arguments, capsys)
 
 
 @pytest.mark.full

@@ -8,6 +8,7 @@ from benchmarks import startup
 from benchmarks.models.messages import Prepared
 from benchmarks.models.workers import WorkerError
 from benchmarks.startup import main
+from tests.benchmarks.refusals import refusal
 
 TINY = "tests.benchmarks.tiny_models:tiny"
 
@@ -62,10 +63,7 @@ def test_a_variant_that_fails_says_why_and_the_others_are_measured(monkeypatch, 
     ],
 )
 def test_bad_arguments_are_refused(arguments, reason, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert reason in capsys.readouterr().err
+    assert reason in refusal(main, arguments, capsys)
 
 
 @pytest.mark.full

@@ -173,7 +173,6 @@ class KeptWeights:
         self._positions = work.sources
         self._inputs = work.inputs
         self._packed = tuple(packed)
-        self._unread = tuple(unread)
         self._read = frozenset(range(len(work.examples))).difference(unread)
         self._keys, self._names, self._examples = work.keys, work.names, work.examples
         self._everywhere = everywhere

@@ -259,9 +259,11 @@ class WeightPacking:
         """A node that reads what a recipe makes, from a tensor of the same shape and dtype."""
         self._constants_allowed.allow(like)
         name = name_of(len(self._declared), recipe)
-        declared = declare(like.shape, like.dtype, (recipe, self._notes))
+        told = (recipe, self._notes)
         if self._in_cpp:
-            declared = Declared(_packed_zeros(recipe, self.examples[-self.kept :]), declared.recipe)
+            declared = Declared(_packed_zeros(recipe, self.examples[-self.kept :]), told)
+        else:
+            declared = declare(like.shape, like.dtype, told)
         self._declared.append(declared)
         return self._constant(graph, name, declared.constant, like.new_empty(like.shape))
 
