@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def test_it_measures_a_model_and_says_what_is_gained_and_where_it_is_kept(capsys
     out = capsys.readouterr().out
     assert str(own_store().path) in out
     assert "of 2 convolutions 2 measured" in out
-    assert "gains " in out
+    # Whether the plan is carried out depends on what this machine needed just now.
+    assert re.search(r"; (gains|would gain) [\d.]+( ± [\d.]+)? ms of [\d.]+ ms", out)
     assert operators() & set(OPERATORS_OF_CONVOLUTIONS) == {CONVOLUTION_FORWARD}
 
 
