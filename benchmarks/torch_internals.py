@@ -52,6 +52,13 @@ def rewrite_counts() -> dict[str, dict[str, int]]:
     return {kind: dict(counters[kind]) for kind in ("inductor", "fxpasses") if counters.get(kind)}
 
 
+def captured_graphs() -> int:
+    """How many graphs Dynamo captured in this process."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
 def generated_graphs() -> int:
     """How many graphs inductor generated code for in this process, as no cache had them."""
     from torch._dynamo.utils import counters

@@ -46,10 +46,22 @@ class Prepare:
 
 @dataclass(frozen=True)
 class TimeSteps:
-    """Times the steps of one turn; replies the seconds of one step."""
+    """Times the steps of one turn; replies the seconds of one step.
+
+    Attributes:
+        case: the one that was prepared at other sizes, which are compiled and checked before they are first
+            timed; None for the sizes that were prepared.
+    """
+
+    case: Case | None = None
 
 
-Request = CheckModels | MakeReference | Prepare | TimeSteps
+@dataclass(frozen=True)
+class CountGraphs:
+    """Counts what Dynamo has captured by now; replies an int."""
+
+
+Request = CheckModels | MakeReference | Prepare | TimeSteps | CountGraphs
 
 
 @dataclass(frozen=True)
@@ -83,4 +95,4 @@ class Failure:
     message: str
 
 
-Reply = Prepared | float | Failure | None
+Reply = Prepared | float | int | Failure | None

@@ -23,6 +23,7 @@ from benchmarks.models.accuracy import Accuracy, Reference, judge, make_referenc
 from benchmarks.models.cases import (
     Case,
     Inputs,
+    Model,
     Step,
     build_inputs,
     build_model,
@@ -33,6 +34,7 @@ from benchmarks.models.cases import (
 from benchmarks.models.memory import MemoryMeter, release_free_pages
 from benchmarks.models.messages import (
     CheckModels,
+    CountGraphs,
     Failure,
     MakeReference,
     Prepare,
@@ -43,12 +45,15 @@ from benchmarks.models.messages import (
 )
 from benchmarks.models.saved_tensors import saved_bytes
 from benchmarks.models.variants import Variant, build_variant, slowed
-from benchmarks.torch_internals import generated_graphs, preload_compiler, rewrite_counts
+from benchmarks.torch_internals import captured_graphs, generated_graphs, preload_compiler, rewrite_counts
 from fxpasses.cli.model_specs import load_model
 
 SAMPLE_SECONDS = 0.1
 _WARM_UP_STEPS = 2
 _MESSAGE_LENGTH = 2000
+_CLOSE = 1e-2
+"""How far results at other sizes may be from eager's, in units of the largest: what is prepared is judged
+more closely."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -56,8 +61,9 @@ class Server:
     """Answers requests; holds the step of the variant that it prepared."""
 
     def __init__(self) -> None:
-        self._step: Callable[[], object] | None = None
-        self._calls = 1
+        self._built: Model | None = None
+        self._model = torch.nn.Module()
+        self._steps: dict[Case | None, tuple[Callable[[], object], int]] = {}
 
     def answer(self, request: Request) -> Reply:
         """Does what is asked."""
@@ -74,7 +80,9 @@ class Server:
             case Prepare():
                 return self._prepare(request)
             case TimeSteps():
-                return self._time_steps()
+                return self._time_steps(request.case)
+            case CountGraphs():
+                return captured_graphs()
 
     def _prepare(self, request: Prepare) -> Prepared:
         case, variant = request.case, request.variant
@@ -106,23 +114,43 @@ class Server:
             run_step(case, built, parameters, inputs)
             _synchronize(case)
 
-        self._step = slowed(step, variant.slowdown) if variant.slowdown > 1 else step
-        self._calls = _calibrate(self._step)
+        self._built, self._model = built, model
+        timed = slowed(step, variant.slowdown) if variant.slowdown > 1 else step
+        calls = _calibrate(timed)
+        self._steps[None] = timed, calls
         meter.start()
         step()
         peak = meter.peak()
         saved = _saved_bytes(model, built, inputs) if case.trains else None
         release_free_pages()  # the turns may be long in coming
-        return Prepared(seconds, accuracy, self._calls, peak, saved, _rules())
+        return Prepared(seconds, accuracy, calls, peak, saved, _rules())
 
-    def _time_steps(self) -> float:
-        if self._step is None:
+    def _time_steps(self, case: Case | None) -> float:
+        if self._built is None:
             raise RuntimeError("a turn was asked for before a variant was prepared")
-        self._step()  # the other workers' turns have emptied the caches
+        if case is not None and case not in self._steps:
+            self._steps[case] = self._step_of(case, self._built)
+        step, calls = self._steps[case]
+        step()  # the other workers' turns have emptied the caches
         # The median over a turn: a process that the system preempts for one call is not thereby slow.
-        seconds = statistics.median(timeit.Timer(self._step).repeat(self._calls, number=1))
+        seconds = statistics.median(timeit.Timer(step).repeat(calls, number=1))
         release_free_pages()  # or as many workers as there are variants would hold the memory of a step
         return seconds
+
+    def _step_of(self, case: Case, built: Model) -> tuple[Callable[[], object], int]:
+        """A step at other sizes, in inference, whose first results are compared with eager's."""
+        inputs = build_inputs(case, self._model)
+        found = run_step(case, built, [], inputs).outputs
+        for output, expected in zip(found, run_step(case, self._model, [], inputs).outputs, strict=True):
+            error = (output - expected).abs().max() / expected.abs().max()
+            if not error <= _CLOSE:
+                raise RuntimeError(f"batch {case.batch}, size {case.size}: eager's result is {error:.1e} off")
+
+        def step() -> None:
+            run_step(case, built, [], inputs)
+            _synchronize(case)
+
+        return step, _calibrate(step)
 
 
 def _build(request: Prepare) -> torch.nn.Module:

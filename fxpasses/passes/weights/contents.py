@@ -1,27 +1,26 @@
 """What tensors hold, compared with what they held: of statistics all values, of other tensors a few.
 
     running_var    0.9 1.1 0.8 0.7     every value: eager's batch norm writes them without a new version
-    weight         . . o . O . o .     its largest and its smallest value, and some in between: its sentinels
+    weight         . . o . O . o .     its largest, its smallest, the least but zero, some more: sentinels
 
 A write that torch does not tell of, such as `weight.data.mul_(2)` or one through a numpy view, moves no
 version. Where it writes a whole tensor, it changes the sentinels: a clamp, the largest or the smallest value;
-a product, a sum or a copy, these and most others. A write to a few elements alone may miss them all.
+a mask that prunes, the value next to zero; a product, a sum or a copy, these and most others. A write to a
+few elements alone may miss them all.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fxpasses.torch_internals.cpp import same_memory_function
+from fxpasses.torch_internals.comparison import compares_in_cpp, comparison, read
 
-_SPREAD = 5
-"""Sentinels of a tensor beside its largest and its smallest value."""
+_LINE = 64
+"""Bytes that a processor fetches at a time: the neighbours of a sentinel cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,13 @@ class Contents:
     """What was read of the memory of tensors.
 
     Attributes:
-        blocks: of those on the CPU.
+        memory: tensors on the CPU, whose addresses are used as long as this is.
+        blocks: what was read there; None if nothing was.
         groups: of the others, by dtype and device.
     """
 
-    blocks: _Blocks | None
+    memory: tuple[torch.Tensor, ...]
+    blocks: object
     groups: tuple[_Group, ...]
 
     @staticmethod
@@ -45,7 +46,7 @@ class Contents:
             everywhere: whether there are sentinels in tensors on other devices than the CPU, too. Each call
                 of `hold` waits for the device then, and reads from each tensor.
         """
-        compared = same_memory_function() is not None
+        compared = compares_in_cpp()
         members: list[tuple[torch.Tensor, tuple[int, ...] | None]] = []
         groups: dict[tuple[torch.dtype, torch.device], list[tuple[int, torch.Tensor | None]]] = defaultdict(
             list
@@ -63,53 +64,55 @@ class Contents:
                 found = torch.tensor(_sentinels(source), device=source.device)
                 groups[kind].append((position, found))
         made = (_Group.of(tuple(group), sources) for group in groups.values())
-        return Contents(_Blocks(members) if members else None, tuple(made))
+        memory = tuple(tensor.detach() for tensor, _ in members)
+        return Contents(memory, read(_places(members)) if members else None, tuple(made))
 
     def hold(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether the values are what they were, of sources that still lie at the same addresses."""
-        return (self.blocks is None or self.blocks.hold()) and all(
-            group.hold(sources) for group in self.groups
-        )
+        same = self.blocks is None or comparison((), (), (), (), self.blocks)(())
+        return same and self.groups_hold(sources)
+
+    def groups_hold(self, sources: Sequence[torch.Tensor]) -> bool:
+        """Whether the values of the groups are."""
+        return not self.groups or all(group.hold(sources) for group in self.groups)
 
 
 def _sentinels(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Positions in the logical order of a tensor: of its extreme values, and evenly spread ones."""
+    """Positions in the logical order of a tensor: of its extreme values, or spread ones if these are one."""
     count = tensor.numel()
-    if count <= _SPREAD:
-        return tuple(range(count))
-    spread = {(2 * part + 1) * count // (2 * _SPREAD) for part in range(_SPREAD)}
+    spread = {count // 4, 3 * count // 4}
     if tensor.dtype == torch.bool or tensor.is_complex():  # which have no order
         return tuple(sorted(spread))
     flat = tensor.detach().reshape(-1)
-    return tuple(sorted({*spread, int(flat.argmax()), int(flat.argmin())}))
+    if flat.dtype not in (torch.float32, torch.float64):  # of which some have no argmax
+        flat = flat.to(torch.float32)
+    # Masks write zeros where values are small, and zeros are what a product leaves.
+    small = torch.where(flat == 0, torch.inf, flat.abs())
+    extremes = {int(flat.argmax()), int(flat.argmin()), int(small.argmin())}
+    return tuple(sorted(extremes if len(extremes) > 1 else extremes | spread))
 
 
-class _Blocks:
-    """Values on the CPU: a thousand are compared in some ten microseconds by one call of a C function."""
+def _places(members: Sequence[tuple[torch.Tensor, tuple[int, ...] | None]]) -> list[tuple[int, int]]:
+    """Addresses and sizes in bytes of what is compared.
 
-    def __init__(self, members: Sequence[tuple[torch.Tensor, tuple[int, ...] | None]]) -> None:
-        """Args:
+    Args:
         members: tensors, and which of their elements to compare; None for all of a contiguous one.
-        """
-        places: list[tuple[int, int]] = []
-        for tensor, positions in members:
-            size, start = tensor.element_size(), tensor.data_ptr()
-            if positions is None:
-                places.append((start, tensor.numel() * size))
+    """
+    places: set[tuple[int, int]] = set()
+    for tensor, positions in members:
+        size, start = tensor.element_size(), tensor.data_ptr()
+        if positions is None:
+            places.add((start, tensor.numel() * size))
+            continue
+        span = 1 + _offset(tensor, tensor.numel() - 1)
+        for position in positions:
+            place = start + size * _offset(tensor, position)
+            if span > tensor.numel():  # there are others' values in between
+                places.add((place, size))
             else:
-                places += [(start + size * _offset(tensor, position), size) for position in positions]
-        held = ctypes.create_string_buffer(b"".join(ctypes.string_at(*place) for place in places))
-        addresses, sizes = (torch.tensor(numbers, dtype=torch.int64) for numbers in zip(*places, strict=True))
-        # Stay alive as long as their addresses are used.
-        self._memory = (addresses, sizes, held, *(tensor.detach() for tensor, _ in members))
-        compare = same_memory_function()
-        assert compare is not None
-        self._compare = functools.partial(
-            compare, addresses.data_ptr(), sizes.data_ptr(), len(places), ctypes.addressof(held)
-        )
-
-    def hold(self) -> bool:
-        return bool(self._compare())
+                first, last = max(place // _LINE * _LINE, start), start + size * span
+                places.add((first, min(place // _LINE * _LINE + _LINE, last) - first))
+    return sorted(places)  # neighbours are faster to read
 
 
 def _offset(tensor: torch.Tensor, position: int) -> int:
@@ -140,13 +143,13 @@ class _Group:
 
     @staticmethod
     def of(members: tuple[tuple[int, torch.Tensor | None], ...], sources: Sequence[torch.Tensor]) -> _Group:
-        return _Group(members, _read(members, sources))
+        return _Group(members, _values(members, sources))
 
     def hold(self, sources: Sequence[torch.Tensor]) -> bool:
-        return torch.equal(_read(self.members, sources), self.values)
+        return torch.equal(_values(self.members, sources), self.values)
 
 
-def _read(
+def _values(
     members: Sequence[tuple[int, torch.Tensor | None]], sources: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     parts = ((sources[at].detach().reshape(-1), which) for at, which in members)

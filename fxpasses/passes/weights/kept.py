@@ -27,7 +27,7 @@ from fxpasses.passes.weights.contents import Contents
 from fxpasses.passes.weights.packed import PackedWeight
 from fxpasses.passes.weights.parameter_work import ParameterWork
 from fxpasses.passes.weights.recipes import Recipe
-from fxpasses.torch_internals.cpp import unchanged_function
+from fxpasses.torch_internals.comparison import comparison
 
 _version = attrgetter("_version")
 _address = torch.Tensor.data_ptr
@@ -50,22 +50,21 @@ class _SourceGuard:
         self._positions = tuple(positions)
         self._versions = list(map(_version, sources))
         self._addresses = list(map(_address, sources))
-        self._native: Callable[[tuple[Any, ...]], int] | None = None
-        compare = unchanged_function()
-        if compare is not None:
-            with torch.inference_mode(False):
-                lists = (self._positions, self._versions, self._addresses)
-                self._words = [torch.tensor(numbers, dtype=torch.int64) for numbers in lists]
-            where, versions, addresses = (numbers.data_ptr() for numbers in self._words)
-            count, known = len(self._sources), self._sources
-            self._native = lambda given: compare(given, where, count, known, versions, addresses)
 
-    def hold(self, arguments: tuple[Any, ...]) -> bool:
-        """Whether nothing tells of a change, by the arguments of a call."""
-        if self._native is not None:
-            return bool(self._native(arguments))
-        sources = [arguments[position] for position in self._positions]
-        return self.is_of(sources)
+    def with_contents(self, contents: Contents) -> Callable[[tuple[Any, ...]], bool]:
+        """A function of the arguments of a call: whether neither it nor the contents tell of a change."""
+        positions, blocks = self._positions, contents.blocks
+        if blocks is None:  # nothing is compared by C++
+
+            def hold(arguments: tuple[Any, ...]) -> bool:
+                sources = [arguments[position] for position in positions]
+                return self.is_of(sources) and contents.hold(sources)
+
+            return hold
+        compare = comparison(self._sources, positions, self._versions, self._addresses, blocks)
+        if not contents.groups:
+            return compare
+        return lambda arguments: compare(arguments) and contents.groups_hold(self._sources)
 
     def is_of(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether these are the tensors, and nothing tells of a change."""
@@ -85,6 +84,7 @@ class _Snapshot:
         sources: the parameters.
         memory: what they hold, which stays allocated.
         guard, contents: tell whether they are what they were.
+        holds: whether the parameters among the arguments of a call are what they were.
         values: the kept tensors.
         packed: packed tensors, by what they are made of and their form.
     """
@@ -93,6 +93,7 @@ class _Snapshot:
     memory: tuple[torch.Tensor, ...]
     guard: _SourceGuard
     contents: Contents
+    holds: Callable[[tuple[Any, ...]], bool]
     values: tuple[torch.Tensor, ...]
     packed: Mapping[object, torch.Tensor]
 
@@ -100,10 +101,6 @@ class _Snapshot:
     def is_fresh(self) -> bool:
         """Whether they still are what they were, whoever calls."""
         return self.guard.is_of(self.sources) and self.contents.hold(self.sources)
-
-    def holds(self, arguments: tuple[Any, ...]) -> bool:
-        """Whether the parameters among the arguments of a call are what they were."""
-        return self.guard.hold(arguments) and self.contents.hold(self.sources)
 
 
 class _ReadersWriterLock:
@@ -213,7 +210,8 @@ class KeptWeights:
             values, packed = self._compute(sources)
             if guard.is_of(sources) and contents.hold(sources):
                 break
-        self._snapshot = _Snapshot(tuple(sources), memory, guard, contents, values, packed)
+        holds = guard.with_contents(contents)
+        self._snapshot = _Snapshot(tuple(sources), memory, guard, contents, holds, values, packed)
         return values
 
     def _compute(
