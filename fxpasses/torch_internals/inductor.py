@@ -57,9 +57,14 @@ def compile_with_inductor(
     Raises:
         MissingCompilerError: inductor found no C++ compiler.
     """
+    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
     settings = {**_vector_width(inputs), **patches}
+    if settings.get("cpp_wrapper", config.cpp_wrapper):
+        # It takes a graph whose inputs have these values for an exported one, whose sizes are no inputs.
+        for node in gm.graph.find_nodes(op="placeholder"):
+            node.meta.pop("val", None)
     with _missing_compiler_explained():
         return cast(Callable[..., Any], compile_fx(gm, list(inputs), config_patches=settings))
 

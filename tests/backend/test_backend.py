@@ -236,6 +236,18 @@ def test_other_batch_sizes_are_right(dynamic):
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("weights", ["live", "cached"])
+def test_other_sizes_are_right_where_inductor_writes_its_wrapper_in_cpp(weights):
+    """Inductor took our graph for an exported one, whose symbolic sizes are no inputs."""
+    model, settings = net(), {"cpp_wrapper": True, "cpp_cache_precompile_headers": False}
+    options = {"weights": weights, "inductor": settings}
+    compiled = torch.compile(model, backend="fxpasses", dynamic=True, options=options)
+    for batch, size in ((2, 8), (5, 10)):
+        x = torch.randn(batch, 3, size, size)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), model(x))
+
+
 def test_importing_the_package_imports_neither_dynamo_nor_inductor():
     code = (
         "import sys, torch; before = set(sys.modules); import fxpasses; "

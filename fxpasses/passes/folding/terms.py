@@ -20,6 +20,7 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.modes import difference
 from fxpasses.graph.operands import Operand, tensor_of
+from fxpasses.graph.quantised import quantises
 from fxpasses.graph.views import BatchNorm, Convolution, Linear, Producer, is_batch_norm, read_batch_norm
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.hazards import MODE_CODES
@@ -43,7 +44,7 @@ def norm_at(node: Node) -> BatchNorm | None:
 
 
 def known_values(operands: Iterable[Operand | None], result: Node) -> Decline | None:
-    """Every tensor has metadata, of a real floating dtype, and none hides a batch dimension."""
+    """Every tensor has metadata, of a real floating dtype, hides no batch dimension and was not quantised."""
     for operand in operands:
         found = tensor_of(operand)
         if operand is None:
@@ -54,6 +55,8 @@ def known_values(operands: Iterable[Operand | None], result: Node) -> Decline | 
             return Decline("dtype", "{} is of {}", result, (describe(operand), found.dtype))
         if is_batched(found):
             return Decline("functorch", "vmap hides a dimension of {}", result, (describe(operand),))
+        if isinstance(operand, Node) and quantises(operand):
+            return Decline("quantised", "{} is a quantised value", result, (describe(operand),))
     return None
 
 

@@ -143,19 +143,23 @@ class WeightPacking:
         with self._constants_allowed, loading() as loaded:
             yield
         keep()
-        # An artifact from the cache has constants of its own, even if the pass ran before it was found.
-        declared = loaded or self._declared
         if self._in_cpp:
-            places: Sequence[Sequence[Place]] = [[_Object(one.constant)] for one in declared]
+            places: Sequence[Sequence[Place]] = [[_Object(one.constant)] for one in self._declared]
+            declared = self._declared
         else:
+            # An artifact from the cache has constants of its own, even if the pass ran before it was found;
+            # and those of artifacts whose guards did not hold are read by nobody.
+            declared = [*self._declared, *loaded]
             places = slots_of([one.constant for one in declared])
-        for one, found in zip(declared, places, strict=True):
+        found = [(one, slots) for one, slots in zip(declared, places, strict=True) if slots]
+        for one, slots in found:
             recipe, self._notes = one.recipe
-            if not found:
-                raise FxpassesError(_UNREAD)
             if not self._in_cpp:
                 one.release()
-            self.packed.append(PackedWeight(recipe, found))
+            self.packed.append(PackedWeight(recipe, slots))
+        of_artifact = [one for one in declared if one.recipe[1] is self._notes]
+        if len(found) != len(of_artifact) or (declared and not found):
+            raise FxpassesError(_UNREAD)
 
     def completed(self, report: Report) -> Report:
         """The report with what this pass did, or with what it did when the artifact was made."""

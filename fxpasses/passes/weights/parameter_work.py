@@ -30,6 +30,7 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.graph.operands import tensor_of
+from fxpasses.graph.quantised import first_quantising
 from fxpasses.graph.views import CONVOLUTIONS, BatchNorm, Linear, read_linear
 from fxpasses.passes.folding.terms import Terms, norm_at
 from fxpasses.passes.weights.stable import (
@@ -90,6 +91,8 @@ def split_parameter_work(
     Returns:
         The two parts, or why there is nothing to keep.
     """
+    if (quantising := first_quantising(context.graph.nodes)) is not None:
+        return Decline("quantised", "{} quantises", quantising, (quantising.name,))
     placeholders = context.graph.find_nodes(op="placeholder")
     sources = [node for node in placeholders if is_module_tensor(node) and not context.is_written(node)]
     stable = stable_nodes(context, sources)

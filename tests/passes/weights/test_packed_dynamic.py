@@ -107,3 +107,36 @@ def test_an_update_is_seen_at_every_size():
             model.same[0].weight.add_(0.1)
             model.head.weight.data.mul_(1.5)
         assert_equal(run, model, torch.randn(batch + step, 3, 40, 32))
+
+
+class Branching(nn.Module):
+    """One graph whatever the batch, with a guard on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 32, 3, padding=1), nn.Conv2d(32, 32, 1)
+
+    def forward(self, x):
+        assert x.shape[0] > 8 or x.shape[0] < 20
+        return self.second(self.first(x).relu())
+
+
+@pytest.mark.parametrize(
+    "inductor", [{}, {"cpp_wrapper": True, "cpp_cache_precompile_headers": False}], ids=["Python", "C++"]
+)
+def test_an_artifact_whose_guards_do_not_hold_is_not_the_one_that_is_filled(inductor):
+    """Inductor's cache finds the code of the first graph for the second, and discards it."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Branching().eval()
+    options = {"weights": "cached", "profit": "always", "inductor": inductor}
+    run = torch.compile(model, backend="fxpasses", options=options, dynamic=True)
+    with torch.no_grad():
+        for batch in (4, 16, 5, 17):
+            x = torch.randn(batch, 8, 12, 12)
+            torch.testing.assert_close(run(x), model(x))
+        assert fxpasses.last_report().packed_tensors == 2
+        model.load_state_dict(Branching().state_dict())
+        for batch in (4, 16):
+            x = torch.randn(batch, 8, 12, 12)
+            torch.testing.assert_close(run(x), model(x))
