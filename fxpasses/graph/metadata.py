@@ -9,7 +9,6 @@ Under make_fx with real inputs every value has a fake mode of its own, which tor
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -28,7 +27,7 @@ from fxpasses.torch_internals.fake_tensors import (
     new_fake_mode,
     without_fake_tensors,
 )
-from fxpasses.torch_internals.operators import OpOverload
+from fxpasses.torch_internals.operators import is_elementwise
 from fxpasses.torch_internals.pytree import tree_leaves, tree_map_only
 from fxpasses.torch_internals.tensors import is_functorch_wrapped, storage_key, unwrap_functorch
 
@@ -117,7 +116,7 @@ class FakeEvaluator:
         along one dimension at most. (Dimensions are ordered by the strides of one operand after the other,
         and strides of 0 and dimensions of size 1 decide nothing.) None where the rule does not say.
         """
-        if not isinstance(before, FakeTensor) or not _is_elementwise(function) or torch.is_grad_enabled():
+        if not isinstance(before, FakeTensor) or not is_elementwise(function) or torch.is_grad_enabled():
             return None
         operands = (*args, *kwargs.values())
         if "memory_format" in kwargs or any(isinstance(operand, (tuple, list)) for operand in operands):
@@ -244,15 +243,6 @@ class _Spec:
             meta = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
         result = FakeTensor(mode, meta, self.device)
         return result.requires_grad_() if self.requires_grad else result
-
-
-@functools.cache
-def _is_elementwise(function: object) -> bool:
-    """Whether an operator makes each element of a new tensor of those at its place."""
-    if not isinstance(function, OpOverload) or torch.Tag.pointwise not in function.tags:
-        return False
-    schema = function._schema
-    return not schema.is_mutable and all(returned.alias_info is None for returned in schema.returns)
 
 
 _Result: TypeAlias = "_Spec | tuple[_Spec | None, ...] | None"

@@ -27,7 +27,7 @@ from fxpasses.kernels import library
 from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
 
 _WIDTHS = (4, 2, 3, 1)
-ACTIVATIONS = ("none", "clamp", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu")
+ACTIVATIONS = ("none", "clamp", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu", "leaky_relu")
 """What the operator's argument `activation` counts."""
 
 

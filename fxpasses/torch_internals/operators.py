@@ -47,6 +47,15 @@ def is_composite(op: OpOverload) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator_name(op), "CompositeImplicitAutograd")
 
 
+@functools.cache
+def is_elementwise(function: object) -> bool:
+    """Whether an operator makes each element of a new tensor of those at its place."""
+    if not isinstance(function, OpOverload) or torch.Tag.pointwise not in function.tags:
+        return False
+    schema = function._schema
+    return not schema.is_mutable and all(returned.alias_info is None for returned in schema.returns)
+
+
 def has_kernel(name: str) -> bool:
     """Whether an operator of that qualified name is registered with a kernel for any device."""
     return torch._C._dispatch_has_kernel(name)
@@ -72,14 +81,29 @@ def writes_in_place(target: object) -> bool:
     return name.startswith("aten::") and name.endswith("_") and target._schema.is_mutable
 
 
+_VIEWS = ("T", "mT", "H", "mH", "real", "imag")
+"""Attributes of a tensor that are views of it."""
+
+
+_IN_PYTHON: tuple[object, ...] = (
+    *("bfloat16", "bool", "byte", "char", "double", "float", "half", "int", "long", "short"),
+    *(torch.nn.functional.interpolate, torch.nn.functional.normalize),
+)
+"""Methods and functions that are no operators, and draw no random numbers."""
+
+
 def is_deterministic(node: torch.fx.Node) -> bool:
     """Whether a call is of an operator of torch that draws no random numbers."""
     target = node.target
     if isinstance(target, OpOverload):
         return torch.Tag.nondeterministic_seeded not in target.tags
+    if target is getattr:
+        return node.args[1] in _VIEWS
     if getattr(target, "__module__", None) == "_operator":
         return True
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if target in _IN_PYTHON:
+        return True
     packet = aten_packet(str(name))
     if packet is None:
         return False

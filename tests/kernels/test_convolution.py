@@ -25,6 +25,7 @@ REFERENCES = {
     "sigmoid": torch.sigmoid,
     "hardsigmoid": functional.hardsigmoid,
     "gelu": functional.gelu,
+    "leaky_relu": lambda x: functional.leaky_relu(x, -0.5),
 }
 ONE_VECTOR = Kernel(Kind.PRODUCT, 1)
 EVERY_PRODUCT = tuple(map(Kernel.from_code, (1, 2, 3, 4, 11, 14)))

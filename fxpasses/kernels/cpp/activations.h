@@ -1,6 +1,7 @@
 // What follows a convolution, vector by vector: an activation, made of e to the x and the error function.
 //
 //     silu x / (1 + e^-x)    gelu x / 2 * (1 + erf(x / sqrt 2))    hardswish x * clamp(x + 3, 0, 6) / 6
+//     leaky_relu max(x, 0) + low * min(x, 0)
 
 #pragma once
 
@@ -72,6 +73,7 @@ struct Activation {
       case 4: return use([](Vec x) { return 1.f / (1.f + exponential(-x)); });                     // sigmoid
       case 5: return use([](Vec x) { return below(6.f, above(0.f, x + 3.f)) * SIXTH; });           // hardsigmoid
       case 6: return use([](Vec x) { return 0.5f * x * (1.f + error_function(x * 0.70710678f)); });  // gelu
+      case 7: return use([l](Vec x) { return above(0.f, x) + l * below(0.f, x); });                // leaky_relu
       default: return use([](Vec x) { return x; });
     }
   }

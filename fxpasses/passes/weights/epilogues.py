@@ -47,6 +47,8 @@ _PATTERNS: tuple[tuple[str, _Pattern], ...] = (
     ("hardsigmoid", (aten.div.Tensor, _SHIFTED, 6)),
     ("hardsigmoid", (aten.div.Tensor, _SHIFTED_AT_ONCE, 6)),
     ("hardsigmoid", (aten.hardsigmoid.default, _X)),
+    ("leaky_relu", (aten.where.self, (aten.gt.Scalar, _X, 0), _X, (aten.mul.Tensor, _X, "low"))),
+    ("leaky_relu", (aten.leaky_relu.default, _X, "low")),
 )
 _DEEPEST = 5
 """Of how many operators after one another the longest pattern is."""
@@ -62,7 +64,7 @@ class Epilogue:
         nodes: those it stands for, the convolution among them.
         summand: a tensor of the result's sizes that is added, or None.
         activation: one of `ACTIVATIONS`.
-        low: the lower limit of a clamp.
+        low: the lower limit of a clamp, or the slope of a leaky ReLU below zero.
         high: the upper limit of a clamp.
     """
 

@@ -40,6 +40,7 @@ from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
 from fxpasses.kernels.kernel import Kernel, Kind
 from fxpasses.kernels.library import identity, missing
 from fxpasses.passes.weights.epilogues import epilogue_of
+from fxpasses.passes.weights.one_dimensional import join_images
 from fxpasses.passes.weights.own_kernels import (
     OwnKernels,
     may_be_ours,
@@ -198,12 +199,13 @@ class WeightPacking:
         if self.own != "never" and any(map(may_be_ours, graph.nodes)) and (reason := missing()):
             none = Decline("no-kernels", "there are no kernels of fxpasses: {}", None, (reason,))
             self._decline(none, "", OWN)
+        join_images(graph)
         first = len(placeholders) - self.kept
         given = _before_convolutions(graph)
         for index, weight in enumerate(placeholders[first:]):
             self._pack_linears(graph, weight, placeholders[first:])
             users = list(weight.users)
-            if not any(user.target is torch.ops.aten.convolution.default for user in users):
+            if not any(_convolves_with(user, weight) for user in users):
                 continue
             reasons = [why for user in users if (why := _unpackable(user, weight)) is not None]
             if reasons:
@@ -430,9 +432,13 @@ def _operands_of_product(node: Node, transposed: Sequence[Node]) -> tuple[Any, A
     return None, None
 
 
+def _convolves_with(node: Node, weight: Node) -> bool:
+    return node.target is torch.ops.aten.convolution.default and node.args[1] is weight
+
+
 def _unpackable(node: Node, weight: Node) -> Decline | None:
     """Why a user of a kept weight cannot take it packed."""
-    if node.target is not torch.ops.aten.convolution.default or node.args[1] is not weight:
+    if not _convolves_with(node, weight):
         return Decline("other-reader", "the weight is also read by {}", node, (node.name,))
     image, found = tensor(node.args[0]), tensor(weight)
     if image is None or found is None or found.ndim not in (4, 5) or node.args[6]:

@@ -33,6 +33,7 @@ from fxpasses.graph.operands import tensor_of
 from fxpasses.graph.quantised import first_quantising
 from fxpasses.graph.views import CONVOLUTIONS, BatchNorm, Linear, read_linear
 from fxpasses.passes.folding.terms import Terms, norm_at
+from fxpasses.passes.weights.one_dimensional import write_as_images
 from fxpasses.passes.weights.stable import (
     bytes_of,
     kept_nodes,
@@ -97,6 +98,8 @@ def split_parameter_work(
     sources = [node for node in placeholders if is_module_tensor(node) and not context.is_written(node)]
     stable = stable_nodes(context, sources)
     moved: frozenset[Node] = frozenset()
+    if packs_linear is not None and write_as_images(context, stable):
+        stable = stable_nodes(context, sources)
     if for_cpu:
         if _write_norms_as_terms(context, stable):
             stable = stable_nodes(context, sources)

@@ -46,8 +46,19 @@ def output_of(graph):
         (torch.sigmoid, "sigmoid"),
         (functional.hardsigmoid, "hardsigmoid"),
         (functional.gelu, "gelu"),
+        (lambda x: functional.leaky_relu(x, 0.1), "leaky_relu"),
     ],
-    ids=["relu", "relu6", "silu", "sigmoid-times", "hardswish", "sigmoid", "hardsigmoid", "gelu"],
+    ids=[
+        "relu",
+        "relu6",
+        "silu",
+        "sigmoid-times",
+        "hardswish",
+        "sigmoid",
+        "hardsigmoid",
+        "gelu",
+        "leaky_relu",
+    ],
 )
 def test_activations_are_read_whole(function, name, decompose):
     found, graph = epilogue(lambda y, other: function(y), decompose=decompose)

@@ -203,15 +203,19 @@ def _functional(model, run):
 def _sequence(seed: int) -> None:
     """Random updates, with a call after each that must equal eager, of static or dynamic size."""
     chosen = random.Random(seed)
-    model = net(seed)
-    off = chosen.choice((torch.no_grad, torch.inference_mode))
+    model = net(seed).to(chosen.choice((torch.float64, torch.float64, torch.bfloat16)))
+    off = chosen.choice((torch.no_grad, torch.inference_mode, contextlib.nullcontext))
     dynamic = chosen.choice((False, True))
-    inside = chosen.random() < 0.3
+    inside = chosen.random() < 0.3 and off is not contextlib.nullcontext
+    updates = UPDATES
+    if off is contextlib.nullcontext:  # gradients are on, and nothing asks for one
+        model.requires_grad_(False)
+        updates = [update for update in UPDATES if update is not _step]
     run = torch.compile(
         Inside(model, off) if inside else model, backend="fxpasses", options=CACHED, dynamic=dynamic
     )
     for _ in range(6):
-        update = chosen.choice([*UPDATES, None if inside else _functional, None])
+        update = chosen.choice([*updates, None if inside else _functional, None])
         if update is _functional:
             found, expected = _functional(model, run)
         else:
@@ -224,7 +228,7 @@ def _sequence(seed: int) -> None:
                 expected = model(x)
             with contextlib.nullcontext() if inside else off():
                 found = run(x)
-        tolerance = 1e-10 if expected.dtype == torch.float64 else 1e-3
+        tolerance = {torch.float64: 1e-10, torch.float32: 1e-3, torch.bfloat16: 0.1}[expected.dtype]
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
