@@ -290,6 +290,13 @@ def writes_cpp_wrapper() -> bool:
     return bool(config.cpp_wrapper)
 
 
+def tunes_products() -> bool:
+    """Whether inductor, as it is set now, writes products itself, for which it packs constants at once."""
+    from torch._inductor import config
+
+    return bool(config.max_autotune or config.max_autotune_gemm)
+
+
 def compile_ahead(program: torch.export.ExportedProgram, path: str | os.PathLike[str]) -> None:
     """Compiles a program with AOTInductor, and writes a package that `aoti_load_package` reads.
 

@@ -1,4 +1,4 @@
-"""oneDNN: convolutions over weights in its own format.
+"""oneDNN: convolutions and linear layers over weights in its own format.
 
 Known for torch 2.11, 2.13 and 2.15.
 """
@@ -21,6 +21,21 @@ def onednn_takes(dtype: torch.dtype) -> bool:
     if dtype == torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     return dtype == torch.float32
+
+
+def linears_are_onednns(dtype: torch.dtype) -> bool:
+    """Whether linear layers of this type have their weights packed for oneDNN: half types, as in inductor."""
+    return dtype in (torch.bfloat16, torch.float16) and onednn_takes(dtype)
+
+
+def pack_linear_weight(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """The weight of a linear layer, [C_out, C_in], in oneDNN's format for a matrix of so many rows."""
+    return cast(torch.Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, rows))
+
+
+def packed_linear(image: Any, packed: Any, bias: Any) -> tuple[OpOverload, tuple[Any, ...]]:
+    """The operator of a linear layer over a packed weight, and its arguments."""
+    return torch.ops.mkldnn._linear_pointwise.default, (image, packed, bias, "none", [], "")
 
 
 def pack_convolution_weight(

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from fxpasses.graph.decline import Decline
+from fxpasses.graph.layouts import order_of
 from fxpasses.graph.metadata import tensor
 from fxpasses.kernels.choice import KernelTiming, choose, choose_linear
 from fxpasses.kernels.convolution import Sizes, kernels_for
@@ -103,3 +104,19 @@ def own_kernel_of_linear(own: OwnKernels, sizes: Sizes, rows_of: torch.Tensor) -
         return None
     rows = elements // sizes.channels
     return own_kernel(own, sizes, rows, lambda: choose_linear(rows, sizes.channels, sizes.filters))
+
+
+def before_convolutions(graph: Graph) -> set[Node]:
+    """The nodes that depend on no convolution, which lie in memory as the graph's inputs do."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        is_before = node.target is not torch.ops.aten.convolution.default
+        if is_before and all(operand in found for operand in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def is_contiguous(node: Node) -> bool:
+    """Whether it is, at the hints of its sizes."""
+    found = tensor(node)
+    return found is not None and order_of(found) in ("contiguous", "both")

@@ -32,7 +32,6 @@ from torch.fx import Graph, Node
 
 from fxpasses.errors import FxpassesError
 from fxpasses.graph.decline import Decline
-from fxpasses.graph.layouts import order_of
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.kernels.choice import keep
@@ -43,12 +42,22 @@ from fxpasses.passes.weights.epilogues import epilogue_of
 from fxpasses.passes.weights.one_dimensional import join_images
 from fxpasses.passes.weights.own_kernels import (
     OwnKernels,
+    before_convolutions,
+    is_contiguous,
     may_be_ours,
     own_kernel_of_convolution,
     own_kernel_of_linear,
     sizes_of,
 )
-from fxpasses.passes.weights.recipes import ArtifactNotes, KernelRecipe, OneDnnRecipe, Recipe, name_of
+from fxpasses.passes.weights.products import is_transposition, products_with
+from fxpasses.passes.weights.recipes import (
+    ArtifactNotes,
+    KernelRecipe,
+    OneDnnLinearRecipe,
+    OneDnnRecipe,
+    Recipe,
+    name_of,
+)
 from fxpasses.passes.weights.sequences import write_sequences
 from fxpasses.passes.weights.stride_order import in_order
 from fxpasses.report import sidecar
@@ -56,8 +65,13 @@ from fxpasses.report.data import Remark, Status
 from fxpasses.report.report import Report
 from fxpasses.torch_internals.constants import Declared, declare, loading, slots_of
 from fxpasses.torch_internals.fake_tensors import RealConstantsAllowed, without_fake_tensors
-from fxpasses.torch_internals.inductor import with_joint_pass, writes_cpp_wrapper
-from fxpasses.torch_internals.onednn import onednn_takes, packed_convolution
+from fxpasses.torch_internals.inductor import tunes_products, with_joint_pass, writes_cpp_wrapper
+from fxpasses.torch_internals.onednn import (
+    linears_are_onednns,
+    onednn_takes,
+    packed_convolution,
+    packed_linear,
+)
 from fxpasses.torch_internals.sizes import size_hint
 
 NAME = "packed_weights"
@@ -201,7 +215,7 @@ class WeightPacking:
             self._decline(none, "", OWN)
         join_images(graph)
         first = len(placeholders) - self.kept
-        given = _before_convolutions(graph)
+        given = before_convolutions(graph)
         for index, weight in enumerate(placeholders[first:]):
             self._pack_linears(graph, weight, placeholders[first:])
             users = list(weight.users)
@@ -212,7 +226,7 @@ class WeightPacking:
                 self._decline(reasons[0], users[0].name)
                 continue
             for convolution in users:
-                planar = convolution.args[0] in given and _is_contiguous(convolution.args[0])
+                planar = convolution.args[0] in given and is_contiguous(convolution.args[0])
                 if not self._pack_for_own_kernel(graph, convolution, placeholders[first:], planar):
                     self._pack(graph, convolution, weight, index)
         # Without a kernel of ours its library may not have been loaded, and the operators not exist.
@@ -249,9 +263,7 @@ class WeightPacking:
             read = self._declare(graph, recipe, found)
             operator, arguments = packed_convolution(convolution.args, read)
             written = graph.call_function(operator, arguments)
-        written.meta.update(convolution.meta)
-        convolution.replace_all_uses_with(written)
-        graph.erase_node(convolution)
+        _replace(graph, convolution, written)
 
     def _constant(self, graph: Graph, name: str, constant: torch.Tensor, value: torch.Tensor) -> Node:
         """A node that reads a constant, with `value` as its metadata."""
@@ -310,18 +322,25 @@ class WeightPacking:
         return next((kernel for kernel in kernels if kernel.packing == form.kernel.packing), None)
 
     def _pack_linears(self, graph: Graph, weight: Node, kept: Sequence[Node]) -> None:
-        """Writes the matrix products with a transposed weight as our operator, where that is faster."""
+        """Writes the products with a transposed weight as our operator, where that is faster, or oneDNN's."""
         found = tensor(weight)
         if found is None or found.ndim != 2 or not weight.users:
             return
-        transposed = [node for node in weight.users if _is_transposition(node)]
-        for product in [user for node in transposed for user in node.users]:
-            image, bias = _operands_of_product(product, transposed)
-            value = tensor(image)
-            if value is None or not (bias is None or bias in kept):
+        transposed = [node for node in weight.users if is_transposition(node)]
+        packs_linears = linears_are_onednns(found.dtype) and not tunes_products()
+        for product, image, bias, value in products_with(transposed):
+            rows = math.prod(map(size_hint, value.shape[:-1]))
+            if packs_linears and value.dtype == found.dtype:
+                recipe = OneDnnLinearRecipe((kept.index(weight),), rows)
+                with graph.inserting_before(product):
+                    read = self._declare(graph, recipe, found)
+                    operator, arguments = packed_linear(image, read, bias)
+                    written = graph.call_function(operator, arguments)
+                _replace(graph, product, written)
+                continue
+            if not (bias is None or bias in kept):
                 continue
             sizes = Sizes.of_linear(found.shape[1], found.shape[0])
-            rows = math.prod(map(size_hint, value.shape[:-1]))
             kernel = self._kernel_in_use(self.forms.get(kept.index(weight)), sizes, rows)
             if kernel is None:
                 kernel = own_kernel_of_linear(self.own, sizes, value)
@@ -398,38 +417,10 @@ def _packed_zeros(recipe: Recipe, kept: Sequence[object]) -> torch.Tensor:
         return recipe.pack(*(torch.zeros(one.shape, dtype=one.dtype) for one in given))
 
 
-def _before_convolutions(graph: Graph) -> set[Node]:
-    """The nodes that depend on no convolution, which lie in memory as the graph's inputs do."""
-    found: set[Node] = set()
-    for node in graph.nodes:
-        is_before = node.target is not torch.ops.aten.convolution.default
-        if is_before and all(operand in found for operand in node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _is_contiguous(node: Node) -> bool:
-    """Whether it is, at the hints of its sizes."""
-    found = tensor(node)
-    return found is not None and order_of(found) in ("contiguous", "both")
-
-
-def _is_transposition(node: Node) -> bool:
-    if node.target is torch.ops.aten.t.default:
-        return True
-    return node.target is torch.ops.aten.permute.default and list(node.args[1]) == [1, 0]  # type: ignore[arg-type]
-
-
-def _operands_of_product(node: Node, transposed: Sequence[Node]) -> tuple[Any, Any]:
-    """What a product with a transposed weight reads, and its bias; None for other nodes."""
-    if node.kwargs:
-        return None, None
-    if node.target is torch.ops.aten.addmm.default and node.args[2] in transposed:
-        bias = tensor(node.args[0])
-        return (node.args[1], node.args[0]) if bias is not None and bias.ndim == 1 else (None, None)
-    if node.target is torch.ops.aten.mm.default and node.args[1] in transposed:
-        return node.args[0], None
-    return None, None
+def _replace(graph: Graph, node: Node, written: Node) -> None:
+    written.meta.update(node.meta)
+    node.replace_all_uses_with(written)
+    graph.erase_node(node)
 
 
 def _convolves_with(node: Node, weight: Node) -> bool:

@@ -44,6 +44,7 @@ from fxpasses.passes.weights.stable import (
 )
 from fxpasses.rewrite.builder import Builder
 from fxpasses.torch_internals.aot_autograd import is_module_tensor, mark_as_static_input
+from fxpasses.torch_internals.onednn import linears_are_onednns
 
 PacksLinear = Callable[[str, int, int, torch.Tensor], bool]
 """Whether a linear layer's weight is packed: name, channels before and after, and metadata of the input."""
@@ -216,7 +217,10 @@ def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: P
         assert weight is not None
         name = layer.weight.name if isinstance(layer.weight, Node) else ""
         filters, channels = map(int, weight.shape)
-        if weight.dtype == torch.float32 and packs(name, channels, filters, given):
+        rounded = _autocast(context, node) if weight.dtype == torch.float32 else None
+        dtype = rounded or weight.dtype
+        packed = dtype == torch.float32 and packs(name, channels, filters, given)
+        if packed or linears_are_onednns(dtype):
             for operand in operands:
                 if isinstance(operand, Node) and operand.op == "placeholder":
                     copies.read(node, operand, None)

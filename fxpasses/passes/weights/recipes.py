@@ -11,7 +11,7 @@ import torch
 from fxpasses.kernels.convolution import Sizes, pack
 from fxpasses.kernels.kernel import Kernel
 from fxpasses.report.data import Remark
-from fxpasses.torch_internals.onednn import pack_convolution_weight
+from fxpasses.torch_internals.onednn import pack_convolution_weight, pack_linear_weight
 
 
 class Recipe(Protocol):
@@ -52,6 +52,29 @@ class OneDnnRecipe:
         """The packed tensor, from the dense one."""
         (weight,) = dense
         return pack_convolution_weight((None, None, None, *self.arguments), self.image)(weight)
+
+
+@dataclass(frozen=True)
+class OneDnnLinearRecipe:
+    """The weight of a linear layer in oneDNN's format.
+
+    Attributes:
+        indices: which of the kept tensors is the weight.
+        rows: of what is multiplied; the format is the best for them.
+    """
+
+    indices: tuple[int, ...]
+    rows: int
+
+    @property
+    def form(self) -> object:
+        """The same for all rows: oneDNN takes any format."""
+        return "linear"
+
+    def pack(self, *dense: torch.Tensor) -> torch.Tensor:
+        """The packed tensor, from the dense one."""
+        (weight,) = dense
+        return pack_linear_weight(weight, self.rows)
 
 
 @dataclass(frozen=True)
