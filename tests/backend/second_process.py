@@ -73,7 +73,8 @@ def kept(first: nn.Module, dtype: torch.dtype, *layers: nn.Module, **options: An
         torch.testing.assert_close(run(x), model(x))
     report = fxpasses.last_report()
     codes = [remark.code for remark in report.remarks if remark.rule == "own_kernels"]
-    return {"packed": report.packed_tensors, "kernels": codes}
+    others = [remark.code for remark in report.remarks if remark.code == "other-kernels"]
+    return {"packed": report.packed_tensors, "kernels": codes, "others": others}
 
 
 def half(first: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,7 @@ They take float32 on a CPU, of any batch, height and width. Which of them is tak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,9 @@ from fxpasses.graph.metadata import tensor
 from fxpasses.kernels.choice import KernelTiming, choose, choose_linear
 from fxpasses.kernels.convolution import Sizes, kernels_for
 from fxpasses.kernels.kernel import Kernel
+from fxpasses.kernels.library import identity
 from fxpasses.passes.weights.epilogues import epilogue_of
+from fxpasses.report import sidecar
 from fxpasses.torch_internals.sizes import size_hint
 
 OwnKernels = Literal["measured", "always", "never"]
@@ -120,3 +122,22 @@ def is_contiguous(node: Node) -> bool:
     """Whether it is, at the hints of its sizes."""
     found = tensor(node)
     return found is not None and order_of(found) in ("contiguous", "both")
+
+
+def made_for_other_kernels(graph_key: str, patches: Mapping[str, Any]) -> Decline | None:
+    """Why what inductor's caches hold of a graph is of no use: another CPU or version made it, if one did.
+
+    Args:
+        graph_key: what names the graph, which was just compiled with the kernels that there are.
+        patches: inductor's settings.
+    """
+    name, ours = sidecar.digest("kernels", graph_key, str(sorted(patches))), identity()
+    try:
+        known = [str(kernels) for kernels in sidecar.load(name)]
+    except (OSError, ValueError, TypeError):
+        known = []
+    sidecar.save(name, [*(kernels for kernels in known if kernels != ours), ours], patches)
+    if not known or ours in known:
+        return None
+    message = "what the caches hold was made for other kernels or another CPU ({}): it is not used"
+    return Decline("other-kernels", message, None, (known[-1],))

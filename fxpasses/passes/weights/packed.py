@@ -44,6 +44,7 @@ from fxpasses.passes.weights.own_kernels import (
     OwnKernels,
     before_convolutions,
     is_contiguous,
+    made_for_other_kernels,
     may_be_ours,
     own_kernel_of_convolution,
     own_kernel_of_linear,
@@ -133,6 +134,7 @@ class WeightPacking:
     _notes: ArtifactNotes = field(default_factory=ArtifactNotes)
     _declared: list[Declared] = field(default_factory=list)
     _ran: bool = False
+    _may_be_ours: bool = False
     _in_cpp: bool = False
     _patches: Mapping[str, Any] = field(default_factory=dict)
     _constants_allowed: RealConstantsAllowed = field(default_factory=RealConstantsAllowed)
@@ -179,6 +181,9 @@ class WeightPacking:
     def completed(self, report: Report) -> Report:
         """The report with what this pass did, or with what it did when the artifact was made."""
         if self._ran:
+            known = self._may_be_ours and made_for_other_kernels(self.graph_key, self._patches)
+            if isinstance(known, Decline):
+                self._decline(known, "")
             sidecar.save(self._name, [asdict(remark) for remark in self.remarks], self._patches)
         elif not self.packed:  # or the artifact told
             try:
@@ -210,7 +215,8 @@ class WeightPacking:
         if not self._corresponds(placeholders):
             self._decline(Decline("inputs-changed", "AOTAutograd gave the graph other inputs"), "")
             return
-        if self.own != "never" and any(map(may_be_ours, graph.nodes)) and (reason := missing()):
+        self._may_be_ours = self.own != "never" and any(map(may_be_ours, graph.nodes))
+        if self._may_be_ours and (reason := missing()):
             none = Decline("no-kernels", "there are no kernels of fxpasses: {}", None, (reason,))
             self._decline(none, "", OWN)
         join_images(graph)
