@@ -123,7 +123,7 @@ def assign(
     network = read_network(context, costs)
     tuning = tuner.tune(network, costs, hints) if tuner is not None and goal == "auto" else None
     problem = network.problem(hints)
-    labels = solve(problem) if goal == "auto" else problem.uniform(goal)
+    labels = solve(problem) if goal == "auto" else network.uniform(goal)
     _follow_representatives(network, labels)
     plan = _describe(network, problem, labels, hints, names or {})
     plan = replace(
@@ -221,7 +221,7 @@ def _is_weight_of(node: Node, user: Node) -> bool:
 
 
 def _uniform_energy(network: Network, problem: Problem, label: Label) -> float:
-    labels = problem.uniform(label)
+    labels = network.uniform(label)
     _follow_representatives(network, labels)
     labels[FIXED_C], labels[FIXED_L] = C, L
     return problem.energy(labels)

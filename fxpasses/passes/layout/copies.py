@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fxpasses.graph.layouts import Frame, Label, is_one, memory_format, order_of, to_channels_last
+from fxpasses.graph.frames import Frame, is_one, plain
+from fxpasses.graph.layouts import Label, memory_format, order_in_memory, order_of, to_channels_last
 from fxpasses.graph.levels import Level
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.passes.layout.convolutions import product_operands
@@ -36,22 +37,20 @@ def copy_of(edits: Edits, source: Node, label: Label, frame: Frame | None, befor
         edits: of its graph.
         source: what makes it.
         label: the layout of the copy.
-        frame: which logical dimension each of its dimensions stands for; None for N, C, *spatial.
+        frame: what its dimensions stand for; None for N, C, *spatial.
         before: the node in front of which the copy is made.
     """
     found = tensor(source)
     assert found is not None
     rank = found.dim()
-    if frame is None or frame == tuple(range(rank)):
+    if frame is None or (frame == plain(rank) and rank in (4, 5)):
         return _clone(edits, source, memory_format(label, rank), before)
-    if label == "channels_last":
+    order = list(order_in_memory(frame, label))
+    if order == sorted(order):
         return _clone(edits, source, torch.contiguous_format, before)
-    there = [frame.index(d) for d in range(rank)]
-    back = list(to_channels_last(rank))
-    logical = edits.insert(aten.permute.default, (source, there), {}, before)
-    return edits.insert(
-        aten.permute.default, (_clone(edits, logical, torch.contiguous_format, before), back), {}, before
-    )
+    ordered = edits.insert(aten.permute.default, (source, order), {}, before)
+    copy = _clone(edits, ordered, torch.contiguous_format, before)
+    return edits.insert(aten.permute.default, (copy, [order.index(d) for d in range(rank)]), {}, before)
 
 
 def _clone(edits: Edits, source: Node, wanted: torch.memory_format, before: Node) -> Node:
@@ -82,7 +81,8 @@ def view_as_traced(edits: Edits, source: Node, before: torch.Tensor, reader: Nod
     which a view of given strides would be wrong; where no dimensions are left to be ordered it cannot.
     """
     is_static = all(isinstance(number, int) for number in (*before.shape, *before.stride()))
-    if not is_static or (edits.context.executor == "fused" and order_of(before) != "both"):
+    is_ordered = before.dim() not in (4, 5) or order_of(before) != "both"
+    if not is_static or (edits.context.executor == "fused" and is_ordered):
         edits.remember(source)
         set_value(source, before, like=source)
         return source

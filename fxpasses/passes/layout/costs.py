@@ -217,20 +217,27 @@ class CostModel:
         is_grouped = sizes.groups > 1 and not (isinstance(sizes.weight[1], int) and sizes.weight[1] == 1)
         return L if dtype in _HALF and not is_grouped else C
 
-    def operator(self, node: Node, dtype: torch.dtype) -> dict[Label, Cost]:
-        """The cost under each label of an operator that moves data, such as pooling or a reduction."""
+    def operator(self, node: Node, dtype: torch.dtype, *, as_measured: bool = True) -> dict[Label, Cost]:
+        """The cost under each label of an operator that moves data, such as pooling or a reduction.
+
+        Args:
+            node: the operator.
+            dtype: of what it reads.
+            as_measured: whether measurements of it in either layout hold, as they do of images.
+        """
         tensors = [
             leaf for given in (*node.all_input_nodes, node) for leaf in tree_leaves(value(given))
             if isinstance(leaf, torch.Tensor)
         ]  # fmt: skip
         signature = [(tuple(map(_exact, tensor.shape)), tensor.dtype) for tensor in tensors]
-        key = (str(node.target), tuple(signature), str(node.args), str(node.kwargs))
+        key = (str(node.target), tuple(signature), str(node.args), str(node.kwargs), as_measured)
         if key not in self._known:
             peaks = self._peaks(dtype)
             moved = sum(_bytes(tensor) for tensor in tensors)
             seconds = peaks.call_seconds + moved / peaks.bandwidth
             floor = {label: Cost(seconds, _ROOFLINE, _OPERATOR_FACTOR) for label in (C, L)}
-            self._known[key] = self._measured_operator(node, dtype, floor) or floor
+            measured = self._measured_operator(node, dtype, floor) if as_measured else None
+            self._known[key] = measured or floor
         return self._known[key]
 
     def _measured_operator(

@@ -21,8 +21,10 @@ class Kind(enum.Enum):
     AGNOSTIC = "computes elementwise: inputs and outputs share one label, at no cost"
     COSTED = "inputs and outputs share one label, at a cost that may differ"
     REDUCING = "as costed, where what remains has no label"
-    SLICING = "a view that keeps the order of the dimensions"
+    SLICING = "a view of a part, which keeps the order of the dimensions"
     PERMUTING = "a view that renames the dimensions"
+    VIEWING = "a view of other sizes: free if it glues only what are neighbours in both layouts, else forcing"
+    ABSORBING = "reads any strides at no cost, and gives those of the traced graph"
     COPYING = "a copy that the graph already makes, to a given or to the same layout"
     GENERATING = "makes a tensor from nothing"
     MEASURING = "reads the sizes or the type of a tensor, and never what lies where"
@@ -41,6 +43,8 @@ INDEXING = frozenset(
 )
 """Operators that reach into a tensor at computed places. What inductor generates for one on a GPU lies
 contiguous, and walks its operands in that order, however they lie; on a CPU it takes channels as a vector."""
+
+GROUP_NORMS = frozenset(("group_norm", "native_group_norm", "native_group_norm_backward"))
 
 OPERATORS: dict[str, Kind] = {
     **_rows(
@@ -68,28 +72,29 @@ OPERATORS: dict[str, Kind] = {
         _low_memory_max_pool_offsets_to_indices _low_memory_max_pool_with_offsets _native_batch_norm_legit
         _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _unsafe_index
         adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d avg_pool2d
-        avg_pool2d_backward avg_pool3d avg_pool3d_backward batch_norm cat max_pool2d
+        avg_pool2d_backward avg_pool3d avg_pool3d_backward batch_norm cat group_norm max_pool2d
         max_pool2d_with_indices max_pool2d_with_indices_backward max_pool3d max_pool3d_with_indices
         max_pool3d_with_indices_backward native_batch_norm native_batch_norm_backward upsample_bilinear2d
         upsample_bilinear2d_backward upsample_nearest2d upsample_nearest2d_backward upsample_nearest3d
         upsample_nearest3d_backward upsample_trilinear3d upsample_trilinear3d_backward""",
     ),
     **_rows(Kind.REDUCING, "all amax amin any mean prod std sum var var_mean"),
-    **_rows(Kind.SLICING, "chunk narrow slice split split_with_sizes unsafe_split"),
-    **_rows(Kind.PERMUTING, "permute"),
+    **_rows(Kind.SLICING, "chunk narrow select slice split split_with_sizes unbind unsafe_split"),
+    **_rows(Kind.PERMUTING, "movedim permute swapaxes swapdims t transpose"),
+    **_rows(Kind.VIEWING, "_unsafe_view flatten reshape squeeze unflatten unsqueeze view view_as"),
+    **_rows(Kind.ABSORBING, "addmm baddbmm bmm mm"),
     **_rows(Kind.COPYING, "_to_copy clone contiguous"),
     **_rows(Kind.GENERATING, "full ones zeros"),
     **_rows(Kind.MEASURING, "dim is_floating_point numel size sym_numel sym_size"),
     **_rows(
         Kind.FORCING,
-        """_adaptive_avg_pool1d _assert_tensor_metadata _fused_rms_norm _softmax _unsafe_view addmm
-        as_strided baddbmm bmm channel_shuffle copy copy_ cumsum dropout embedding expand flatten flip
-        force_strides group_norm inductor_force_stride_order instance_norm layer_norm linear log_softmax
-        matmul mm movedim native_dropout
-        native_group_norm native_group_norm_backward native_layer_norm native_layer_norm_backward
-        pixel_shuffle pixel_unshuffle repeat reshape roll scaled_dot_product_attention select
-        slice_backward slice_scatter softmax squeeze stack t to transpose unbind unflatten unsqueeze
-        upsample_bicubic2d upsample_bicubic2d_backward view view_as""",
+        """_adaptive_avg_pool1d _assert_tensor_metadata _fused_rms_norm _softmax
+        as_strided channel_shuffle copy copy_ cumsum dropout embedding expand flip
+        force_strides inductor_force_stride_order instance_norm layer_norm linear log_softmax
+        matmul native_dropout native_layer_norm native_layer_norm_backward
+        pixel_shuffle pixel_unshuffle repeat roll scaled_dot_product_attention
+        slice_backward slice_scatter softmax stack to
+        upsample_bicubic2d upsample_bicubic2d_backward""",
     ),
     **dict.fromkeys(INDEXING - {"_unsafe_index"}, Kind.FORCING),
 }  # fmt: skip

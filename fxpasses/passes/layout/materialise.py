@@ -26,7 +26,8 @@ import torch
 from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
-from fxpasses.graph.layouts import Label, is_one, order_of
+from fxpasses.graph.frames import is_one
+from fxpasses.graph.layouts import Label, order_of
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import Assignment
@@ -200,7 +201,8 @@ class _Carrier:
     def _in_label(self, operand: Node, label: Label, reader: Node) -> Node:
         latest = self._latest.get(operand, operand)
         found, frame = tensor(latest), self.assignment.network.frames.get(operand)
-        if operand not in self.assignment.network.tensors or found is None:
+        network = self.assignment.network
+        if operand not in network.tensors or found is None or (reader, operand) in network.aside:
             return latest
         if order_of(found, frame) == label:
             return latest

@@ -14,7 +14,8 @@ that must agree are unified: they are the sets of a union-find, and the two that
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,8 @@ import torch
 from torch.fx import Node
 
 from fxpasses.devices.sizes import Seconds
-from fxpasses.graph.layouts import C, Frame, L, Label
+from fxpasses.graph.frames import Frame
+from fxpasses.graph.layouts import C, L, Label
 from fxpasses.passes.layout.costs import Cost, seconds_at
 from fxpasses.passes.layout.measurable import Measurable
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
@@ -87,7 +89,8 @@ class Network:
     Attributes:
         roles: of every node that computes.
         variables: of every labelled operator.
-        frames: which logical dimension each dimension of a labelled tensor stands for.
+        frames: what each dimension of a labelled tensor, and of what is made of one, stands for.
+        aside: operators and operands that they read in whatever layout these have.
         tensors: the labelled tensors, by node.
         convolutions: of every convolution, its cost and implementation under each label.
         priced: the operators with costs of their own.
@@ -99,6 +102,7 @@ class Network:
     roles: dict[Node, Role] = field(default_factory=dict)
     variables: dict[Node, int] = field(default_factory=dict)
     frames: dict[Node, Frame] = field(default_factory=dict)
+    aside: set[tuple[Node, Node]] = field(default_factory=set)
     tensors: dict[Node, Tensor] = field(default_factory=dict)
     convolutions: dict[Node, Mapping[Label, Cost]] = field(default_factory=dict)
     priced: dict[Node, Priced] = field(default_factory=dict)
@@ -179,6 +183,45 @@ class Network:
                 costs = (seconds_at(cost, sizes) for cost in (held.to_contiguous, held.to_channels_last))
                 problem.values.append(Value(producer, users, *costs))
         return problem
+
+    def uniform(self, label: Label) -> list[Label]:
+        """One label for all that convolutions are connected with; the rest stays as it was traced."""
+        connected = self.connected_with(self.convolutions)
+        labels = [
+            label if self.find(variable) in connected else traced
+            for variable, traced in enumerate(self.traced_labels())
+        ]
+        labels[FIXED_C], labels[FIXED_L] = C, L
+        return labels
+
+    def connected_with(self, nodes: Iterable[Node]) -> set[int]:
+        """The free variables that share tensors with these operators, and with each other, in a chain."""
+        neighbours: dict[int, set[int]] = defaultdict(set)
+        for held in self.tensors.values():
+            producer = self.find(held.producer)
+            for user in {self.find(variable) for _, variable in held.users}:
+                if not {producer, user} & {FIXED_C, FIXED_L}:
+                    neighbours[producer].add(user)
+                    neighbours[user].add(producer)
+        found: set[int] = set()
+        pending = [self.find(self.variables[node]) for node in nodes if node in self.variables]
+        while pending:
+            variable = pending.pop()
+            if variable not in found and variable not in (FIXED_C, FIXED_L):
+                found.add(variable)
+                pending += neighbours[variable]
+        return found
+
+    def traced_labels(self) -> list[Label]:
+        """The labels that a graph has as it was traced: those of what its operators make, else read."""
+        labels: list[Label] = [C] * self.size
+        for held in self.tensors.values():
+            for _, variable in held.users:
+                labels[self.find(variable)] = held.original
+        for held in self.tensors.values():
+            labels[self.find(held.producer)] = held.original
+        labels[FIXED_C], labels[FIXED_L] = C, L
+        return [labels[self.find(variable)] for variable in range(len(labels))]
 
 
 def fitting(frame: Frame | None, given: torch.Tensor) -> Frame | None:

@@ -25,7 +25,7 @@ from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import UnplannableError
 from fxpasses.passes.layout.sensitivity import nearest_flip, uncertainty
 from fxpasses.passes.layout.sources import CostSource, cost_source
-from fxpasses.passes.layout.stock import stock_plan, traced_labels
+from fxpasses.passes.layout.stock import stock_plan
 from fxpasses.report.data import Remark
 from fxpasses.report.layout_plan import DECISIONS, LayoutPlan
 from fxpasses.rewrite.graph_pass import GraphPass, Outcome
@@ -103,7 +103,7 @@ def weighed(
     if for_inductor:
         stock, otherwise = stock_plan(context, assignment)
     else:
-        otherwise = traced_labels(network)
+        otherwise = network.traced_labels()
     found = assignment.with_plan(
         stock=stock,
         otherwise_seconds=assignment.problem.energy(otherwise),

@@ -1,12 +1,13 @@
 """Reading a graph as a network: every operator gets a role, and every tensor that has a label its users.
 
      conv2d ── relu ──┬── max_pool2d     LABELLED  works in the label of its variable; relu's costs nothing
-                     └── view           EXACT     reads relu with the strides of the traced graph
+                     └── flatten        EXACT     reads relu with the strides of the traced graph
                           └── size      FREE      does not care
 
-A tensor without a label (see `labels`) is nobody's concern. A permute to N, *spatial, C and back keeps the
-label under another name, its frame, so that what follows it (layer norm, a matrix product) may absorb a
-layout for free. Where the graph writes to a tensor, everything that shares its storage has one label.
+A tensor without a label (see `labels`) is nobody's concern. Views that are views in either layout, such as a
+permute to N, *spatial, C, channels in groups or pixels in one row, keep the label in a frame of their own, so
+that what follows (a norm, a matrix product) may absorb a layout for free. Where the graph writes to a tensor,
+everything that shares its storage has one label.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from torch.fx import Node
 from fxpasses.devices.profile import CONVOLUTION_WEIGHT_GRAD
 from fxpasses.devices.unsafe import FORGETS_PADDING, OVERRUN, forgets_padding, overruns
 from fxpasses.graph.context import Executor, GraphContext
-from fxpasses.graph.layouts import C, Frame, L, composed, order_of, to_channels_last
+from fxpasses.graph.frames import CHANNELS, PIXELS, Frame, is_one, plain, without
+from fxpasses.graph.layouts import C, L, order_of
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name
 from fxpasses.graph.storage import is_view, viewed
 from fxpasses.passes.layout.convolutions import may_be_product, read_convolution, weight_trains
 from fxpasses.passes.layout.costs import CostModel
-from fxpasses.passes.layout.labels import INDEXING, Kind, kind_of
+from fxpasses.passes.layout.framing import common_frame, is_image, reduced, sliced_frame, viewed_frame
+from fxpasses.passes.layout.labels import GROUP_NORMS, INDEXING, Kind, kind_of
 from fxpasses.passes.layout.measurable import directions_of, operator_of
 from fxpasses.passes.layout.network import Network, Priced, Role, Tensor, fitting
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L
@@ -36,6 +39,8 @@ from fxpasses.torch_internals.pytree import tree_leaves
 
 _FORCED = ("inductor_force_stride_order", "force_strides")
 """The operators by which readers of memory get eager's strides, which views of it have too."""
+
+_VIEWS = (Kind.PERMUTING, Kind.SLICING, Kind.VIEWING)
 
 
 def read_network(context: GraphContext, costs: CostModel) -> Network:
@@ -61,6 +66,8 @@ class _Reader:
         self._nodes = (next(iter(context.graph.nodes)), context.graph.output_node())
         self._has_writes = any(map(_may_write, context.graph.nodes))
         self._borrowed: set[Node] = set()
+        # What is taken for images since nobody says what its dimensions are.
+        self._guessed: set[Node] = set()
 
     def read(self, node: Node) -> None:
         """Gives the node its role, and enters what it makes and reads."""
@@ -124,6 +131,8 @@ class _Reader:
             return False
         if self.network.generates and base_name(node) in INDEXING:
             return False
+        if base_name(node) in GROUP_NORMS and not self._fused and self._costs.device_type != "cpu":
+            return False  # eager's kernels for GPUs read and give contiguous tensors, whatever metadata say
         is_labelled = self._labelled_at_a_price(node, operands, found.dtype)
         if is_labelled and node in self.network.variables and self._pools_unsafely(node, operands):
             self._keep_contiguous(node, FORGETS_PADDING)
@@ -141,27 +150,61 @@ class _Reader:
     def _reducing(self, node: Node) -> bool:
         operands = self._labelled_operands(node)
         given = tensor(operands[0]) if len(operands) == 1 else None
-        if given is None or not self._keeps_no_order(node, given, self.network.frames[operands[0]]):
+        if given is None:
             return False
-        return self._labelled_at_a_price(node, operands, given.dtype)
+        frame, dims = self.network.frames[operands[0]], reduced(node, given.dim())
+        if not dims or not _keeps_no_order(frame, given, dims):
+            return False
+        made = next(leaf for leaf in tree_leaves(value(node)) if isinstance(leaf, torch.Tensor))
+        left = frame if made.dim() == given.dim() else without(frame, dims)
+        return self._labelled_at_a_price(node, operands, given.dtype, left)
 
     def _slicing(self, node: Node) -> bool:
         operands = self._labelled_operands(node)
-        if not operands or self._borrowed.intersection(operands):
-            self._borrowed.add(node)
+        if self._must_share(node, operands):
             return False
-        return self._labelled(node, operands)
+        frame = sliced_frame(node, self.network.frames[operands[0]])
+        return self._labelled(node, operands, frame)
 
-    def _permuting(self, node: Node) -> bool:
-        operands = self._labelled_operands(node)
-        found = tensor(node)
-        if not operands or self._borrowed.intersection(operands) or found is None:
+    def _viewing(self, node: Node) -> bool:
+        source = node.args[0] if node.args else node.kwargs.get("input")
+        operands = [operand for operand in self._labelled_operands(node) if operand is source]
+        if self._must_share(node, operands):
+            return False
+        given, found = tensor(operands[0]), tensor(node)
+        frame = None if given is None else viewed_frame(node, self.network.frames[operands[0]], given)
+        if frame is None or found is None or (operands[0] in self._guessed and is_image(found, frame)):
+            return False
+        # `view_as` reads the sizes of another tensor.
+        self.network.aside.update((node, other) for other in node.all_input_nodes if other is not source)
+        return self._labelled(node, operands, frame)
+
+    def _must_share(self, node: Node, operands: Sequence[Node]) -> bool:
+        """Whether a view has to share the memory of an input, or is of nothing that has a label."""
+        is_borrowed = not operands or bool(self._borrowed.intersection(operands))
+        if is_borrowed:
             self._borrowed.add(node)
+        may_be_copied = self._fused and kind_of(node) is not Kind.SLICING and not self._escapes(node)
+        return is_borrowed and not (operands and may_be_copied)
+
+    def _escapes(self, view: Node) -> bool:
+        """Whether a view is seen from outside a graph without aliases: as a result, or by a write."""
+        return any(
+            user.op == "output"
+            or base_name(user) in (*_FORCED, "as_strided")
+            or (user.args[:1] == (view,) and _may_write(user))
+            or (kind_of(user) in _VIEWS and self._escapes(user))
+            for user in view.users
+        )
+
+    def _absorbing(self, node: Node) -> bool:
+        """Any strides will do, and those of the result are not their matter."""
+        operands, found = self._labelled_operands(node), tensor(node)
+        if not operands or found is None or any(map(self._is_written, operands)):
             return False
-        frame = composed(self.network.frames[operands[0]], _dims(node))
-        if frame not in (tuple(range(found.dim())), to_channels_last(found.dim())):
-            return False
-        return self._labelled(node, operands, frame=frame)
+        self.network.roles[node] = Role.FREE
+        self._make_as_traced(node)
+        return True
 
     def _copying(self, node: Node) -> bool:
         """A copy to a given layout reads any and makes that one; what it copies is charged as a copy."""
@@ -174,9 +217,12 @@ class _Reader:
         if wanted in (None, torch.preserve_format):
             return self._labelled(node, operands)
         found, frame = tensor(node), self.network.frames[operands[0]]
-        label = None if found is None or self._is_written(operands[0]) else order_of(found, frame)
-        if label not in (C, L):
+        if found is None or self._is_written(operands[0]):
             return False
+        label = order_of(found, frame)
+        if label not in (C, L):
+            # No order that the operand may have saves the copy.
+            return wanted is torch.contiguous_format and self._absorbing(node)
         self.network.roles[node] = Role.FREE
         self._use(operands[0], node, _fixed(label))
         self._make(node, _fixed(label), frame)
@@ -191,12 +237,19 @@ class _Reader:
 
     # What the handlers share.
 
-    def _labelled_at_a_price(self, node: Node, operands: list[Node], dtype: torch.dtype) -> bool:
+    def _labelled_at_a_price(
+        self, node: Node, operands: list[Node], dtype: torch.dtype, frame: Frame | None = None
+    ) -> bool:
         """Enters an operator that moves data, with what that costs in either layout."""
-        if not self._labelled(node, operands):
+        if not self._labelled(node, operands, frame):
             return False
-        measurable = partial(operator_of, node, dtype) if not self.network.generates else tuple
-        self._price(node, Priced(partial(self._costs.operator, node, dtype), measurable))
+        # What is measured is an operator on images, not on views of them.
+        is_measured = self._plain_frames(operands)
+        measurable = (
+            partial(operator_of, node, dtype) if is_measured and not self.network.generates else tuple
+        )
+        price = partial(self._costs.operator, node, dtype, as_measured=is_measured)
+        self._price(node, Priced(price, measurable))
         return True
 
     def _price(self, node: Node, priced: Priced) -> None:
@@ -205,26 +258,46 @@ class _Reader:
 
     def _labelled(self, node: Node, operands: list[Node], frame: Frame | None = None) -> bool:
         """Enters a labelled operator, or a free one where neither operands nor results have a label."""
-        frames = {self.network.frames[operand] for operand in operands}
         results = [leaf for leaf in tree_leaves(value(node)) if isinstance(leaf, torch.Tensor)]
-        if len(frames) > 1:
+        aside: set[Node] = set()
+        if operands and frame is None:
+            found = self._common_frame(operands, results)
+            if found is None:
+                return False
+            frame, aside = found
+        if any(order_of(result, fitting(frame, result)) == "other" for result in results):
             return False
-        made = frame or next(iter(frames), None)
-        if any(order_of(result, fitting(made, result)) == "other" for result in results):
-            return False
-        if not operands and all(order_of(result, fitting(made, result)) == "both" for result in results):
+        if not operands and all(order_of(result, fitting(frame, result)) == "both" for result in results):
             self.network.roles[node] = Role.FREE
             return True
         variable = self.network.variable()
         self.network.roles[node] = Role.LABELLED
         self.network.variables[node] = variable
         kind = kind_of(node)
-        for operand in operands:
+        self.network.aside.update((node, operand) for operand in aside)
+        for operand in [operand for operand in operands if operand not in aside]:
             self._use(operand, node, variable)
             if kind not in (Kind.PREFERRING, Kind.COSTED, Kind.REDUCING) and self._is_written(operand):
                 self.network.unify(variable, self.network.tensors[operand].producer)
-        self._make(node, variable, made)
+        self._make(node, variable, frame)
+        if kind not in (Kind.PREFERRING, Kind.COSTED) and self._guessed.issuperset(operands):
+            self._guessed.add(node)
         return True
+
+    def _common_frame(
+        self, operands: Sequence[Node], results: Sequence[torch.Tensor]
+    ) -> tuple[Frame, set[Node]] | None:
+        """The frame of an operator and what it reads aside of that, as `common_frame` has it."""
+        frames = {self.network.frames[operand] for operand in operands}
+        rank = max((result.dim() for result in results), default=0)
+        if len(frames) == 1 and len(next(iter(frames))) >= rank:
+            return frames.pop(), set()
+        given = [(self.network.frames[operand], tensor(operand)) for operand in operands]
+        found = common_frame([(frame, held) for frame, held in given if held is not None], rank)
+        if found is None:
+            return None
+        frame, is_aside = found
+        return frame, {operand for operand, aside in zip(operands, is_aside, strict=True) if aside}
 
     def _exact(self, node: Node) -> None:
         self.network.roles[node] = Role.EXACT
@@ -233,10 +306,15 @@ class _Reader:
             self._use(operand, node, _fixed(held.original))
             if self._is_written(operand):
                 self.network.unify(held.producer, _fixed(held.original))
+        self._make_as_traced(node)
+
+    def _make_as_traced(self, node: Node) -> None:
         found = tensor(node)
         order = order_of(found) if found is not None else "both"
         if order in (C, L):
             self._make(node, _fixed(order), None)
+            if node.op.startswith("call"):
+                self._guessed.add(node)
 
     def _project(self, node: Node) -> None:
         """An element of a tuple has the label that the tuple's maker works in."""
@@ -255,10 +333,12 @@ class _Reader:
         if found is None:
             return
         frame = fitting(frame, found)
+        if frame is not None:
+            self.network.frames[node] = frame
         order = order_of(found, frame)
         if order not in (C, L):
             return
-        self.network.frames[node] = frame or tuple(range(found.dim()))
+        self.network.frames[node] = frame or plain(found.dim())
         held = Tensor(node, producer, order)
         price_copies(held, found, self._costs)
         self.network.tensors[node] = held
@@ -270,19 +350,17 @@ class _Reader:
         return [operand for operand in node.all_input_nodes if operand in self.network.tensors]
 
     def _plain_frames(self, operands: Iterable[Node]) -> bool:
-        return all(
-            self.network.frames[operand] == tuple(range(len(self.network.frames[operand])))
-            for operand in operands
-        )
+        frames = [self.network.frames[operand] for operand in operands]
+        return all(len(frame) in (4, 5) and frame == plain(len(frame)) for frame in frames)
 
     def _is_written(self, node: Node) -> bool:
         return self._has_writes and self._context.written_between([node], *self._nodes) is not None
 
-    def _keeps_no_order(self, node: Node, given: torch.Tensor, frame: Frame) -> bool:
-        """Whether what a reduction leaves lies in memory the same way under both labels."""
-        dims = _reduced(node, given.dim())
-        kept = {frame[d] for d in range(given.dim())} - {frame[d] for d in dims}
-        return dims != set() and (1 not in kept or kept <= {0, 1})
+
+def _keeps_no_order(frame: Frame, given: torch.Tensor, dims: Iterable[int]) -> bool:
+    """Whether what a reduction leaves lies in memory the same way under both labels."""
+    kept = {frame[d][0] for d, size in enumerate(given.shape) if d not in dims and not is_one(size)}
+    return not {CHANNELS, PIXELS} <= kept
 
 
 def price_copies(held: Tensor, given: torch.Tensor, costs: CostModel) -> None:
@@ -293,21 +371,6 @@ def price_copies(held: Tensor, given: torch.Tensor, costs: CostModel) -> None:
 
 def _fixed(label: str) -> int:
     return FIXED_C if label == C else FIXED_L
-
-
-def _dims(node: Node) -> list[int]:
-    given = node.kwargs.get("dims", node.args[1] if len(node.args) > 1 else ())
-    return list(given if isinstance(given, (list, tuple)) else node.args[1:])
-
-
-def _reduced(node: Node, rank: int) -> set[int]:
-    """The dimensions that a reduction sums up; all of them where it names none."""
-    given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    if isinstance(given, int):
-        given = [given]
-    if not isinstance(given, (list, tuple)) or not all(isinstance(dim, int) for dim in given):
-        return set() if given is not None else set(range(rank))
-    return {dim % rank for dim in given} or set(range(rank))
 
 
 def _may_write(node: Node) -> bool:
@@ -323,7 +386,9 @@ _HANDLERS: dict[Kind, Callable[[_Reader, Node], bool]] = {
     Kind.COSTED: _Reader._costed,
     Kind.REDUCING: _Reader._reducing,
     Kind.SLICING: _Reader._slicing,
-    Kind.PERMUTING: _Reader._permuting,
+    Kind.PERMUTING: _Reader._viewing,
+    Kind.VIEWING: _Reader._viewing,
+    Kind.ABSORBING: _Reader._absorbing,
     Kind.COPYING: _Reader._copying,
     Kind.GENERATING: _Reader._generating,
     Kind.MEASURING: _Reader._measuring,

@@ -21,7 +21,7 @@ from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import Assignment
 from fxpasses.passes.layout.convolutions import read_convolution
 from fxpasses.passes.layout.network import Network, Tensor
-from fxpasses.passes.layout.problem import FIXED_C, FIXED_L
+from fxpasses.passes.layout.problem import FIXED_L
 from fxpasses.report.layout_plan import StockPlan
 from fxpasses.torch_internals.inductor import decide_stock_layout
 
@@ -35,21 +35,14 @@ def stock_plan(context: GraphContext, assignment: Assignment) -> tuple[StockPlan
     labels: list[Label] = [C] * len(assignment.labels)
     labels[FIXED_L] = L
     if decision:
-        for node, variable in network.variables.items():
-            if _rank(node) == 4 and network.find(variable) != FIXED_C:
-                labels[network.find(variable)] = L
+        for variable in network.connected_with(node for node in network.convolutions if _rank(node) == 4):
+            labels[variable] = L
+        for node in network.convolutions:
+            if _rank(node) == 5:
+                labels[network.find(network.variables[node])] = C
     labels = [labels[network.find(variable)] for variable in range(len(labels))]
     copied = [held for held in network.tensors.values() if _is_copied(held, network, labels, backward)]
     return StockPlan(decision, len(copied)), labels
-
-
-def traced_labels(network: Network) -> list[Label]:
-    """The labels that a graph has as it was traced: those of what its operators make."""
-    labels: list[Label] = [C] * network.size
-    for held in network.tensors.values():
-        labels[network.find(held.producer)] = held.original
-    labels[FIXED_C], labels[FIXED_L] = C, L
-    return [labels[network.find(variable)] for variable in range(len(labels))]
 
 
 def _backward(graph: Graph) -> set[Node]:
