@@ -86,6 +86,8 @@ def notes(report: ReportData) -> list[str]:
         lines.append(
             f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB{packed}"
         )
+    if report.io:
+        lines.append(io_line(report))
     now = torch.get_num_threads()
     if report.threads and report.threads != now:
         lines.append(
@@ -93,6 +95,15 @@ def notes(report: ReportData) -> list[str]:
             f"chosen for {report.threads}; compile again after torch.compiler.reset()"
         )
     return lines
+
+
+def io_line(report: ReportData) -> str:
+    """How many of the images that a graph takes and gives are channels-last, in words."""
+    counts = []
+    for kind in ("input", "result"):
+        count = sum(each.kind == kind and each.label == "channels_last" for each in report.io)
+        counts.append(f"{count} {kind}{'s' * (count != 1)}")
+    return f"io: {' and '.join(counts)} in channels_last"
 
 
 DEAREST = 3

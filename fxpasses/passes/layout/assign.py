@@ -19,6 +19,7 @@ from fxpasses.graph.locations import location_of
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name, canonical
 from fxpasses.graph.schema import bind
+from fxpasses.passes.layout.boundary import Boundary
 from fxpasses.passes.layout.costs import PRODUCT, CostModel, seconds_at
 from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.network import Network, Tensor
@@ -27,7 +28,7 @@ from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
 from fxpasses.passes.layout.reading import read_network
 from fxpasses.passes.layout.solve import solve
 from fxpasses.passes.layout.tuning import Tuner
-from fxpasses.report.layout_plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan
+from fxpasses.report.layout_plan import BoundaryTensor, ConvolutionPlan, CutEdge, Flip, LayoutPlan
 from fxpasses.torch_internals.pytree import tree_leaves
 from fxpasses.torch_internals.sizes import size_hint, symbol_values
 
@@ -101,6 +102,7 @@ def assign(
     profile: DeviceProfile | None = None,
     names: Mapping[str, str] | None = None,
     tuner: Tuner | None = None,
+    boundary: Boundary | None = None,
 ) -> Assignment:
     """Gives every tensor of a graph a label.
 
@@ -110,6 +112,7 @@ def assign(
         profile: what was measured on the device; None for the roofline alone.
         names: what the user calls the graph's inputs, where that is not what the graph calls them.
         tuner: measures what the plan depends on and the profile does not say; None to measure nothing.
+        boundary: which results the plan may lay out; None for none.
 
     Raises:
         UnplannableError: the graph's writes tie tensors of different layouts together.
@@ -120,7 +123,7 @@ def assign(
     hints = {symbol: hint for symbol, (hint, _, _) in symbols.items()}
     generates = context.executor == "fused" and device.type == "cuda"
     costs = CostModel(device.type, profile, hints, generates)
-    network = read_network(context, costs)
+    network = read_network(context, costs, boundary)
     tuning = tuner.tune(network, costs, hints) if tuner is not None and goal == "auto" else None
     problem = network.problem(hints)
     labels = solve(problem) if goal == "auto" else problem.uniform(goal)
@@ -196,10 +199,28 @@ def _describe(
         channels_last_seconds=_uniform_energy(network, problem, L),
         converted=sum(made[node] != held.original for node, held in network.tensors.items()),
         weights=_weights(network, labels, names),
+        boundary=_boundary(network, made, names),
         forced_by_unknown=tuple(
             sorted({base_name(node) for node in network.unknown if _reader_name(node) in wanting})
         ),
     )
+
+
+def _boundary(
+    network: Network, made: Mapping[Node, Label], names: Mapping[str, str]
+) -> tuple[BoundaryTensor, ...]:
+    """The images that the graph takes and gives."""
+    found = []
+    for node in network.boundary.inputs:
+        if node in made and not any(_is_weight_of(node, user) for user in node.users):
+            name = names.get(node.name, node.name)
+            found.append(BoundaryTensor(name, "input", made[node], made[node]))
+    for node in network.boundary.results:
+        if node in made:
+            eager = network.tensors[node].original
+            label = made[node] if node in network.free else eager
+            found.append(BoundaryTensor(node.name, "result", label, eager))
+    return tuple(found)
 
 
 def _weights(network: Network, labels: Sequence[Label], names: Mapping[str, str]) -> dict[str, Label]:

@@ -6,9 +6,10 @@
                L        L        L        C        the plan, carried out: two copies, none in between
 
 The graph is walked once in program order. A labelled operator gets each operand in its label; an exact one
-gets each operand with the strides of the traced graph; outputs get those strides to the letter. Whether a
-copy is needed is read off the strides that the operators really give (their fake kernels tell), not off the
-plan: where an operator does not follow its operands, its result is copied, and the graph stays right.
+gets each operand with the strides of the traced graph; outputs get those strides to the letter, unless they
+are free (`fxpasses.passes.layout.boundary`). Whether a copy is needed is read off the strides that the
+operators really give (their fake kernels tell), not off the plan: where an operator does not follow its
+operands, its result is copied, and the graph stays right.
 A copy is made before its first reader and shared by all of them, unless its source is written to in between.
 Autograd gives the gradient of a copy the strides that the copy has. Where it will run over the graph, inputs
 that require grad are read through a view whose gradient has the strides of the input.
@@ -175,12 +176,29 @@ class _Carrier:
         for operand in list(node.all_input_nodes):
             if operand.op in ("placeholder", "get_attr"):
                 continue
-            restored = self._restored(operand, node)
-            before, after = self.edits.traced(operand), tensor(restored)
-            if before is not None and after is not None and self._may_differ(operand, before, after):
-                restored = view_as_traced(self.edits, restored, before, node)
-            if self.edits.replace(node, operand, restored):
-                self.edits.hand_name_on(operand, restored)
+            if self._is_given_as_planned(operand):
+                given = self._latest.get(operand, operand)
+            else:
+                given = self._as_traced(operand, node)
+            if self.edits.replace(node, operand, given):
+                self.edits.hand_name_on(operand, given)
+
+    def _as_traced(self, operand: Node, reader: Node) -> Node:
+        """A result with its traced strides, to the letter."""
+        restored = self._restored(operand, reader)
+        before, after = self.edits.traced(operand), tensor(restored)
+        if before is not None and after is not None and self._may_differ(operand, before, after):
+            return view_as_traced(self.edits, restored, before, reader)
+        return restored
+
+    def _is_given_as_planned(self, operand: Node) -> bool:
+        """Whether a result may have the plan's strides, and these are others than the traced ones."""
+        if operand not in self.assignment.network.free:
+            return False
+        before, now = self.edits.traced(operand), tensor(self._latest.get(operand, operand))
+        if before is None or now is None or strides_agree(before, now):
+            return False
+        return order_of(now) == self.assignment.made(self.assignment.network.tensors[operand])
 
     def _may_differ(self, operand: Node, before: torch.Tensor, after: torch.Tensor) -> bool:
         """Whether a result's strides may be others than the traced ones, dimensions of size 1 included.

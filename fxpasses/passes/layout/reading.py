@@ -25,6 +25,7 @@ from fxpasses.graph.layouts import C, Frame, L, composed, order_of, to_channels_
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name
 from fxpasses.graph.storage import is_view, viewed
+from fxpasses.passes.layout.boundary import Boundary
 from fxpasses.passes.layout.convolutions import may_be_product, read_convolution, weight_trains
 from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.labels import INDEXING, Kind, kind_of
@@ -38,13 +39,19 @@ _FORCED = ("inductor_force_stride_order", "force_strides")
 """The operators by which readers of memory get eager's strides, which views of it have too."""
 
 
-def read_network(context: GraphContext, costs: CostModel) -> Network:
+def read_network(context: GraphContext, costs: CostModel, boundary: Boundary | None = None) -> Network:
     """Reads a graph whose nodes carry metadata.
+
+    Args:
+        context: the graph.
+        costs: what operators and copies are asked for.
+        boundary: which results need not have the strides of the traced graph; None where all must.
 
     Raises:
         UnplannableError: the graph's writes tie tensors of different layouts together.
     """
     reader = _Reader(context, costs, context.executor)
+    reader.network.boundary = boundary or Boundary()
     for node in context.graph.nodes:
         reader.read(node)
     return reader.network
@@ -68,7 +75,7 @@ class _Reader:
             self._borrowed.add(node)
             self._exact(node)
         elif node.op == "output":
-            self._exact(node)
+            self._give(node)
         elif node.target is operator.getitem and isinstance(value(node.args[0]), (tuple, list)):  # type: ignore[arg-type]
             self._project(node)
         else:
@@ -229,6 +236,8 @@ class _Reader:
     def _exact(self, node: Node) -> None:
         self.network.roles[node] = Role.EXACT
         for operand in self._labelled_operands(node):
+            if node.op == "output" and operand in self.network.free:
+                continue
             held = self.network.tensors[operand]
             self._use(operand, node, _fixed(held.original))
             if self._is_written(operand):
@@ -237,6 +246,13 @@ class _Reader:
         order = order_of(found) if found is not None else "both"
         if order in (C, L):
             self._make(node, _fixed(order), None)
+
+    def _give(self, node: Node) -> None:
+        """Results have the strides of the traced graph, but for those that may have others."""
+        for operand in self._labelled_operands(node):
+            if operand in self.network.boundary.free and self._plain_frames([operand]):
+                self.network.free.add(operand)
+        self._exact(node)
 
     def _project(self, node: Node) -> None:
         """An element of a tuple has the label that the tuple's maker works in."""
