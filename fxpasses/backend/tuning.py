@@ -57,7 +57,7 @@ def tune(
             own = own_store(device_of(context))
             tuner = Tuner(own, device_of(context), seconds, thorough=True, progress=progress)
             source = CostSource(own.profile(), tuner)
-            boundary = boundary_of(context) if options.io == "any" else None
+            boundary = boundary_of(context, frees=options.io == "any")
             outcome = plan_and_carry_out(
                 context, "auto", source, boundary=boundary, dry_run=True, for_inductor=True
             )

@@ -44,6 +44,8 @@ class CutEdge:
         node: the tensor's name in the graph; `tensor` is the user's, where that is another.
         made_for: the nearest operators that want it as it is made, each with its reason.
         wanted_for: the nearest ones that want the copy, past readers that take either.
+        cause: for whose sake it is copied, as `LayoutPlan.causes` has it.
+        forcing: the node that forces the copy; empty where it is no operator.
     """
 
     tensor: str
@@ -57,6 +59,8 @@ class CutEdge:
     node: str = ""
     made_for: tuple[str, ...] = ()
     wanted_for: tuple[str, ...] = ()
+    cause: str = ""
+    forcing: str = ""
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -200,7 +204,11 @@ class LayoutPlan:
         foregone: how many seconds the best plan was predicted to gain, where it was not sure enough.
         nearest_flip: what would change the plan first.
         stock: what stock inductor would have done; None where the graph does not go to inductor.
-        boundary: with ``io="any"``, the images that the graph takes and gives.
+        boundary: the images that the graph takes and gives.
+        causes: how many copies there are, or would be, for whose sake: ``"inputs"`` that come so,
+            ``"weights"``, ``"results"`` and ``"gradients"`` that have eager's strides, an operator that
+            forces (``"aten.view"``), ``"costs"`` where each side is cheaper so, and ``"repairs"``.
+        forcing: how many copies each operator that forces causes, by node name.
     """
 
     labels: Mapping[str, Label]
@@ -225,6 +233,8 @@ class LayoutPlan:
     nearest_flip: NearestFlip | None = None
     stock: StockPlan | None = None
     boundary: tuple[BoundaryTensor, ...] = ()
+    causes: Mapping[str, int] = field(default_factory=dict)
+    forcing: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_contiguous(self) -> bool:

@@ -135,6 +135,12 @@ def copies(plan: LayoutPlan) -> str:
     return f"{count} {noun} foreseen"
 
 
+def copies_by_cause(plan: LayoutPlan) -> str:
+    """For whose sake there are copies, or would be, in words; empty where there are none."""
+    found = sorted(plan.causes.items(), key=lambda each: -each[1])
+    return f"copies: {', '.join(f'{count} for {cause}' for cause, count in found)}" if found else ""
+
+
 def dearest(plan: LayoutPlan) -> list[CutEdge]:
     """The cut edges, the dearest first."""
     return sorted(plan.cut_edges, key=lambda edge: -edge.seconds)
@@ -147,7 +153,8 @@ def milliseconds(seconds: float) -> str:
 
 def _layout_lines(plan: LayoutPlan) -> list[str]:
     edges = [replace(edge, location=_short(edge.location)) for edge in dearest(plan)[:DEAREST]]
-    lines = [layout_line(plan), *(f"  cut: {edge}" for edge in edges)]
+    causes = copies_by_cause(plan)
+    lines = [layout_line(plan), *([causes] if causes else []), *(f"  cut: {edge}" for edge in edges)]
     more = len(plan.cut_edges) - DEAREST
     return [*lines, f"  and {more} more"] if more > 0 else lines
 

@@ -1,8 +1,8 @@
 """The boundary of a graph: what it takes and gives, and which results may have other strides than eager's.
 
-    x ── conv2d ── relu ──┬──────────── result      in memory of its own: free
-                          └── add ──┬── result      two results of one memory,
-                                    └ view ─ result   and the view: both as in eager
+    x ── conv2d ──┬── relu ──────────── result      in memory of its own: free
+                  └── add ──┬────────── result      in memory that another result views:
+                            └── view ── result      both as in eager
 
 With ``io="any"`` a plan lays a free result out as it likes. It is a tensor of 4 or 5 dimensions that is given
 once, shares its memory with no input and no other result, is no new value of an input, and no gradient.
@@ -43,7 +43,11 @@ class Boundary:
 
 
 def boundary_of(
-    context: GraphContext, parameters: Collection[str] = (), names: Mapping[str, str] | None = None
+    context: GraphContext,
+    parameters: Collection[str] = (),
+    names: Mapping[str, str] | None = None,
+    *,
+    frees: bool = False,
 ) -> Boundary:
     """The boundary of a graph; a nested one has none.
 
@@ -51,6 +55,7 @@ def boundary_of(
         context: the graph, as traced.
         parameters: the names of inputs that are parameters or buffers, where the graph does not tell.
         names: what these inputs are called in `parameters`, where that is not what the graph calls them.
+        frees: whether results may be free.
     """
     if context.path:
         return Boundary()
@@ -64,13 +69,16 @@ def boundary_of(
     )
     given = [leaf for leaf in _given(context.graph) if isinstance(leaf, Node)]
     results = [leaf for leaf in _given(context.graph, context.results) if isinstance(leaf, Node)]
+    results = list(dict.fromkeys(results))
+    if not frees:
+        return Boundary(inputs, tuple(results))
     gradients = _after_backward(context.graph) if context.results is None else frozenset()
     free = (
         node
         for node in results
         if node not in gradients and _is_image(node) and _owns_memory(context, node, given)
     )
-    return Boundary(inputs, tuple(dict.fromkeys(results)), frozenset(free))
+    return Boundary(inputs, tuple(results), frozenset(free))
 
 
 def joint_context(graph: Graph) -> GraphContext:
@@ -82,7 +90,7 @@ def joint_context(graph: Graph) -> GraphContext:
 
 def free_results(graph: Graph) -> frozenset[Node]:
     """The free results of a graph inside inductor."""
-    return boundary_of(joint_context(graph)).free
+    return boundary_of(joint_context(graph), frees=True).free
 
 
 def _given(graph: Graph, positions: Collection[int] | None = None) -> list[object]:

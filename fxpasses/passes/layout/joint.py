@@ -114,7 +114,7 @@ class JointLayout:
             report,
             remarks=(*report.remarks, *remarks),
             layout=plan or report.layout,
-            io=plan.boundary if plan else report.io,
+            io=plan.boundary if plan and self.frees_results else report.io,
             graphs=(*report.graphs, *graphs),
         )
 
@@ -124,7 +124,7 @@ class JointLayout:
         with collector_paused():
             before = draw_graphs([context], "joint-before")
             names = _names_in(graph, self.inputs)
-            boundary = boundary_of(context, self.parameters, names) if self.frees_results else None
+            boundary = boundary_of(context, self.parameters, names, frees=self.frees_results)
             outcome = plan_and_carry_out(
                 context, self.goal, self.source, names, boundary=boundary, for_inductor=True
             )
@@ -291,7 +291,7 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
         return report
     source = cost_source(device_of(context), replace(options, tune_seconds=0), _wanted(context.module))
     names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
-    boundary = boundary_of(context) if options.io == "any" else None
+    boundary = boundary_of(context, frees=options.io == "any")
     outcome = plan_and_carry_out(
         context, options.layout, source, names, boundary=boundary, dry_run=True, for_inductor=True
     )
@@ -299,7 +299,7 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
     wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
     drawn = draw_graphs([context], "planned", inf) if wanted else ()
     graphs = (*report.graphs, *(drawing.with_plan(plan) for drawing in drawn if plan is not None))
-    io = plan.boundary if plan is not None else ()
+    io = plan.boundary if plan is not None and options.io == "any" else ()
     return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=plan, io=io, graphs=graphs)
 
 

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,7 @@ from fxpasses.graph.layouts import Label, is_one, order_of
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import Assignment
+from fxpasses.passes.layout.causes import REPAIR, Cause, Causes
 from fxpasses.passes.layout.copies import (
     COPIES,
     copy_of,
@@ -55,10 +57,14 @@ class Carried:
     Attributes:
         copies: how many copies were inserted.
         repairs: how many of them because an operator did not follow its operands.
+        causes: how many there are for whose sake.
+        forcing: how many of them each operator that forces causes, by its name.
     """
 
     copies: int
     repairs: int
+    causes: Mapping[str, int]
+    forcing: Mapping[str, int]
 
 
 def materialise(context: GraphContext, assignment: Assignment) -> Carried:
@@ -78,7 +84,11 @@ def materialise(context: GraphContext, assignment: Assignment) -> Carried:
             raise
         raise NotMaterialisedError(f"{type(error).__name__}: {error}") from error
     carrier.erase_replaced()
-    return Carried(sum(node.target in COPIES for node in carrier.edits.inserted), carrier.repairs)
+    copies = sum(node.target in COPIES for node in carrier.edits.inserted)
+    causes = carrier.causes
+    forcing = Counter(cause.forcing.name for cause in causes.elements() if cause.forcing is not None)
+    by_name = Counter(cause.name for cause in causes.elements())
+    return Carried(copies, causes[REPAIR], by_name, forcing)
 
 
 @contextlib.contextmanager
@@ -98,8 +108,9 @@ class _Carrier:
     def __init__(self, context: GraphContext, assignment: Assignment) -> None:
         self.assignment = assignment
         self.edits = Edits(context)
-        self.repairs = 0
+        self.causes: Counter[Cause] = Counter()
         self._context = context
+        self._why = Causes(assignment.network)
         self._settling = Settling(context.graph)
         self._latest: dict[Node, Node] = {}
         self._copies: dict[tuple[Node, Label], Node] = {}
@@ -160,7 +171,7 @@ class _Carrier:
             return
         found, frame = tensor(node), self.assignment.network.frames.get(node)
         if found is not None and order_of(found, fitting(frame, found)) not in (label, "both"):
-            self.repairs += 1
+            self.causes[REPAIR] += 1
             self._latest[node] = self._copy(node, label, node.next)
 
     def _keep(self, node: Node, role: Role) -> None:
@@ -235,6 +246,7 @@ class _Carrier:
         made = tensor(copy)
         if made is None or not strides_agree(before, made):
             copy = strided_copy(self.edits, latest, before, reader)
+            self.causes[self._why.of(operand, reader)] += 1
         return copy
 
     def _shared_copy(self, operand: Node, label: Label, reader: Node) -> Node:
@@ -242,6 +254,7 @@ class _Carrier:
         copy = self._copies.get(key)
         if copy is None or self._context.written_between([operand], copy.prev, reader) is not None:
             copy = self._copies[key] = self._copy(self._latest.get(operand, operand), label, reader, operand)
+            self.causes[self._why.of(operand, reader)] += 1
         return copy
 
     def _copy(self, source: Node, label: Label, before: Node, named: Node | None = None) -> Node:

@@ -40,7 +40,7 @@ def run(context: GraphContext, options: Options) -> Outcome:
         return Outcome()
     found = map(read_convolution, context.graph.nodes)
     source = cost_source(device_of(context), options, [read for read in found if read is not None])
-    boundary = boundary_of(context) if options.io == "any" else None
+    boundary = boundary_of(context, frees=options.io == "any")
     return plan_and_carry_out(context, options.layout, source, boundary=boundary)
 
 
@@ -131,7 +131,13 @@ def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:
     except NotMaterialisedError as error:
         failed = remark("failed", "rewrite-error", str(error), context)
         return Outcome((failed,), layout=plan.not_carried_out("failed"))
-    plan = replace(plan, copies=carried.copies, repairs=carried.repairs)
+    plan = replace(
+        plan,
+        copies=carried.copies,
+        repairs=carried.repairs,
+        causes=dict(carried.causes),
+        forcing=dict(carried.forcing),
+    )
     return Outcome((_done(plan, context), *_unsafe(context, assignment)), changed=True, layout=plan)
 
 

@@ -26,6 +26,7 @@ from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name
 from fxpasses.graph.storage import is_view, viewed
 from fxpasses.passes.layout.boundary import Boundary
+from fxpasses.passes.layout.causes import FORCES_STRIDES
 from fxpasses.passes.layout.convolutions import may_be_product, read_convolution, weight_trains
 from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.labels import INDEXING, Kind, kind_of
@@ -34,9 +35,6 @@ from fxpasses.passes.layout.network import Network, Priced, Role, Tensor, fittin
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L
 from fxpasses.torch_internals.operators import OpOverload
 from fxpasses.torch_internals.pytree import tree_leaves
-
-_FORCED = ("inductor_force_stride_order", "force_strides")
-"""The operators by which readers of memory get eager's strides, which views of it have too."""
 
 
 def read_network(context: GraphContext, costs: CostModel, boundary: Boundary | None = None) -> Network:
@@ -71,7 +69,7 @@ class _Reader:
 
     def read(self, node: Node) -> None:
         """Gives the node its role, and enters what it makes and reads."""
-        if node.op in ("placeholder", "get_attr") or base_name(node) in _FORCED:
+        if node.op in ("placeholder", "get_attr") or base_name(node) in FORCES_STRIDES:
             self._borrowed.add(node)
             self._exact(node)
         elif node.op == "output":
