@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
 from torch.fx import GraphModule, Node
 
 from fxpasses.backend.compilation import Compilation
@@ -114,6 +115,8 @@ def _optimize_exported(program: ExportedProgram, graph_module: GraphModule, opti
         trainable=frozenset(name for name, tensor in tensors.items() if tensor.requires_grad),
         keeps_weights=bakes,
         held=tensors if bakes else None,
+        parameters=frozenset(tensors),
+        results=_results_of(program),
     )
     held = dataclasses.replace(held, signature=_signature_of(program, graph_module))
     if bakes:
@@ -140,6 +143,12 @@ def _with_constants(report: Report, constants: Sequence[Constant]) -> Report:
         kept_tensors=len(constants),
         kept_bytes=sum(constant.value.nbytes for constant in constants),
     )
+
+
+def _results_of(program: ExportedProgram) -> frozenset[int]:
+    """Which outputs of a program's graph are results, and not new values of buffers, or gradients."""
+    specs = program.graph_signature.output_specs
+    return frozenset(at for at, spec in enumerate(specs) if spec.kind is OutputKind.USER_OUTPUT)
 
 
 def _signature_of(program: ExportedProgram, graph_module: GraphModule) -> Any:

@@ -14,6 +14,7 @@ from fxpasses.errors import UnknownOptionError, unknown_name
 from fxpasses.torch_internals.inductor import is_inductor_option
 
 Layout = Literal["auto", "off", "channels_last", "contiguous"]
+Io = Literal["eager", "any"]
 Weights = Literal["live", "cached", "baked"]
 Profit = Literal["model", "always"]
 Verify = Literal["off", "structure", "numerics"]
@@ -37,6 +38,10 @@ class Options:
         tune_seconds: how long one compilation may measure what the layout plan depends on and the device's
             store lacks, in seconds; 0 for never. The default is $FXPASSES_TUNE_SECONDS where that is set,
             else 5.
+        io: strides of results: ``"eager"``, or ``"any"``, which leaves those of images (4-D and 5-D tensors)
+            to the layout plan, or to packed convolutions, as far as a result has memory of its own. It may be
+            channels-last then where eager's is contiguous, and its `view` an error. Inputs are read as they
+            come either way.
         race: have the user's first calls go to the optimised program and to stock inductor's in turns, and
             keep the faster, for this process and later ones; implied by ``mode="max-autotune"`` and its kind.
         weights: ``"cached"`` does work that depends on parameters alone once per parameter version, in
@@ -69,6 +74,7 @@ class Options:
     layout: Layout = "auto"
     layout_profile: str | os.PathLike[str] | None = None
     tune_seconds: float = field(default_factory=lambda: _default_tune_seconds())
+    io: Io = "eager"
     race: bool = False
     weights: Weights = "live"
     sentinels: Sentinels = "cpu"
@@ -127,6 +133,7 @@ class Options:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "layout": get_args(Layout),
+    "io": get_args(Io),
     "weights": get_args(Weights),
     "sentinels": get_args(Sentinels),
     "profit": get_args(Profit),

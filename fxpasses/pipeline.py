@@ -37,6 +37,8 @@ def run_passes(
     wanted: frozenset[str] = frozenset(),
     keeps_weights: bool = False,
     held: Mapping[str, torch.Tensor] | None = None,
+    parameters: frozenset[str] = frozenset(),
+    results: frozenset[int] | None = None,
 ) -> tuple[GraphModule, Report]:
     """Runs the passes that the options select over a copy of the graph.
 
@@ -50,6 +52,8 @@ def run_passes(
         keeps_weights: whether parameter work is done once per version.
         held: the parameters and buffers of an exported program, by placeholder, where no input of a call
             shares storage with them.
+        parameters: as in `GraphContext`.
+        results: likewise.
 
     Raises:
         FxpassesError: an unknown pass, missing metadata, an unsupported torch.
@@ -67,6 +71,8 @@ def run_passes(
         weights_cached=keeps_weights,
         trainable=trainable,
         held=held or {},
+        parameters=parameters,
+        results=results,
     )
     with collector_paused():
         write_out_eagers_strides(context)

@@ -13,10 +13,9 @@ from fxpasses.backend.compilation import Compilation
 from fxpasses.backend.rewriting import rewrite
 from fxpasses.backend.undisturbed import undisturbed
 from fxpasses.devices.own import own_store
-from fxpasses.graph.context import GraphContext
-from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import device_of
+from fxpasses.passes.layout.boundary import boundary_of, joint_context
 from fxpasses.passes.layout.passes import plan_and_carry_out
 from fxpasses.passes.layout.sources import CostSource
 from fxpasses.passes.layout.tuning import Tuner
@@ -54,11 +53,14 @@ def tune(
         rewrite(compilation)
 
         def see(joint: GraphModule) -> None:
-            context = GraphContext(joint, Modes(grad=False), executor="fused")
+            context = joint_context(joint.graph)
             own = own_store(device_of(context))
             tuner = Tuner(own, device_of(context), seconds, thorough=True, progress=progress)
             source = CostSource(own.profile(), tuner)
-            outcome = plan_and_carry_out(context, "auto", source, dry_run=True, for_inductor=True)
+            boundary = boundary_of(context, frees=options.io == "any")
+            outcome = plan_and_carry_out(
+                context, "auto", source, boundary=boundary, dry_run=True, for_inductor=True
+            )
             reports.append(Report(remarks=outcome.remarks, layout=outcome.layout, dry_run=True))
 
         see_joint_graph(compilation.graph_module, example_inputs, see)

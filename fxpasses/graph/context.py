@@ -37,6 +37,9 @@ class GraphContext:
         held: the parameters and buffers that an exported program brings along, by placeholder. Without it any
             two placeholders may share storage.
         path: the path of a nested graph; empty for the outermost.
+        parameters: names of placeholders that are parameters or buffers, where the graph does not tell.
+        results: which outputs, by position, are results that a caller gets, and not gradients or new values
+            of inputs; None for all.
     """
 
     module: GraphModule
@@ -46,6 +49,8 @@ class GraphContext:
     trainable: frozenset[str] = frozenset()
     held: Mapping[str, torch.Tensor] = field(default_factory=dict)
     path: str = ""
+    parameters: frozenset[str] = frozenset()
+    results: frozenset[int] | None = None
     _gradients: dict[Node, bool] = field(default_factory=dict)
 
     @property

@@ -11,7 +11,7 @@ from typing import Literal
 
 from fxpasses.report.application import Application
 from fxpasses.report.drawing import GraphDrawing
-from fxpasses.report.layout_plan import LayoutPlan
+from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
 
 Status = Literal["applied", "declined", "failed"]
 
@@ -69,6 +69,7 @@ class ReportData:
         nodes_before, nodes_after: number of nodes, nested graphs included.
         level: the capture level of the graph.
         layout: the layout plan, or None where no layout pass ran.
+        io: with ``io="any"``, the images that the graph takes and gives, each with its layout.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
         kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, or the constants that
             ``"baked"`` stores in the program, in number and in bytes.
@@ -87,6 +88,7 @@ class ReportData:
     nodes_after: int = 0
     level: str = ""
     layout: LayoutPlan | None = None
+    io: tuple[BoundaryTensor, ...] = ()
     dry_run: bool = False
     kept_tensors: int = 0
     kept_bytes: int = 0
@@ -117,6 +119,7 @@ class ReportData:
             "nodes_after": self.nodes_after,
             "level": self.level,
             "layout": self.layout.to_dict() if self.layout is not None else None,
+            "io": [asdict(each) for each in self.io],
             "dry_run": self.dry_run,
             "kept_tensors": self.kept_tensors,
             "kept_bytes": self.kept_bytes,

@@ -41,7 +41,8 @@ class DrawnNode(NamedTuple):
         location: the user's source line, where known.
         label: the layout of its result: ``"contiguous"``, ``"channels_last"``, or empty where it has none.
         status: ``"applied"``, ``"declined"`` or ``"failed"`` at a rule's site, ``"replaced"`` and
-            ``"written"`` for what a rewrite took out and put in, ``"copy"`` for a change of layout, or empty.
+            ``"written"`` for what a rewrite took out and put in, ``"copy"`` for a change of layout,
+            ``"forcing"`` for an operator that causes one, or empty.
     """
 
     name: str
@@ -149,7 +150,9 @@ class GraphDrawing:
     def with_plan(self, plan: LayoutPlan) -> GraphDrawing:
         """The drawing with the labels and the cut edges of a plan over the same graph."""
         positions = {node.name: position for position, node in enumerate(self.nodes)}
-        nodes = tuple([node._replace(label=plan.labels.get(node.name, "")) for node in self.nodes])
+        nodes = tuple(
+            [_marked(node, plan)._replace(label=plan.labels.get(node.name, "")) for node in self.nodes]
+        )
         copies = tuple(
             Copy(
                 positions[edge.node],
@@ -170,7 +173,7 @@ class GraphDrawing:
         """
         seconds = {edge.node: edge.seconds for edge in plan.cut_edges}
         operators = {node.name: node.operator for node in traced.nodes}
-        nodes, copies = list(self.nodes), []
+        nodes, copies = [_marked(node, plan) for node in self.nodes], []
         for position, node in enumerate(self.nodes):
             if node.operator not in _COPYING or operators.get(node.name) == node.operator or not node.inputs:
                 continue
@@ -181,6 +184,12 @@ class GraphDrawing:
             cost = seconds.get(source.name, seconds.get(node.name, 0.0))
             copies.append(Copy(node.inputs[-1], (position,), cost))
         return replace(self, nodes=tuple(nodes), copies=tuple(copies))
+
+
+def _marked(node: DrawnNode, plan: LayoutPlan) -> DrawnNode:
+    """The node, marked where it forces copies and nothing else happened to it."""
+    forces = node.name in plan.forcing and not node.status
+    return node._replace(status="forcing") if forces else node
 
 
 _COPYING = ("clone", "copy", "contiguous")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from fxpasses.graph.layouts import Label
 
@@ -44,6 +44,8 @@ class CutEdge:
         node: the tensor's name in the graph; `tensor` is the user's, where that is another.
         made_for: the nearest operators that want it as it is made, each with its reason.
         wanted_for: the nearest ones that want the copy, past readers that take either.
+        cause: for whose sake it is copied, as `LayoutPlan.causes` has it.
+        forcing: the node that forces the copy; empty where it is no operator.
     """
 
     tensor: str
@@ -57,6 +59,8 @@ class CutEdge:
     node: str = ""
     made_for: tuple[str, ...] = ()
     wanted_for: tuple[str, ...] = ()
+    cause: str = ""
+    forcing: str = ""
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -157,6 +161,23 @@ class StockPlan:
 
 
 @dataclass(frozen=True)
+class BoundaryTensor:
+    """An image that a graph takes or gives.
+
+    Attributes:
+        name: what it is called.
+        kind: whether it is an input, other than a parameter, or a result.
+        label: its layout.
+        eager: the layout that it has in eager mode; of an input the one that it comes in.
+    """
+
+    name: str
+    kind: Literal["input", "result"]
+    label: Label
+    eager: Label
+
+
+@dataclass(frozen=True)
 class LayoutPlan:
     """One label for each tensor, and what that is predicted to cost against the two uniform plans.
 
@@ -183,6 +204,11 @@ class LayoutPlan:
         foregone: how many seconds the best plan was predicted to gain, where it was not sure enough.
         nearest_flip: what would change the plan first.
         stock: what stock inductor would have done; None where the graph does not go to inductor.
+        boundary: the images that the graph takes and gives.
+        causes: how many copies there are, or would be, for whose sake: ``"inputs"`` that come so,
+            ``"weights"``, ``"results"`` and ``"gradients"`` that have eager's strides, an operator that
+            forces (``"aten.view"``), ``"costs"`` where each side is cheaper so, and ``"repairs"``.
+        forcing: how many copies each operator that forces causes, by node name.
     """
 
     labels: Mapping[str, Label]
@@ -206,6 +232,9 @@ class LayoutPlan:
     foregone: float = 0.0
     nearest_flip: NearestFlip | None = None
     stock: StockPlan | None = None
+    boundary: tuple[BoundaryTensor, ...] = ()
+    causes: Mapping[str, int] = field(default_factory=dict)
+    forcing: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_contiguous(self) -> bool:
@@ -232,6 +261,11 @@ class LayoutPlan:
         """How many copies fewer than stock inductor's (or more, below 0); None where it is not compared."""
         return self.stock.copies - (self.copies or len(self.cut_edges)) if self.stock is not None else None
 
+    def not_carried_out(self, decision: str) -> LayoutPlan:
+        """The plan of a graph that is left as it is."""
+        boundary = tuple(replace(each, label=each.eager) for each in self.boundary)
+        return replace(self, decision=decision, boundary=boundary)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as what JSON knows."""
         return asdict(self)
@@ -255,6 +289,7 @@ class LayoutPlan:
             "stock": StockPlan(**data["stock"]) if data["stock"] is not None else None,
             "tuning": Tuning(**data["tuning"]) if data["tuning"] is not None else None,
             "nearest_flip": NearestFlip(**data["nearest_flip"]) if data["nearest_flip"] is not None else None,
+            "boundary": tuple(BoundaryTensor(**fields) for fields in data.get("boundary", ())),
         }
         return LayoutPlan(**{**data, **nested})
 

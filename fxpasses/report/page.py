@@ -7,7 +7,7 @@ import json
 from fxpasses.report.data import ReportData
 from fxpasses.report.drawing import LARGEST, STAGES
 from fxpasses.report.layout_plan import DECISIONS, how_sure
-from fxpasses.report.text import copies, dearest, headline, notes, reasons, site
+from fxpasses.report.text import copies, copies_by_cause, dearest, headline, notes, reasons, site
 
 
 def render_html(report: ReportData) -> str:
@@ -36,6 +36,7 @@ def render_html(report: ReportData) -> str:
         decisions=DECISIONS,
         how_sure=how_sure,
         copies=copies,
+        copies_by_cause=copies_by_cause,
         dearest=dearest,
         graphs=report.graphs,
         stages=STAGES,

@@ -15,7 +15,7 @@ from typing import Any
 
 from fxpasses.report.data import SCHEMA, Remark, ReportData
 from fxpasses.report.drawing import GraphDrawing
-from fxpasses.report.layout_plan import LayoutPlan
+from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
 from fxpasses.report.page import render_html
 from fxpasses.report.repro import save_repro
 from fxpasses.report.text import render_text
@@ -42,6 +42,7 @@ class Report(ReportData):
             nodes_after=sum(part.nodes_after for part in parts),
             level="+".join(dict.fromkeys(part.level for part in parts if part.level)),
             layout=next((part.layout for part in reversed(parts) if part.layout is not None), None),
+            io=tuple(each for part in parts for each in part.io),
             dry_run=any(part.dry_run for part in parts),
             kept_tensors=sum(part.kept_tensors for part in parts),
             kept_bytes=sum(part.kept_bytes for part in parts),
@@ -65,7 +66,8 @@ class Report(ReportData):
             data.pop("applied")
             remarks = tuple(Remark(**fields) for fields in data.pop("remarks"))
             graphs = tuple(GraphDrawing.from_dict(fields) for fields in data.pop("graphs"))
-            return Report(remarks=remarks, graphs=graphs, layout=_plan(data.pop("layout")), **data)
+            io = tuple(BoundaryTensor(**fields) for fields in data.pop("io", ()))
+            return Report(remarks=remarks, graphs=graphs, layout=_plan(data.pop("layout")), io=io, **data)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
 

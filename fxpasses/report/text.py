@@ -86,6 +86,8 @@ def notes(report: ReportData) -> list[str]:
         lines.append(
             f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB{packed}"
         )
+    if report.io:
+        lines.append(io_line(report))
     now = torch.get_num_threads()
     if report.threads and report.threads != now:
         lines.append(
@@ -93,6 +95,15 @@ def notes(report: ReportData) -> list[str]:
             f"chosen for {report.threads}; compile again after torch.compiler.reset()"
         )
     return lines
+
+
+def io_line(report: ReportData) -> str:
+    """How many of the images that a graph takes and gives are channels-last, in words."""
+    counts = []
+    for kind in ("input", "result"):
+        count = sum(each.kind == kind and each.label == "channels_last" for each in report.io)
+        counts.append(f"{count} {kind}{'s' * (count != 1)}")
+    return f"io: {' and '.join(counts)} in channels_last"
 
 
 DEAREST = 3
@@ -124,6 +135,12 @@ def copies(plan: LayoutPlan) -> str:
     return f"{count} {noun} foreseen"
 
 
+def copies_by_cause(plan: LayoutPlan) -> str:
+    """For whose sake there are copies, or would be, in words; empty where there are none."""
+    found = sorted(plan.causes.items(), key=lambda each: -each[1])
+    return f"copies: {', '.join(f'{count} for {cause}' for cause, count in found)}" if found else ""
+
+
 def dearest(plan: LayoutPlan) -> list[CutEdge]:
     """The cut edges, the dearest first."""
     return sorted(plan.cut_edges, key=lambda edge: -edge.seconds)
@@ -136,7 +153,8 @@ def milliseconds(seconds: float) -> str:
 
 def _layout_lines(plan: LayoutPlan) -> list[str]:
     edges = [replace(edge, location=_short(edge.location)) for edge in dearest(plan)[:DEAREST]]
-    lines = [layout_line(plan), *(f"  cut: {edge}" for edge in edges)]
+    causes = copies_by_cause(plan)
+    lines = [layout_line(plan), *([causes] if causes else []), *(f"  cut: {edge}" for edge in edges)]
     more = len(plan.cut_edges) - DEAREST
     return [*lines, f"  and {more} more"] if more > 0 else lines
 

@@ -97,6 +97,7 @@ class Driver:
             level=level,
             applications=tuple(self._applications),
             layout=self._layout,
+            io=self._layout.boundary if self._layout is not None and self.options.io == "any" else (),
             graphs=draw_result(drawings, contexts, self._remarks, self._layout),
         )
 

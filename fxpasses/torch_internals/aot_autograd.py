@@ -32,6 +32,24 @@ def mark_for_recomputation(node: torch.fx.Node) -> None:
     node.meta["ac_graph_id"] = 0
 
 
+def positions_of_results(output: torch.fx.Node) -> frozenset[int]:
+    """Which outputs of a graph from AOTAutograd are results of the function that was traced.
+
+    The others are gradients, new values of inputs, tensors that results are taken from as views afterwards,
+    and the like. None are where AOTAutograd does not tell.
+
+    Args:
+        output: the graph's output node.
+    """
+    from torch._functorch._aot_autograd.descriptors import PlainAOTOutput
+    from torch.utils._pytree import tree_leaves
+
+    described = output.meta.get("desc") or ()
+    if len(described) != len(tree_leaves(output.args[0])):
+        return frozenset()
+    return frozenset(at for at, each in enumerate(described) if isinstance(each, PlainAOTOutput))
+
+
 def guessed_tangents(*, as_outputs: bool) -> contextlib.AbstractContextManager[Any]:
     """A block in which AOTAutograd expects a result's gradient in the result's strides, or in a format."""
     from torch._functorch import config

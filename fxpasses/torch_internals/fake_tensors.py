@@ -43,6 +43,39 @@ def without_fake_tensors() -> contextlib.AbstractContextManager[Any]:
     return stack
 
 
+def outputs_anew(graph_module: torch.fx.GraphModule) -> list[object]:
+    """What a graph of ATen operators gives for its inputs, computed again; its metadata stays as it is.
+
+    Views are taken as reshapes, as inductor does when it computes strides anew.
+
+    Args:
+        graph_module: its inputs and constants have fake tensors in their metadata.
+    """
+    from torch.utils._pytree import tree_leaves
+
+    view, reshape = torch.ops.aten.view.default, torch.ops.aten.reshape.default
+
+    class Anew(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            known = n.op in ("placeholder", "get_attr") and "val" in n.meta
+            return n.meta["val"] if known else super().run_node(n)
+
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            return super().call_function(reshape if target is view else target, args, kwargs)
+
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    given = [node.meta["val"] for node in placeholders]
+    mode = next((value.fake_mode for value in given if isinstance(value, FakeTensor)), None)
+    with contextlib.ExitStack() as blocks:
+        blocks.enter_context(torch.no_grad())
+        if mode is not None:
+            blocks.enter_context(mode)
+            if mode.shape_env is not None:
+                blocks.enter_context(mode.shape_env.suppress_guards())
+        outputs: list[object] = tree_leaves(Anew(graph_module).run(*given))
+    return outputs
+
+
 class RealConstantsAllowed:
     """Lets fake modes meet real tensors until the end of a block, as inductor does where it freezes."""
 

@@ -61,6 +61,22 @@ def plan(first: nn.Module) -> dict[str, Any]:
     }
 
 
+def given(first: nn.Module, **options: Any) -> dict[str, Any]:
+    """A result in the layout of the plan."""
+    model = nn.Sequential(first, nn.Conv2d(3, 8, 5), nn.ReLU()).eval()
+    compiled = torch.compile(
+        model, backend="fxpasses", options={"io": "any", **(options or {"layout": "channels_last"})}
+    )
+    with torch.no_grad():
+        assert compiled(torch.ones(1, 3, 9, 9)).is_contiguous(memory_format=torch.channels_last)
+    return {"io": [str(each) for each in fxpasses.last_report().io]}
+
+
+def given_by_kernels(first: nn.Module) -> dict[str, Any]:
+    """A result in the layout of a packed convolution."""
+    return given(first, weights="cached")
+
+
 def kept(first: nn.Module, dtype: torch.dtype, *layers: nn.Module, **options: Any) -> dict[str, Any]:
     """Convolutions with cached weights: constants of the process, not of the graph that a cache holds."""
     torch.seed()  # each process has weights of its own
@@ -116,7 +132,7 @@ def main(factor: str, *names: str) -> None:
     archive = os.environ.get("CACHE_ARCHIVE")
     if archive is not None and Path(archive).exists():
         torch.compiler.load_cache_artifacts(Path(archive).read_bytes())
-    for network in (pair, plan, half, sequence, measured):
+    for network in (pair, plan, given, half, sequence, measured, given_by_kernels):
         if names and network.__name__ not in names:
             continue
         torch.compiler.reset()

@@ -39,6 +39,8 @@ def test_a_warm_second_process_hits_the_caches_and_tells_the_same(tmp_path):
     ours = {"efficient_conv_bn_eval": 1, "activation_masks": 1}
     assert told["pair"] == {"ours": ours, "masks": 1, "remarks": 2}
     assert told["plan"]["applied"]["layout"] == told["plan"]["counted"] == 1
+    for name in ("given", "given_by_kernels"):
+        assert [each.count("channels_last") for each in told[name]["io"]] == [0, 1], told[name]
     assert told["half"]["kernels"] == []
     ours = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
     assert told["sequence"]["packed"] == 3

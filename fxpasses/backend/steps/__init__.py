@@ -6,6 +6,7 @@ from fxpasses.backend.compilation import Compilation, Step
 from fxpasses.backend.steps.activation_masks import ActivationMasks
 from fxpasses.backend.steps.allocator import Allocator
 from fxpasses.backend.steps.eagers_memory import EagersMemory
+from fxpasses.backend.steps.given_results import GivenResults
 from fxpasses.backend.steps.input_strides import InputStrides
 from fxpasses.backend.steps.planned_layout import PlannedLayout
 from fxpasses.backend.steps.safe_kernels import SafeKernels
@@ -24,6 +25,8 @@ STEPS: tuple[tuple[type[Step], tuple[type[Step], ...]], ...] = (
     (InputStrides, (PlannedLayout,)),
     (SafeKernels, (PlannedLayout,)),
     (TangentFormats, ()),
+    # Last, since it sees what all others have made of the graph.
+    (GivenResults, (PlannedLayout,)),
 )
 
 

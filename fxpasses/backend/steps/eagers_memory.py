@@ -18,4 +18,5 @@ class EagersMemory(Step):
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         kept = any(map(self.compilation.takes, (PackedWeights, KeptWeights)))
-        return raw_memory.patches(given, kept_weights=kept)
+        free = self.compilation.options.io == "any"
+        return raw_memory.patches(given, kept_weights=kept, free_results=free)

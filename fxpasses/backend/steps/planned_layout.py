@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fxpasses.backend.compilation import Step
+from fxpasses.backend.compilation import Handed, Step
 from fxpasses.passes.layout.joint import JointLayout, joint_layout
 from fxpasses.report.report import Report
 
@@ -28,6 +28,10 @@ class PlannedLayout(Step):
             return False
         self.layout = found
         return True
+
+    def handed(self, given: Handed) -> Handed:
+        self.layout.see(given.graph_module, given.inputs)
+        return given
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return self.layout.patches(given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,16 +19,17 @@ from fxpasses.graph.layouts import C, L, Label
 from fxpasses.graph.locations import location_of
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name, canonical
-from fxpasses.graph.schema import bind
+from fxpasses.passes.layout.boundary import Boundary, boundary_of
+from fxpasses.passes.layout.causes import Causes
+from fxpasses.passes.layout.convolutions import is_weight_of
 from fxpasses.passes.layout.costs import PRODUCT, CostModel, seconds_at
-from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.network import Network, Tensor
 from fxpasses.passes.layout.preferences import preferences
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
 from fxpasses.passes.layout.reading import read_network
 from fxpasses.passes.layout.solve import solve
 from fxpasses.passes.layout.tuning import Tuner
-from fxpasses.report.layout_plan import ConvolutionPlan, CutEdge, Flip, LayoutPlan
+from fxpasses.report.layout_plan import BoundaryTensor, ConvolutionPlan, CutEdge, Flip, LayoutPlan
 from fxpasses.torch_internals.pytree import tree_leaves
 from fxpasses.torch_internals.sizes import size_hint, symbol_values
 
@@ -101,6 +103,7 @@ def assign(
     profile: DeviceProfile | None = None,
     names: Mapping[str, str] | None = None,
     tuner: Tuner | None = None,
+    boundary: Boundary | None = None,
 ) -> Assignment:
     """Gives every tensor of a graph a label.
 
@@ -110,6 +113,7 @@ def assign(
         profile: what was measured on the device; None for the roofline alone.
         names: what the user calls the graph's inputs, where that is not what the graph calls them.
         tuner: measures what the plan depends on and the profile does not say; None to measure nothing.
+        boundary: which results the plan may lay out; None for none.
 
     Raises:
         UnplannableError: the graph's writes tie tensors of different layouts together.
@@ -120,7 +124,7 @@ def assign(
     hints = {symbol: hint for symbol, (hint, _, _) in symbols.items()}
     generates = context.executor == "fused" and device.type == "cuda"
     costs = CostModel(device.type, profile, hints, generates)
-    network = read_network(context, costs)
+    network = read_network(context, costs, boundary or boundary_of(context))
     tuning = tuner.tune(network, costs, hints) if tuner is not None and goal == "auto" else None
     problem = network.problem(hints)
     labels = solve(problem) if goal == "auto" else network.uniform(goal)
@@ -169,8 +173,9 @@ def _describe(
     names: Mapping[str, str],
 ) -> LayoutPlan:
     made = {node: labels[held.producer] for node, held in network.tensors.items()}
+    causes = Causes(network)
     edges = tuple(
-        _edge(network, held, labels, hints, names)
+        _edge(network, held, labels, hints, names, causes)
         for held in network.tensors.values()
         if any(labels[variable] != labels[held.producer] for _, variable in held.users)
     )
@@ -196,10 +201,30 @@ def _describe(
         channels_last_seconds=_uniform_energy(network, problem, L),
         converted=sum(made[node] != held.original for node, held in network.tensors.items()),
         weights=_weights(network, labels, names),
+        boundary=_boundary(network, made, names),
+        causes=dict(Counter(edge.cause for edge in edges)),
+        forcing=dict(Counter(edge.forcing for edge in edges if edge.forcing)),
         forced_by_unknown=tuple(
             sorted({base_name(node) for node in network.unknown if _reader_name(node) in wanting})
         ),
     )
+
+
+def _boundary(
+    network: Network, made: Mapping[Node, Label], names: Mapping[str, str]
+) -> tuple[BoundaryTensor, ...]:
+    """The images that the graph takes and gives."""
+    found = []
+    for node in network.boundary.inputs:
+        if node in made and not any(is_weight_of(node, user) for user in node.users):
+            name = names.get(node.name, node.name)
+            found.append(BoundaryTensor(name, "input", made[node], made[node]))
+    for node in network.boundary.results:
+        if node in made:
+            eager = network.tensors[node].original
+            label = made[node] if node in network.free else eager
+            found.append(BoundaryTensor(node.name, "result", label, eager))
+    return tuple(found)
 
 
 def _weights(network: Network, labels: Sequence[Label], names: Mapping[str, str]) -> dict[str, Label]:
@@ -209,15 +234,10 @@ def _weights(network: Network, labels: Sequence[Label], names: Mapping[str, str]
         if node.op not in ("placeholder", "get_attr"):
             continue
         wanted = {labels[variable] for _, variable in held.users}
-        if len(wanted) == 1 and all(_is_weight_of(node, user) for user, _ in held.users):
+        if len(wanted) == 1 and all(is_weight_of(node, user) for user, _ in held.users):
             name = str(node.target)
             found[canonical(names.get(name, name))] = wanted.pop()
     return found
-
-
-def _is_weight_of(node: Node, user: Node) -> bool:
-    bound = bind(user) if kind_of(user) is Kind.PREFERRING else None
-    return isinstance(bound, dict) and bound.get("weight") is node
 
 
 def _uniform_energy(network: Network, problem: Problem, label: Label) -> float:
@@ -233,12 +253,14 @@ def _edge(
     labels: Sequence[Label],
     hints: Mapping[Any, int],
     names: Mapping[str, str],
+    causes: Causes,
 ) -> CutEdge:
     made = labels[held.producer]
     wanting = [user for user, variable in held.users if labels[variable] != made]
     keeping = [user for user, variable in held.users if labels[variable] == made]
     found = tensor(held.node)
     other = L if made == C else C
+    cause = causes.of(held.node, wanting[0])
 
     def seconds(cost: Seconds) -> float:
         return seconds_at(cost, hints)
@@ -255,6 +277,8 @@ def _edge(
         wanted_for=preferences(network, labels, wanting, other, held.node, seconds),
         location=location_of(held.node),
         node=held.node.name,
+        cause=cause.name,
+        forcing=cause.forcing.name if cause.forcing is not None else "",
     )
 
 

@@ -20,6 +20,7 @@ from fxpasses.graph.names import base_name
 from fxpasses.graph.operands import tensor_of
 from fxpasses.graph.schema import bind
 from fxpasses.graph.views import Convolution, read_producer
+from fxpasses.passes.layout.labels import Kind, kind_of
 
 
 class ConvolutionReading(NamedTuple):
@@ -114,3 +115,9 @@ def _expanded(given: Any, spatial: int) -> list[Any] | None:
     if isinstance(given, (list, tuple)):
         return list(given) if len(given) == spatial else [*given] * spatial
     return [given] * spatial if isinstance(given, (int, torch.SymInt)) else None
+
+
+def is_weight_of(node: Node, user: Node) -> bool:
+    """Whether a node is the weight of a convolution that reads it."""
+    bound = bind(user) if kind_of(user) is Kind.PREFERRING else None
+    return isinstance(bound, dict) and bound.get("weight") is node

@@ -2,7 +2,9 @@
 
 Inductor's own layout optimisation is one decision for a whole graph, so it is switched off, and its lowering
 of convolutions then follows the strides in the graph's metadata, which the plan has set. Outputs, gradients
-and inputs that are written to keep the strides of the traced graph: the plan restores them in the graph.
+and inputs that are written to keep the strides of the traced graph: the plan restores them in the graph. It
+does not restore results that are free (`fxpasses.passes.layout.boundary`): inductor gives them the strides
+that they have in the graph when the passes are done.
 
 Inductor's caches return what they hold without running any pass. The key of our pass covers its sources, the
 option and the device profile; the plan is kept beside the cached artifact and read from there on a hit.
@@ -33,6 +35,7 @@ from fxpasses.graph.modes import Modes
 from fxpasses.graph.names import canonical
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal, device_of
+from fxpasses.passes.layout.boundary import boundary_of, joint_context
 from fxpasses.passes.layout.convolutions import ConvolutionReading, read_convolution, weight_trains
 from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.passes import (
@@ -49,6 +52,7 @@ from fxpasses.report.drawing import GraphDrawing
 from fxpasses.report.layout_plan import LayoutPlan
 from fxpasses.report.report import Report
 from fxpasses.rewrite.graph_pass import Outcome
+from fxpasses.torch_internals.aot_autograd import is_module_tensor
 from fxpasses.torch_internals.inductor import inductor_setting, with_joint_pass
 from fxpasses.torch_internals.tensors import storage_key
 
@@ -63,17 +67,34 @@ class JointLayout:
     Attributes:
         goal: what was asked for.
         source: where the costs come from.
-        inputs: names and sizes of the graph's inputs, before inductor gave them names of its own.
         graph_key: what names the graph among all that are compiled with these options.
+        frees_results: whether results may have other strides than eager's.
+        inputs: names and sizes of the graph's inputs, before inductor gave them names of its own.
+        parameters: the names of those that are parameters or buffers.
     """
 
     goal: Goal
     source: CostSource
-    inputs: tuple[tuple[str, str], ...]
     graph_key: str
+    frees_results: bool = False
+    inputs: tuple[tuple[str, str], ...] = ()
+    parameters: frozenset[str] = frozenset()
     _patches: Mapping[str, Any] = field(default_factory=dict)
     _outcomes: list[Outcome] = field(default_factory=list)
     _graphs: list[GraphDrawing] = field(default_factory=list)
+
+    def see(self, graph_module: GraphModule, inputs: Sequence[Any]) -> None:
+        """Learns what the inputs of the graph that is handed on are called.
+
+        Args:
+            graph_module: the graph.
+            inputs: its example inputs.
+        """
+        placeholders = graph_module.graph.find_nodes(op="placeholder")
+        self.parameters = frozenset(canonical(node.name) for node in placeholders if is_module_tensor(node))
+        self.inputs = tuple(
+            (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
+        )
 
     def patches(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Inductor's settings with this pass among them."""
@@ -93,16 +114,20 @@ class JointLayout:
             report,
             remarks=(*report.remarks, *remarks),
             layout=plan or report.layout,
+            io=plan.boundary if plan and self.frees_results else report.io,
             graphs=(*report.graphs, *graphs),
         )
 
     def _run(self, graph: Graph) -> None:
         assert graph.owning_module is not None
-        context = GraphContext(graph.owning_module, Modes(grad=False), executor="fused")
+        context = joint_context(graph)
         with collector_paused():
             before = draw_graphs([context], "joint-before")
             names = _names_in(graph, self.inputs)
-            outcome = plan_and_carry_out(context, self.goal, self.source, names, for_inductor=True)
+            boundary = boundary_of(context, self.parameters, names, frees=self.frees_results)
+            outcome = plan_and_carry_out(
+                context, self.goal, self.source, names, boundary=boundary, for_inductor=True
+            )
             drawn = before and outcome.changed
             after = draw_graphs([context], "joint-after", inf) if drawn else ()
         self._outcomes.append(outcome)
@@ -117,7 +142,9 @@ class JointLayout:
     def _key(self) -> str:
         """What the plan depends on besides the graph."""
         measures = str(self.source.tuner is not None)
-        return sidecar.digest(sidecar.sources(), self.goal, self.source.key, measures)
+        return sidecar.digest(
+            sidecar.sources(), self.goal, self.source.key, measures, str(self.frees_results)
+        )
 
     # The plan beside the artifact.
 
@@ -178,11 +205,9 @@ def joint_layout(
             if not (shared and devices[0].type == "cpu") and not _unsafe(graph_module):
                 return None
             goal = "channels_last"  # as stock inductor on a CPU, but for what it would get wrong
-    placeholders = graph_module.graph.find_nodes(op="placeholder")
-    named = tuple(
-        (canonical(node.name), _sizes(given)) for node, given in zip(placeholders, inputs, strict=False)
-    )
-    return JointLayout(goal, source, named, graph_key)
+    found = JointLayout(goal, source, graph_key, options.io == "any")
+    found.see(graph_module, inputs)
+    return found
 
 
 def without_unsafe_kernels(
@@ -266,12 +291,16 @@ def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
         return report
     source = cost_source(device_of(context), replace(options, tune_seconds=0), _wanted(context.module))
     names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
-    outcome = plan_and_carry_out(context, options.layout, source, names, dry_run=True, for_inductor=True)
+    boundary = boundary_of(context, frees=options.io == "any")
+    outcome = plan_and_carry_out(
+        context, options.layout, source, names, boundary=boundary, dry_run=True, for_inductor=True
+    )
     plan = outcome.layout
     wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
     drawn = draw_graphs([context], "planned", inf) if wanted else ()
     graphs = (*report.graphs, *(drawing.with_plan(plan) for drawing in drawn if plan is not None))
-    return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=plan, graphs=graphs)
+    io = plan.boundary if plan is not None and options.io == "any" else ()
+    return replace(report, remarks=(*report.remarks, *outcome.remarks), layout=plan, io=io, graphs=graphs)
 
 
 def _names_in(graph: Graph, inputs: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -6,9 +6,10 @@
                L        L        L        C        the plan, carried out: two copies, none in between
 
 The graph is walked once in program order. A labelled operator gets each operand in its label; an exact one
-gets each operand with the strides of the traced graph; outputs get those strides to the letter. Whether a
-copy is needed is read off the strides that the operators really give (their fake kernels tell), not off the
-plan: where an operator does not follow its operands, its result is copied, and the graph stays right.
+gets each operand with the strides of the traced graph; outputs get those strides to the letter, unless they
+are free (`fxpasses.passes.layout.boundary`). Whether a copy is needed is read off the strides that the
+operators really give (their fake kernels tell), not off the plan: where an operator does not follow its
+operands, its result is copied, and the graph stays right.
 A copy is made before its first reader and shared by all of them, unless its source is written to in between.
 Autograd gives the gradient of a copy the strides that the copy has. Where it will run over the graph, inputs
 that require grad are read through a view whose gradient has the strides of the input.
@@ -19,7 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +33,7 @@ from fxpasses.graph.layouts import Label, order_of
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import Assignment
+from fxpasses.passes.layout.causes import REPAIR, Cause, Causes
 from fxpasses.passes.layout.copies import (
     COPIES,
     copy_of,
@@ -55,10 +58,14 @@ class Carried:
     Attributes:
         copies: how many copies were inserted.
         repairs: how many of them because an operator did not follow its operands.
+        causes: how many there are for whose sake.
+        forcing: how many of them each operator that forces causes, by its name.
     """
 
     copies: int
     repairs: int
+    causes: Mapping[str, int]
+    forcing: Mapping[str, int]
 
 
 def materialise(context: GraphContext, assignment: Assignment) -> Carried:
@@ -78,7 +85,11 @@ def materialise(context: GraphContext, assignment: Assignment) -> Carried:
             raise
         raise NotMaterialisedError(f"{type(error).__name__}: {error}") from error
     carrier.erase_replaced()
-    return Carried(sum(node.target in COPIES for node in carrier.edits.inserted), carrier.repairs)
+    copies = sum(node.target in COPIES for node in carrier.edits.inserted)
+    causes = carrier.causes
+    forcing = Counter(cause.forcing.name for cause in causes.elements() if cause.forcing is not None)
+    by_name = Counter(cause.name for cause in causes.elements())
+    return Carried(copies, causes[REPAIR], by_name, forcing)
 
 
 @contextlib.contextmanager
@@ -98,8 +109,9 @@ class _Carrier:
     def __init__(self, context: GraphContext, assignment: Assignment) -> None:
         self.assignment = assignment
         self.edits = Edits(context)
-        self.repairs = 0
+        self.causes: Counter[Cause] = Counter()
         self._context = context
+        self._why = Causes(assignment.network)
         self._settling = Settling(context.graph)
         self._latest: dict[Node, Node] = {}
         self._copies: dict[tuple[Node, Label], Node] = {}
@@ -160,7 +172,7 @@ class _Carrier:
             return
         found, frame = tensor(node), self.assignment.network.frames.get(node)
         if found is not None and order_of(found, fitting(frame, found)) not in (label, "both"):
-            self.repairs += 1
+            self.causes[REPAIR] += 1
             self._latest[node] = self._copy(node, label, node.next)
 
     def _keep(self, node: Node, role: Role) -> None:
@@ -176,12 +188,29 @@ class _Carrier:
         for operand in list(node.all_input_nodes):
             if operand.op in ("placeholder", "get_attr"):
                 continue
-            restored = self._restored(operand, node)
-            before, after = self.edits.traced(operand), tensor(restored)
-            if before is not None and after is not None and self._may_differ(operand, before, after):
-                restored = view_as_traced(self.edits, restored, before, node)
-            if self.edits.replace(node, operand, restored):
-                self.edits.hand_name_on(operand, restored)
+            if self._is_given_as_planned(operand):
+                given = self._latest.get(operand, operand)
+            else:
+                given = self._as_traced(operand, node)
+            if self.edits.replace(node, operand, given):
+                self.edits.hand_name_on(operand, given)
+
+    def _as_traced(self, operand: Node, reader: Node) -> Node:
+        """A result with its traced strides, to the letter."""
+        restored = self._restored(operand, reader)
+        before, after = self.edits.traced(operand), tensor(restored)
+        if before is not None and after is not None and self._may_differ(operand, before, after):
+            return view_as_traced(self.edits, restored, before, reader)
+        return restored
+
+    def _is_given_as_planned(self, operand: Node) -> bool:
+        """Whether a result may have the plan's strides, and these are others than the traced ones."""
+        if operand not in self.assignment.network.free:
+            return False
+        before, now = self.edits.traced(operand), tensor(self._latest.get(operand, operand))
+        if before is None or now is None or strides_agree(before, now):
+            return False
+        return order_of(now) == self.assignment.made(self.assignment.network.tensors[operand])
 
     def _may_differ(self, operand: Node, before: torch.Tensor, after: torch.Tensor) -> bool:
         """Whether a result's strides may be others than the traced ones, dimensions of size 1 included.
@@ -219,6 +248,7 @@ class _Carrier:
         made = tensor(copy)
         if made is None or not strides_agree(before, made):
             copy = strided_copy(self.edits, latest, before, reader)
+            self.causes[self._why.of(operand, reader)] += 1
         return copy
 
     def _shared_copy(self, operand: Node, label: Label, reader: Node) -> Node:
@@ -226,6 +256,7 @@ class _Carrier:
         copy = self._copies.get(key)
         if copy is None or self._context.written_between([operand], copy.prev, reader) is not None:
             copy = self._copies[key] = self._copy(self._latest.get(operand, operand), label, reader, operand)
+            self.causes[self._why.of(operand, reader)] += 1
         return copy
 
     def _copy(self, source: Node, label: Label, before: Node, named: Node | None = None) -> Node:

@@ -25,6 +25,7 @@ from torch.fx import Node
 from fxpasses.devices.sizes import Seconds
 from fxpasses.graph.frames import Frame
 from fxpasses.graph.layouts import C, L, Label
+from fxpasses.passes.layout.boundary import Boundary
 from fxpasses.passes.layout.costs import Cost, seconds_at
 from fxpasses.passes.layout.measurable import Measurable
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
@@ -96,6 +97,8 @@ class Network:
         priced: the operators with costs of their own.
         unsafe: what is kept contiguous because its channels-last kernel is wrong, and how that is.
         unknown: operators that the taxonomy does not know and that read a labelled tensor.
+        boundary: what the graph takes and gives.
+        free: the results that may have another label than in the traced graph.
         generates: as in `CostModel`.
     """
 
@@ -108,6 +111,8 @@ class Network:
     priced: dict[Node, Priced] = field(default_factory=dict)
     unsafe: dict[Node, str] = field(default_factory=dict)
     unknown: list[Node] = field(default_factory=list)
+    boundary: Boundary = field(default_factory=lambda: Boundary())
+    free: set[Node] = field(default_factory=set)
     generates: bool = False
     _own: list[tuple[Seconds, Seconds]] = field(default_factory=lambda: [(0.0, 0.0), (0.0, 0.0)])
     _factors: dict[int, tuple[float, float]] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.locations import location_of
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
+from fxpasses.passes.layout.boundary import Boundary, boundary_of
 from fxpasses.passes.layout.convolutions import read_convolution
 from fxpasses.passes.layout.edits import NotMaterialisedError
 from fxpasses.passes.layout.materialise import materialise
@@ -39,7 +40,8 @@ def run(context: GraphContext, options: Options) -> Outcome:
         return Outcome()
     found = map(read_convolution, context.graph.nodes)
     source = cost_source(device_of(context), options, [read for read in found if read is not None])
-    return plan_and_carry_out(context, options.layout, source)
+    boundary = boundary_of(context, frees=options.io == "any")
+    return plan_and_carry_out(context, options.layout, source, boundary=boundary)
 
 
 def plan_and_carry_out(
@@ -48,6 +50,7 @@ def plan_and_carry_out(
     source: CostSource,
     names: Mapping[str, str] | None = None,
     *,
+    boundary: Boundary | None = None,
     dry_run: bool = False,
     for_inductor: bool = False,
 ) -> Outcome:
@@ -58,11 +61,12 @@ def plan_and_carry_out(
         goal: as in `assign`, as are `names`.
         source: where the costs come from.
         names: what the user calls the graph's inputs.
+        boundary: which results the plan may lay out; None for none.
         dry_run: whether to leave the graph as it is, whatever pays.
         for_inductor: whether the plan is to be compared with what inductor would do by itself.
     """
     try:
-        assignment = assign(context, goal, source.profile, names, source.tuner)
+        assignment = assign(context, goal, source.profile, names, source.tuner, boundary)
     except UnplannableError as error:
         return Outcome((remark("declined", "shared-storage", str(error), context),))
     if not assignment.plan.convolutions:
@@ -71,9 +75,9 @@ def plan_and_carry_out(
         assignment = weighed(context, assignment, source, for_inductor=for_inductor)
     plan = assignment.plan
     if plan.decision in ("no-profile", "not-measured"):
-        return Outcome(layout=plan)
+        return Outcome(layout=plan.not_carried_out(plan.decision))
     if plan.is_contiguous and not plan.cut_edges:
-        return Outcome(layout=replace(plan, decision="no-gain"))
+        return Outcome(layout=plan.not_carried_out("no-gain"))
     if goal != "auto" and for_inductor:
         assignment = assignment.with_plan(stock=stock_plan(context, assignment)[0])
     if dry_run:
@@ -126,8 +130,14 @@ def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:
         carried = materialise(context, assignment)
     except NotMaterialisedError as error:
         failed = remark("failed", "rewrite-error", str(error), context)
-        return Outcome((failed,), layout=replace(plan, decision="failed"))
-    plan = replace(plan, copies=carried.copies, repairs=carried.repairs)
+        return Outcome((failed,), layout=plan.not_carried_out("failed"))
+    plan = replace(
+        plan,
+        copies=carried.copies,
+        repairs=carried.repairs,
+        causes=dict(carried.causes),
+        forcing=dict(carried.forcing),
+    )
     return Outcome((_done(plan, context), *_unsafe(context, assignment)), changed=True, layout=plan)
 
 

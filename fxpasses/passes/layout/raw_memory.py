@@ -16,7 +16,7 @@ kernels that follow their operands: those read eager's strides too.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch.fx import Graph, Node
 from fxpasses.graph.metadata import set_value, tensor, value
 from fxpasses.graph.storage import base_of, is_same_pixel, is_view, viewed
 from fxpasses.graph.strides import memory_order
+from fxpasses.passes.layout import boundary
 from fxpasses.report import sidecar
 from fxpasses.torch_internals.inductor import force_stride_order, force_strides, with_joint_pass
 from fxpasses.torch_internals.operators import HigherOrderOperator, OpOverload, layout_tag, operator_name
@@ -50,28 +51,36 @@ _OWN_NAMESPACES = ("aten", "prims", "inductor", "mkldnn", "onednn", "quantized",
 _CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
 
 
-def patches(given: Mapping[str, Any], *, kept_weights: bool = False) -> dict[str, Any]:
+def patches(
+    given: Mapping[str, Any], *, kept_weights: bool = False, free_results: bool = False
+) -> dict[str, Any]:
     """Inductor's settings with the pass among those on the joint graph.
 
     Args:
         given: the settings so far.
         kept_weights: whether the graph reads kept weights, as `keep_eagers_memory` has it.
+        free_results: whether results may have other strides than eager's, as far as `boundary` allows.
     """
-    key = (__name__, sidecar.sources(), kept_weights)
-    return with_joint_pass(given, lambda graph: keep_eagers_memory(graph, kept_weights), lambda: key)
+    key = (__name__, sidecar.sources(), kept_weights, free_results)
+
+    def run(graph: Graph) -> None:
+        keep_eagers_memory(graph, kept_weights, boundary.free_results(graph) if free_results else ())
+
+    return with_joint_pass(given, run, lambda: key)
 
 
-def keep_eagers_memory(graph: Graph, kept_weights: bool = False) -> None:
+def keep_eagers_memory(graph: Graph, kept_weights: bool = False, free: Collection[Node] = ()) -> None:
     """Has every reader of memory in inductor's joint graph find eager's strides, offsets and storage.
 
     Args:
         graph: its metadata has the strides of the traced graph; it is changed in place.
         kept_weights: whether convolutions may read weights of another layout than eager's, or become kernels
             that write another. Inductor then finds other strides than eager's wherever it looks.
+        free: results that may lie in memory as they come.
     """
     if kept_weights:
         read_kept_weights(graph)
-    keeper = _Keeper(graph, kept_weights)
+    keeper = _Keeper(graph, kept_weights, free)
     for node in list(graph.nodes):
         keeper.visit(node)
     keeper.erase_replaced()
@@ -95,11 +104,13 @@ def read_kept_weights(graph: Graph) -> None:
 
 
 class _Keeper:
-    def __init__(self, graph: Graph, everywhere: bool) -> None:
+    def __init__(self, graph: Graph, everywhere: bool, free: Collection[Node]) -> None:
         """Args:
         graph: to be changed.
         everywhere: whether operands that are no views are settled too.
+        free: results that are not.
         """
+        self._free = frozenset(free)
         self._graph = graph
         self._everywhere = everywhere
         self._movable: set[Node] = set()
@@ -118,7 +129,8 @@ class _Keeper:
             self._movable.add(node)
         if node.op == "output":
             # Gradients are left as they are: autograd gives a parameter's the strides of the parameter.
-            self._settle(node, [operand for operand in read if operand not in self._gradients])
+            left = self._gradients | self._free
+            self._settle(node, [operand for operand in read if operand not in left])
         elif node.target is aten.as_strided.default and is_view(node.args[0]):
             self._stride_base(node)
         elif _reads_memory(node):

@@ -27,6 +27,8 @@ from fxpasses.graph.layouts import C, L, order_of
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name
 from fxpasses.graph.storage import is_view, viewed
+from fxpasses.passes.layout.boundary import Boundary
+from fxpasses.passes.layout.causes import FORCES_STRIDES
 from fxpasses.passes.layout.convolutions import may_be_product, read_convolution, weight_trains
 from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.framing import common_frame, is_image, reduced, sliced_frame, viewed_frame
@@ -37,19 +39,22 @@ from fxpasses.passes.layout.problem import FIXED_C, FIXED_L
 from fxpasses.torch_internals.operators import OpOverload
 from fxpasses.torch_internals.pytree import tree_leaves
 
-_FORCED = ("inductor_force_stride_order", "force_strides")
-"""The operators by which readers of memory get eager's strides, which views of it have too."""
-
 _VIEWS = (Kind.PERMUTING, Kind.SLICING, Kind.VIEWING)
 
 
-def read_network(context: GraphContext, costs: CostModel) -> Network:
+def read_network(context: GraphContext, costs: CostModel, boundary: Boundary | None = None) -> Network:
     """Reads a graph whose nodes carry metadata.
+
+    Args:
+        context: the graph.
+        costs: what operators and copies are asked for.
+        boundary: which results need not have the strides of the traced graph; None where all must.
 
     Raises:
         UnplannableError: the graph's writes tie tensors of different layouts together.
     """
     reader = _Reader(context, costs, context.executor)
+    reader.network.boundary = boundary or Boundary()
     for node in context.graph.nodes:
         reader.read(node)
     return reader.network
@@ -71,11 +76,11 @@ class _Reader:
 
     def read(self, node: Node) -> None:
         """Gives the node its role, and enters what it makes and reads."""
-        if node.op in ("placeholder", "get_attr") or base_name(node) in _FORCED:
+        if node.op in ("placeholder", "get_attr") or base_name(node) in FORCES_STRIDES:
             self._borrowed.add(node)
             self._exact(node)
         elif node.op == "output":
-            self._exact(node)
+            self._give(node)
         elif node.target is operator.getitem and isinstance(value(node.args[0]), (tuple, list)):  # type: ignore[arg-type]
             self._project(node)
         else:
@@ -191,7 +196,7 @@ class _Reader:
         """Whether a view is seen from outside a graph without aliases: as a result, or by a write."""
         return any(
             user.op == "output"
-            or base_name(user) in (*_FORCED, "as_strided")
+            or base_name(user) in (*FORCES_STRIDES, "as_strided")
             or (user.args[:1] == (view,) and _may_write(user))
             or (kind_of(user) in _VIEWS and self._escapes(user))
             for user in view.users
@@ -302,6 +307,8 @@ class _Reader:
     def _exact(self, node: Node) -> None:
         self.network.roles[node] = Role.EXACT
         for operand in self._labelled_operands(node):
+            if node.op == "output" and operand in self.network.free:
+                continue
             held = self.network.tensors[operand]
             self._use(operand, node, _fixed(held.original))
             if self._is_written(operand):
@@ -315,6 +322,13 @@ class _Reader:
             self._make(node, _fixed(order), None)
             if node.op.startswith("call"):
                 self._guessed.add(node)
+
+    def _give(self, node: Node) -> None:
+        """Results have the strides of the traced graph, but for those that may have others."""
+        for operand in self._labelled_operands(node):
+            if operand in self.network.boundary.free and self._plain_frames([operand]):
+                self.network.free.add(operand)
+        self._exact(node)
 
     def _project(self, node: Node) -> None:
         """An element of a tuple has the label that the tuple's maker works in."""

@@ -41,7 +41,11 @@ def stock_plan(context: GraphContext, assignment: Assignment) -> tuple[StockPlan
             if _rank(node) == 5:
                 labels[network.find(network.variables[node])] = C
     labels = [labels[network.find(variable)] for variable in range(len(labels))]
-    copied = [held for held in network.tensors.values() if _is_copied(held, network, labels, backward)]
+    copied = [
+        held
+        for held in network.tensors.values()
+        if _is_copied(held, network, labels, backward) or _is_restored(held, network, labels)
+    ]
     return StockPlan(decision, len(copied)), labels
 
 
@@ -87,6 +91,11 @@ def _rank(node: Node) -> int:
     """The number of dimensions of the 4-D or 5-D tensor that an operator makes or reads; else 0."""
     tensors = [tensor(neighbour) for neighbour in (node, *node.all_input_nodes)]
     return next((found.dim() for found in tensors if found is not None and found.dim() in (4, 5)), 0)
+
+
+def _is_restored(held: Tensor, network: Network, labels: Sequence[Label]) -> bool:
+    """Whether a result that a plan may give in another layout is copied back to eager's."""
+    return held.node in network.free and labels[network.find(held.producer)] != held.original
 
 
 def _is_copied(held: Tensor, network: Network, labels: Sequence[Label], backward: set[Node]) -> bool:

@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fxpasses.graph.context import GraphContext
-from fxpasses.graph.layouts import is_one
+from fxpasses.graph.frames import is_one
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import Modes
 from fxpasses.graph.operands import tensor_of
