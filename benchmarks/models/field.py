@@ -91,8 +91,21 @@ class Network(nn.Module):
         self._given = given
 
     def example_inputs(self, batch: int, size: int) -> tuple[torch.Tensor, ...]:
-        """The inputs of one call, the same each time."""
-        return self._inputs(batch, size)
+        """The inputs of one call, the same each time, with which the model has been called when in eval mode.
+
+        Some models keep what they make at their first call, such as anchors, and Dynamo breaks the graph of
+        that call: what would be compiled and checked is not what is called, and timed, from then on.
+        """
+        inputs = self._inputs(batch, size)
+        if not self.training:
+            with torch.no_grad():
+                self(*(each.to(self._like(each)) for each in inputs))
+        return inputs
+
+    def _like(self, given: torch.Tensor) -> torch.Tensor:
+        """What has the device of the parameters, and their type if that of the input is a real number's."""
+        parameter = next(self.parameters(), torch.empty(0))
+        return parameter if given.is_floating_point() else parameter.to(given.dtype)
 
     def forward(self, *inputs: torch.Tensor) -> object:
         """What the model gives."""

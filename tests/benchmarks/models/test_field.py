@@ -110,3 +110,26 @@ def test_what_a_call_is_given_besides_its_inputs_is_handed_on():
 
     network = field.Network(Scaled(), field._image, scale=3)
     assert torch.equal(network(torch.ones(2)), torch.full((2,), 3.0))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_has_been_called_when_its_inputs_are_made_but_not_to_train(training):
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+            self.anchors = None
+
+        def forward(self, x, step):
+            if self.anchors is None:
+                self.anchors = x * self.scale + step.sum()
+            return self.anchors
+
+    network = field.Network(Keeps(), field._noisy(3)).train(training)
+    noisy, step = network.example_inputs(2, 56)
+    assert (noisy.dtype, step.dtype) == (torch.float32, torch.long)
+    if training:
+        assert network.model.anchors is None
+    else:
+        assert network.model.anchors.dtype == torch.float64
+        assert not network.model.anchors.requires_grad

@@ -66,10 +66,7 @@ def built(name: str, mode: str = "inference") -> tuple[nn.Module, tuple[torch.Te
     pytest.importorskip(package, reason=f"{package} is not installed")
     case = Case(f"benchmarks.models.field:{name}", mode, batch=2, size=64, dtype="float64")
     model = build_model(case, initial_state(case))
-    inputs = build_inputs(case, model)
-    with torch.no_grad():
-        model(*inputs)  # some keep what they make at their first call, for which Dynamo breaks the graph
-    return model, inputs
+    return model, build_inputs(case, model)
 
 
 def answers(
