@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.models.arguments import add_models, models_of, say_what_is_left_out
 from benchmarks.models.cases import DTYPES, DYNAMICS, MODES, Case
 from benchmarks.models.gates import Gate, parse_gate
 from benchmarks.models.progress import shown_progress
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = Console(width=160)  # a file or a pipe has no width of its own
     try:
         suite, gates, baseline = _plan(given)
+        say_what_is_left_out(given, errors)
         environment = environment_block(given.device)
         for path in (given.json, given.csv, given.plot):
             _check_writable(path)
@@ -100,9 +102,7 @@ def _plan(given: argparse.Namespace) -> tuple[Suite, tuple[Gate, ...], str]:
     variants = parse_variants(given.variants)
     for variant in variants:
         variant.check(case)
-    models = tuple(dict.fromkeys(name.strip() for name in given.models.split(",") if name.strip()))
-    if not models:
-        raise VariantError("--models names no model; write one such as resnet18.")
+    models = models_of(given)
     if given.rounds < 1:
         raise VariantError(f"--rounds {given.rounds} measures nothing; write 1 or more.")
     if given.only_saved_bytes and not case.trains:
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--mode", choices=MODES, default="inference", help="default: inference")
-    add("--models", default="resnet18", help="default: resnet18")
+    add_models(parser)
     add("--batch", type=int, default=1, help="default: 1")
     add("--size", type=int, default=224, help="height and width, or tokens; default: 224")
     add("--dtype", choices=tuple(DTYPES), default="float32", help="default: float32")

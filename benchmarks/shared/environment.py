@@ -25,6 +25,7 @@ from fxpasses.devices.store import processor_name
 from fxpasses.errors import FxpassesError
 
 _LIBRARIES = (
+    "diffusers",
     "fxpasses",
     "numpy",
     "onnx",
@@ -32,11 +33,13 @@ _LIBRARIES = (
     "onnxscript",
     "openvino",
     "scipy",
+    "segmentation-models-pytorch",
     "timm",
     "torch",
     "torchvision",
     "transformers",
     "triton",
+    "ultralytics",
 )
 _VARIABLES = (
     "OMP_NUM_THREADS",

@@ -1,0 +1,93 @@
+"""Copies of a layout plan, counted by what is copied."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.layout_copies import count_copies, main
+from benchmarks.models.cases import Case
+from tests.benchmarks.refusals import refusal
+
+HERE = "tests.benchmarks.test_layout_copies:"
+
+
+class Plain(nn.Module):
+    """Two convolutions: the input is copied, both weights are, and so is the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+class Interrupted(Plain):
+    """A sorted axis lies between them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.sort(self.first(x), dim=3).values)
+
+
+class Broken(Plain):
+    """Two graphs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        torch._dynamo.graph_break()
+        return self.second(y)
+
+
+class Failing(Plain):
+    """It takes no images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.no_such_method()
+
+
+def test_what_is_copied_as_it_comes_for_the_user_and_inside_is_told_apart():
+    copies = count_copies(Case(HERE + "Plain", size=16))
+    assert (copies.graphs, copies.inputs, copies.weights, copies.outputs, copies.inside) == (1, 1, 2, 1, 0)
+    interrupted = count_copies(Case(HERE + "Interrupted", size=16))
+    assert (interrupted.inputs, interrupted.weights, interrupted.outputs, interrupted.inside) == (1, 2, 1, 2)
+    inside = [copy for copy in interrupted.each if copy.startswith("inside")]
+    assert len(inside) == 2
+    assert any("(convolution," in copy and "for sort" in copy for copy in inside)
+
+
+def test_a_uniform_contiguous_plan_copies_nothing():
+    copies = count_copies(Case(HERE + "Interrupted", size=16), "contiguous")
+    assert (copies.inputs, copies.weights, copies.outputs, copies.inside) == (0, 0, 0, 0)
+
+
+def test_graphs_of_one_model_are_added_up():
+    assert count_copies(Case(HERE + "Broken", size=16)).graphs == 2
+
+
+def test_the_backward_is_planned_with_the_forward():
+    forward = count_copies(Case(HERE + "Plain", size=16))
+    both = count_copies(Case(HERE + "Plain", mode="training", batch=2, size=16))
+    assert both.labelled > forward.labelled
+
+
+def test_the_command_prints_and_writes_a_row_for_each_model_and_tells_of_one_that_fails(capsys, tmp_path):
+    path = tmp_path / "copies.json"
+    names = f"{HERE}Plain,{HERE}Failing,{HERE}Interrupted"
+    assert main(["--models", names, "--size", "16", "--each", "--json", str(path)]) == 1
+    printed = capsys.readouterr()
+    assert f"{HERE}Interrupted: inside: " in printed.out
+    assert "no_such_method" in printed.err.replace("\n", "")
+    content = json.loads(path.read_text())
+    assert [row["inside"] for row in content["models"]] == [0, 2]
+    assert content["settings"]["layout"] == "channels_last"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"), [(["--models", ","], "names no model"), (["--size", "0"], "at least 1")]
+)
+def test_bad_arguments_are_refused(arguments, reason, capsys):
+    assert reason in refusal(main, arguments, capsys)
