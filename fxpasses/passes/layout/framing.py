@@ -56,6 +56,21 @@ def viewed_frame(node: Node, frame: Frame, given: torch.Tensor) -> Frame | None:
     return None if dims is None else permuted(frame, dims)
 
 
+def glued_frame(node: Node) -> Frame | None:
+    """The frame in which a contiguous copy is an image that its readers see in fewer dimensions; else None.
+
+    So dimensions are glued that are no neighbours: a shuffle of channels, pixels out of channels, windows.
+    """
+    found = tensor(node)
+    for user in node.users:
+        seen = tensor(user) if kind_of(user) is Kind.VIEWING else None
+        if found is not None and seen is not None and seen.dim() in (4, 5) and found.dtype == seen.dtype:
+            frame = reshaped(plain(seen.dim()), seen.shape, found.shape)
+            if frame is not None and order_of(found, frame) == C:
+                return frame
+    return None
+
+
 def is_image(found: torch.Tensor, frame: Frame) -> bool:
     """Whether a value lies in memory as images do, where its frame says that it is none.
 

@@ -56,14 +56,14 @@ OPERATORS: dict[str, Kind] = {
         """abs acos acosh add addcdiv addcmul alias asin asinh atan atan2 atanh bitwise_and bitwise_not
         bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clip constant_pad_nd
         convert_element_type cos cosh detach div divide elu elu_backward eq erf erfc exp exp2 expm1 fill
-        floor floor_divide fma fmod frac full_like ge gelu gelu_backward gt hardsigmoid
+        flip floor floor_divide fma fmod frac full_like ge gelu gelu_backward gt hardsigmoid
         hardsigmoid_backward hardswish hardswish_backward hardtanh hardtanh_backward identity isinf isnan
         le leaky_relu leaky_relu_backward lerp lift_fresh_copy log log10 log1p log2 log_sigmoid
         logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum mish mish_backward
-        mul multiply ne neg nan_to_num ones_like pow reciprocal relu relu6 remainder round rsqrt rsub selu
-        sigmoid sigmoid_backward sign silu silu_backward sin sinh softplus softplus_backward sqrt square
-        sub subtract tan tanh tanh_backward threshold threshold_backward truediv trunc where xlogy
-        zeros_like iadd imul isub itruediv empty_like""",
+        mul multiply ne neg nan_to_num ones_like pow prelu reciprocal relu relu6 remainder rev round rsqrt
+        rsub selu sigmoid sigmoid_backward sign silu silu_backward sin sinh slice_scatter softplus
+        softplus_backward sqrt square sub subtract tan tanh tanh_backward threshold threshold_backward
+        truediv trunc where xlogy zeros_like iadd imul isub itruediv empty_like""",
     ),
     **_rows(
         Kind.COSTED,
@@ -78,22 +78,25 @@ OPERATORS: dict[str, Kind] = {
         upsample_bilinear2d_backward upsample_nearest2d upsample_nearest2d_backward upsample_nearest3d
         upsample_nearest3d_backward upsample_trilinear3d upsample_trilinear3d_backward""",
     ),
-    **_rows(Kind.REDUCING, "all amax amin any mean prod std sum var var_mean"),
+    **_rows(
+        Kind.REDUCING,
+        "all amax amin any argmax argmin count_nonzero logsumexp mean prod std sum var var_mean",
+    ),
     **_rows(Kind.SLICING, "chunk narrow select slice split split_with_sizes unbind unsafe_split"),
     **_rows(Kind.PERMUTING, "movedim permute swapaxes swapdims t transpose"),
     **_rows(Kind.VIEWING, "_unsafe_view flatten reshape squeeze unflatten unsqueeze view view_as"),
-    **_rows(Kind.ABSORBING, "addmm baddbmm bmm mm"),
+    **_rows(Kind.ABSORBING, "_log_softmax _softmax addmm baddbmm bmm cumprod cumsum log_softmax mm softmax"),
     **_rows(Kind.COPYING, "_to_copy clone contiguous"),
     **_rows(Kind.GENERATING, "full ones zeros"),
     **_rows(Kind.MEASURING, "dim is_floating_point numel size sym_numel sym_size"),
     **_rows(
         Kind.FORCING,
-        """_adaptive_avg_pool1d _assert_tensor_metadata _fused_rms_norm _softmax
-        as_strided channel_shuffle copy copy_ cumsum dropout embedding expand flip
-        force_strides inductor_force_stride_order instance_norm layer_norm linear log_softmax
+        """_adaptive_avg_pool1d _assert_tensor_metadata _fused_rms_norm
+        as_strided channel_shuffle copy copy_ dropout embedding expand
+        force_strides inductor_force_stride_order instance_norm layer_norm linear
         matmul native_dropout native_layer_norm native_layer_norm_backward
         pixel_shuffle pixel_unshuffle repeat roll scaled_dot_product_attention
-        slice_backward slice_scatter softmax stack to
+        slice_backward stack to
         upsample_bicubic2d upsample_bicubic2d_backward""",
     ),
     **dict.fromkeys(INDEXING - {"_unsafe_index"}, Kind.FORCING),

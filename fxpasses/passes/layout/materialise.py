@@ -85,7 +85,7 @@ def materialise(context: GraphContext, assignment: Assignment) -> Carried:
             raise
         raise NotMaterialisedError(f"{type(error).__name__}: {error}") from error
     carrier.erase_replaced()
-    copies = sum(node.target in COPIES for node in carrier.edits.inserted)
+    copies = sum(node.target in COPIES for node in carrier.edits.inserted) - carrier.moved
     causes = carrier.causes
     forcing = Counter(cause.forcing.name for cause in causes.elements() if cause.forcing is not None)
     by_name = Counter(cause.name for cause in causes.elements())
@@ -110,6 +110,7 @@ class _Carrier:
         self.assignment = assignment
         self.edits = Edits(context)
         self.causes: Counter[Cause] = Counter()
+        self.moved = 0
         self._context = context
         self._why = Causes(assignment.network)
         self._settling = Settling(context.graph)
@@ -132,7 +133,7 @@ class _Carrier:
             self._settling.settle_concatenations()
 
     def check(self) -> None:
-        """Raises where a convolution is read that a matrix product has replaced."""
+        """Raises where an operator is read that another has replaced."""
         for node in self._replaced:
             if node.users:
                 raise NotMaterialisedError(f"{node} is still read by {', '.join(map(str, node.users))}")
@@ -166,14 +167,23 @@ class _Carrier:
             changed |= self.edits.is_recomputed(operand)
         if changed:
             self.edits.recompute(node)
+        if node in self.assignment.network.anew and not self._lies(node, label):
+            self._latest[node] = self._copy(node.all_input_nodes[0], label, node.next, node)
+            self._replaced.append(node)
+            self.moved += 1
+            return
         if self.assignment.is_product(node):
             self._latest[node] = matrix_product(self.edits, node)
             self._replaced.append(node)
             return
-        found, frame = tensor(node), self.assignment.network.frames.get(node)
-        if found is not None and order_of(found, fitting(frame, found)) not in (label, "both"):
+        if not self._lies(node, label):
             self.causes[REPAIR] += 1
             self._latest[node] = self._copy(node, label, node.next)
+
+    def _lies(self, node: Node, label: Label) -> bool:
+        """Whether what an operator makes lies in memory as a label says, or has no label."""
+        found, frame = tensor(node), self.assignment.network.frames.get(node)
+        return found is None or order_of(found, fitting(frame, found)) in (label, "both")
 
     def _keep(self, node: Node, role: Role) -> None:
         for operand in list(node.all_input_nodes):

@@ -91,6 +91,7 @@ class Network:
         roles: of every node that computes.
         variables: of every labelled operator.
         frames: what each dimension of a labelled tensor, and of what is made of one, stands for.
+        anew: copies that the graph makes itself, and that may be made in either layout.
         aside: operators and operands that they read in whatever layout these have.
         tensors: the labelled tensors, by node.
         convolutions: of every convolution, its cost and implementation under each label.
@@ -105,6 +106,7 @@ class Network:
     roles: dict[Node, Role] = field(default_factory=dict)
     variables: dict[Node, int] = field(default_factory=dict)
     frames: dict[Node, Frame] = field(default_factory=dict)
+    anew: set[Node] = field(default_factory=set)
     aside: set[tuple[Node, Node]] = field(default_factory=set)
     tensors: dict[Node, Tensor] = field(default_factory=dict)
     convolutions: dict[Node, Mapping[Label, Cost]] = field(default_factory=dict)

@@ -31,7 +31,14 @@ from fxpasses.passes.layout.boundary import Boundary
 from fxpasses.passes.layout.causes import FORCES_STRIDES
 from fxpasses.passes.layout.convolutions import may_be_product, read_convolution, weight_trains
 from fxpasses.passes.layout.costs import CostModel
-from fxpasses.passes.layout.framing import common_frame, is_image, reduced, sliced_frame, viewed_frame
+from fxpasses.passes.layout.framing import (
+    common_frame,
+    glued_frame,
+    is_image,
+    reduced,
+    sliced_frame,
+    viewed_frame,
+)
 from fxpasses.passes.layout.labels import GROUP_NORMS, INDEXING, Kind, kind_of
 from fxpasses.passes.layout.measurable import directions_of, operator_of
 from fxpasses.passes.layout.network import Network, Priced, Role, Tensor, fitting
@@ -217,20 +224,36 @@ class _Reader:
         wanted = node.kwargs.get("memory_format", node.args[1] if len(node.args) > 1 else None)
         if wanted is None and base_name(node) == "contiguous":
             wanted = torch.contiguous_format
+        found, glued = tensor(node), glued_frame(node) if self._fused else None
         if not operands:
-            return False
+            return wanted is torch.contiguous_format and glued is not None and self._made_anew(node, glued)
         if wanted in (None, torch.preserve_format):
             return self._labelled(node, operands)
-        found, frame = tensor(node), self.network.frames[operands[0]]
+        frame = self.network.frames[operands[0]]
         if found is None or self._is_written(operands[0]):
             return False
         label = order_of(found, frame)
+        if self._fused and label == self.network.tensors[operands[0]].original:
+            # It changes nothing, whatever it names.
+            return self._labelled(node, operands) and self._made_anew(node, frame)
+        if label not in (C, L) and wanted is torch.contiguous_format and glued is not None:
+            self.network.aside.update((node, operand) for operand in operands)
+            return self._made_anew(node, glued)
         if label not in (C, L):
             # No order that the operand may have saves the copy.
             return wanted is torch.contiguous_format and self._absorbing(node)
         self.network.roles[node] = Role.FREE
         self._use(operands[0], node, _fixed(label))
         self._make(node, _fixed(label), frame)
+        return True
+
+    def _made_anew(self, node: Node, frame: Frame) -> bool:
+        """Enters a copy that the graph makes anyway, which is made in the layout that is wanted of it."""
+        self.network.anew.add(node)
+        if node not in self.network.variables:
+            self.network.roles[node] = Role.LABELLED
+            self.network.variables[node] = self.network.variable()
+            self._make(node, self.network.variables[node], frame)
         return True
 
     def _generating(self, node: Node) -> bool:
