@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch.fx import Graph, Node
 
 from fxpasses.graph.context import GraphContext
@@ -110,23 +109,11 @@ def _owns_memory(context: GraphContext, node: Node, given: Collection[Node]) -> 
         return False
     if context.executor == "fused" and is_view(node):
         return False  # autograd, or whoever takes the view again, may go by the strides of what is viewed
-    if any(_writes_to_input(user) for user in node.users):
-        return False
     inputs = [
         *context.graph.find_nodes(op="placeholder"),
         *(other for other in context.graph.find_nodes(op="get_attr") if tensor(other) is not None),
     ]
     return not any(context.may_alias(node, other) for other in (*inputs, *given) if other is not node)
-
-
-def _writes_to_input(user: Node) -> bool:
-    """Whether a node gives an input of the graph its new value."""
-    written = user.args[0] if user.args else None
-    return (
-        user.target is torch.ops.aten.copy_.default
-        and isinstance(written, Node)
-        and written.op == "placeholder"
-    )
 
 
 def _after_backward(graph: Graph) -> frozenset[Node]:

@@ -125,6 +125,8 @@ def test_a_training_step_has_eagers_values_and_eagers_gradients(training, given)
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.stride() == other.stride()
+    report = fxpasses.last_report()
+    assert [each.kind for each in report.io] == ["input", "result", "result"]
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -199,6 +201,35 @@ def test_results_whose_memory_others_see_have_eagers_strides(spell, grad, inner)
     assert is_last(first)
     for found, eager in others:
         assert found.stride() == eager.stride()
+
+
+def test_a_slice_of_a_tensor_has_eagers_strides():
+    model = Spelled(lambda self, x: (self.conv(x), F.relu(self.conv(x) + 1)[:, :2])).double()
+    model.conv = nn.Conv2d(3, 3, 3).double()
+    (first, _), (found, eager) = run(model, picture())
+    assert is_last(first)
+    assert found.stride() == eager.stride()
+
+
+def test_the_new_value_of_a_buffer_is_told_to_be_as_the_buffer():
+    def fills(self: Any, x: torch.Tensor) -> Any:
+        self.kept.copy_(self.conv(x))
+        return self.kept
+
+    model = Spelled(fills).double()
+    model.conv = nn.Conv2d(3, 3, 3, padding=1).double()
+    model.register_buffer("kept", torch.zeros(2, 3, 9, 9, dtype=torch.float64))
+    ((found, eager),) = run(model, picture())
+    assert found.stride() == eager.stride()
+    assert {each.label for each in fxpasses.last_report().io} == {"contiguous"}
+
+
+def test_what_a_graph_gives_twice_has_eagers_strides():
+    model, x = encoder().double(), picture()
+    with torch.no_grad():
+        graph = torch.fx.experimental.proxy_tensor.make_fx(lambda x: (y := model(x), y))(x)
+        found = fxpasses.optimize(graph, (x,), options=ANY).graph_module(x)
+    assert [each.stride() for each in found] == [each.stride() for each in graph(x)]
 
 
 def test_the_same_tensor_twice_stays_one_tensor():
