@@ -147,7 +147,8 @@ def _see_graphs(
         see_joint_graph(compilation.graph_module, given, seen)
         return graph_module.forward
 
-    torch.compile(fresh_call(), backend=backend)(model, inputs)  # type: ignore[arg-type]  # a backend
+    # Sizes that vary from one model to the next would make Dynamo trace the later ones with symbols.
+    torch.compile(fresh_call(), backend=backend, dynamic=False)(model, inputs)  # type: ignore[arg-type]
 
 
 def table_of(rows: Sequence[Copies]) -> Table:

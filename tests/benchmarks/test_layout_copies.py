@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import layout_copies
 from benchmarks.layout_copies import count_copies, main
 from benchmarks.models.cases import Case
 from tests.benchmarks.refusals import refusal
@@ -62,6 +63,22 @@ def test_what_is_copied_as_it_comes_for_the_user_and_inside_is_told_apart():
 def test_a_uniform_contiguous_plan_copies_nothing():
     copies = count_copies(Case(HERE + "Interrupted", size=16), "contiguous")
     assert (copies.inputs, copies.weights, copies.outputs, copies.inside) == (0, 0, 0, 0)
+
+
+def test_the_sizes_of_a_model_are_not_symbols_because_another_had_others(monkeypatch):
+    sizes = []
+    plan = layout_copies.plan_and_carry_out
+
+    def planned(context, *arguments, **keywords):
+        for node in context.graph.find_nodes(op="placeholder"):
+            sizes.extend(getattr(node.meta["val"], "shape", ["a size"]))
+        return plan(context, *arguments, **keywords)
+
+    monkeypatch.setattr(layout_copies, "plan_and_carry_out", planned)
+    for size in (16, 24, 32):
+        count_copies(Case(HERE + "Plain", size=size))
+    assert sizes
+    assert all(type(size) is int for size in sizes)
 
 
 def test_graphs_of_one_model_are_added_up():
