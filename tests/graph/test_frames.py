@@ -115,8 +115,9 @@ def test_a_value_without_pixels_has_one_order(sizes):
 
 
 def test_symbolic_sizes_are_compared_without_guards():
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+    from fxpasses.torch_internals.fake_tensors import FakeTensorMode
 
     environment = ShapeEnv()
     mode = FakeTensorMode(shape_env=environment)

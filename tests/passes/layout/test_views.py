@@ -15,6 +15,7 @@ from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import Role
 from fxpasses.report.layout_plan import CutEdge, LayoutPlan
+from fxpasses.torch_internals.pytree import tree_leaves
 from tests.passes.layout.test_graphs import context_of, randomly
 from tests.passes.layout.test_inductor import MODES, check, outputs_and_gradients
 from tests.passes.layout.test_joint import joint_graph
@@ -213,13 +214,13 @@ def test_a_view_that_glues_channels_to_pixels_or_images_is_copied_for():
 def test_any_labelling_gives_the_same_values_and_strides(kind, executor):
     model, x = model_and_input(kind)
     program = CAPTURES["pre_dispatch"](model, (x,))
-    expected = torch.utils._pytree.tree_leaves(model(x))
+    expected = tree_leaves(model(x))
     for seed in range(8):
         context = context_of(program, (x,), executor)
         materialise(context, randomly(assign(context), seed))
         context.graph.lint()
         context.module.recompile()
-        found = torch.utils._pytree.tree_leaves(context.module(x))
+        found = tree_leaves(context.module(x))
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
             if executor == "eager":

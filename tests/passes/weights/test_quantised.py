@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -35,12 +36,11 @@ class Integers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        importlib.import_module("torch.ao.quantization.fx")  # which registers the operators
         self.register_buffer("weight", torch.randint(-100, 100, (4, 3, 3, 3), dtype=torch.int8))
         self.norm = nn.BatchNorm2d(4)
 
     def forward(self, x):
-        from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers the operators
-
         weight = torch.ops.quantized_decomposed.dequantize_per_tensor(
             self.weight, 0.01, 0, -128, 127, torch.int8
         )
