@@ -30,6 +30,8 @@ def common_frame(given: Sequence[Framed], rank: int) -> tuple[Frame, list[bool]]
         given: the frames of the operands, and the operands.
         rank: of the value.
     """
+    if any(len(frame) > rank for frame, _ in given):
+        return None  # an operator that takes dimensions away from one operand, and not from another
     by_size = sorted(given, key=lambda framed: sum(map(is_one, framed[1].shape)) - framed[1].dim())
     for frame in dict.fromkeys(padded(frame, rank) for frame, _ in by_size):
         is_aside: list[bool] = []
