@@ -236,7 +236,7 @@ def test_other_batch_sizes_are_right(dynamic):
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("weights", ["live", "cached"])
+@pytest.mark.parametrize("weights", ["live", pytest.param("cached", marks=pytest.mark.full)])
 def test_other_sizes_are_right_where_inductor_writes_its_wrapper_in_cpp(weights):
     """Inductor took our graph for an exported one, whose symbolic sizes are no inputs."""
     model, settings = net(), {"cpp_wrapper": True, "cpp_cache_precompile_headers": False}

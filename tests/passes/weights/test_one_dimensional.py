@@ -13,8 +13,6 @@ from torch.nn.utils import parametrizations
 
 import fxpasses
 
-pytestmark = pytest.mark.vectors
-
 CACHED = {"weights": "cached"}
 
 
@@ -79,6 +77,7 @@ def test_all_but_transposed_ones_are_packed():
     assert_equal(run, model, torch.randn(1, 3, 17))
 
 
+@pytest.mark.vectors
 @pytest.mark.needs_kernels
 def test_kernels_of_ours_compute_them_with_what_follows():
     model = net()

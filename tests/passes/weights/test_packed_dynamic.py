@@ -121,8 +121,11 @@ class Branching(nn.Module):
         return self.second(self.first(x).relu())
 
 
+IN_CPP = {"cpp_wrapper": True, "cpp_cache_precompile_headers": False}
+
+
 @pytest.mark.parametrize(
-    "inductor", [{}, {"cpp_wrapper": True, "cpp_cache_precompile_headers": False}], ids=["Python", "C++"]
+    "inductor", [{}, pytest.param(IN_CPP, marks=pytest.mark.full)], ids=["Python", "C++"]
 )
 def test_an_artifact_whose_guards_do_not_hold_is_not_the_one_that_is_filled(inductor):
     """Inductor's cache finds the code of the first graph for the second, and discards it."""
