@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -288,6 +288,32 @@ def writes_cpp_wrapper() -> bool:
     from torch._inductor import config
 
     return bool(config.cpp_wrapper)
+
+
+def record_result_strides(graph: torch.fx.Graph, positions: Collection[int] | None = None) -> None:
+    """Has results be given in the strides that the graph's metadata say now.
+
+    Inductor gives them in those that it recorded: after our passes, but since 2.15 before them.
+
+    Args:
+        graph: inductor's, changed by a pass.
+        positions: of the results among what the graph gives; None for those of the last call, which come as
+            kernels write them.
+    """
+    meta = graph.output_node().meta
+    given: Any = graph.output_node().args[0]
+    if positions is not None:
+        meta[_FREE_RESULTS] = tuple(positions)
+    recorded = meta.get("original_output_strides")
+    if recorded is None:
+        return
+    for at in meta.get(_FREE_RESULTS, ()):
+        value = given[at].meta.get("val")
+        recorded[at] = value.stride() if positions is not None and isinstance(value, torch.Tensor) else None
+
+
+_FREE_RESULTS = "fxpasses_free_results"
+"""What an output node notes the positions under."""
 
 
 def tunes_products() -> bool:

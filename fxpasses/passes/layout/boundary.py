@@ -92,6 +92,11 @@ def free_results(graph: Graph) -> frozenset[Node]:
     return boundary_of(joint_context(graph), frees=True).free
 
 
+def free_positions(graph: Graph, free: Collection[Node]) -> list[int]:
+    """Where free results are among what the graph gives."""
+    return [at for at, leaf in enumerate(_given(graph)) if leaf in free]
+
+
 def _given(graph: Graph, positions: Collection[int] | None = None) -> list[object]:
     """What a graph gives, at these positions or at all."""
     leaves: list[object] = tree_leaves(graph.output_node().args[0])

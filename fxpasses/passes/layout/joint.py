@@ -35,7 +35,7 @@ from fxpasses.graph.modes import Modes
 from fxpasses.graph.names import canonical
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal, device_of
-from fxpasses.passes.layout.boundary import boundary_of, joint_context
+from fxpasses.passes.layout.boundary import boundary_of, free_positions, joint_context
 from fxpasses.passes.layout.convolutions import ConvolutionReading, read_convolution, weight_trains
 from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.passes import (
@@ -53,7 +53,7 @@ from fxpasses.report.layout_plan import LayoutPlan
 from fxpasses.report.report import Report
 from fxpasses.rewrite.graph_pass import Outcome
 from fxpasses.torch_internals.aot_autograd import is_module_tensor
-from fxpasses.torch_internals.inductor import inductor_setting, with_joint_pass
+from fxpasses.torch_internals.inductor import inductor_setting, record_result_strides, with_joint_pass
 from fxpasses.torch_internals.tensors import storage_key
 
 _OWN_DECISIONS = ("layout_optimization", "freezing")
@@ -125,9 +125,11 @@ class JointLayout:
             before = draw_graphs([context], "joint-before")
             names = _names_in(graph, self.inputs)
             boundary = boundary_of(context, self.parameters, names, frees=self.frees_results)
+            positions = free_positions(graph, boundary.free)
             outcome = plan_and_carry_out(
                 context, self.goal, self.source, names, boundary=boundary, for_inductor=True
             )
+            record_result_strides(graph, positions)
             drawn = before and outcome.changed
             after = draw_graphs([context], "joint-after", inf) if drawn else ()
         self._outcomes.append(outcome)

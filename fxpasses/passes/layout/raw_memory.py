@@ -27,7 +27,12 @@ from fxpasses.graph.storage import base_of, is_same_pixel, is_view, viewed
 from fxpasses.graph.strides import memory_order
 from fxpasses.passes.layout import boundary
 from fxpasses.report import sidecar
-from fxpasses.torch_internals.inductor import force_stride_order, force_strides, with_joint_pass
+from fxpasses.torch_internals.inductor import (
+    force_stride_order,
+    force_strides,
+    record_result_strides,
+    with_joint_pass,
+)
 from fxpasses.torch_internals.operators import HigherOrderOperator, OpOverload, layout_tag, operator_name
 from fxpasses.torch_internals.pytree import tree_leaves
 
@@ -64,7 +69,10 @@ def patches(
     key = (__name__, sidecar.sources(), kept_weights, free_results)
 
     def run(graph: Graph) -> None:
-        keep_eagers_memory(graph, kept_weights, boundary.free_results(graph) if free_results else ())
+        free = boundary.free_results(graph) if free_results else frozenset()
+        positions = boundary.free_positions(graph, free)
+        keep_eagers_memory(graph, kept_weights, free)
+        record_result_strides(graph, positions)
 
     return with_joint_pass(given, run, lambda: key)
 

@@ -66,7 +66,12 @@ from fxpasses.report.data import Remark, Status
 from fxpasses.report.report import Report
 from fxpasses.torch_internals.constants import Declared, declare, loading, slots_of
 from fxpasses.torch_internals.fake_tensors import RealConstantsAllowed, without_fake_tensors
-from fxpasses.torch_internals.inductor import tunes_products, with_joint_pass, writes_cpp_wrapper
+from fxpasses.torch_internals.inductor import (
+    record_result_strides,
+    tunes_products,
+    with_joint_pass,
+    writes_cpp_wrapper,
+)
 from fxpasses.torch_internals.onednn import (
     linears_are_onednns,
     onednn_takes,
@@ -217,8 +222,7 @@ class WeightPacking:
             return
         self._may_be_ours = self.own != "never" and any(map(may_be_ours, graph.nodes))
         if self._may_be_ours and (reason := missing()):
-            none = Decline("no-kernels", "there are no kernels of fxpasses: {}", None, (reason,))
-            self._decline(none, "", OWN)
+            self._decline(Decline("no-kernels", f"there are no kernels of fxpasses: {reason}"), "", OWN)
         join_images(graph)
         first = len(placeholders) - self.kept
         given = before_convolutions(graph)
@@ -242,6 +246,7 @@ class WeightPacking:
                 self.remarks.append(
                     Remark(SEQUENCES, "applied", "applied", f"{kernels} kernels in one call", node="")
                 )
+        record_result_strides(graph)
         read = {index for one in self._declared for index in one.recipe[0].indices}
         self._notes.unread = frozenset(index for index in read if not placeholders[first + index].users)
 
