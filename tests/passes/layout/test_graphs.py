@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -150,6 +151,18 @@ def context_of(graph_module: GraphModule, inputs: tuple[torch.Tensor, ...], exec
     return GraphContext(copied, Modes(grad=True), executor=executor)
 
 
+def labelled_at_random(
+    graph_module: GraphModule, inputs: tuple[torch.Tensor, ...], executor: str, seeds: int
+) -> Iterator[GraphModule]:
+    """The graph with random labels, as many times, each carried out."""
+    for seed in range(seeds):
+        context = context_of(graph_module, inputs, executor)
+        materialise(context, randomly(assign(context), seed))
+        context.graph.lint()
+        context.module.recompile()
+        yield context.module
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
 @pytest.mark.parametrize("capture", GRAPHS)
 @pytest.mark.parametrize("kind", MODELS)
@@ -205,12 +218,8 @@ def test_any_labelling_gives_the_same_values_and_strides(kind, capture, executor
         pytest.skip("symbolic_trace cannot unpack a shape")
     program = CAPTURES[capture](model, (x,))
     expected = tree_leaves(model(x))
-    for seed in range(8):
-        context = context_of(program, (x,), executor)
-        materialise(context, randomly(assign(context), seed))
-        context.graph.lint()
-        context.module.recompile()
-        found = tree_leaves(context.module(x))
+    for module in labelled_at_random(program, (x,), executor, 8):
+        found = tree_leaves(module(x))
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
             if executor == "eager":

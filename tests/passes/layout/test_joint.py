@@ -13,10 +13,15 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxpasses.passes.layout.assign import assign
-from fxpasses.passes.layout.materialise import materialise
 from fxpasses.torch_internals.pytree import tree_leaves
 from fxpasses.torch_internals.tracing import core_decompositions
-from tests.passes.layout.test_graphs import MODELS, Inplace, context_of, model_and_input, randomly
+from tests.passes.layout.test_graphs import (
+    MODELS,
+    Inplace,
+    context_of,
+    labelled_at_random,
+    model_and_input,
+)
 
 
 def joint_graph(model: nn.Module, x: torch.Tensor) -> tuple[GraphModule, tuple[torch.Tensor, ...]]:
@@ -40,13 +45,8 @@ def test_any_labelling_of_a_joint_graph_gives_the_same_outputs_and_gradients(kin
     graph_module, inputs = joint_graph(model, x)
     with torch.no_grad():
         expected = graph_module(*inputs)
-        for seed in range(6):
-            context = context_of(graph_module, inputs, "fused")
-            materialise(context, randomly(assign(context), seed))
-            context.graph.lint()
-            context.module.recompile()
-            found = context.module(*inputs)
-            for ours, theirs in zip(found, expected, strict=True):
+        for module in labelled_at_random(graph_module, inputs, "fused", 6):
+            for ours, theirs in zip(module(*inputs), expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
                 kept = [d for d, size in enumerate(theirs.shape) if size != 1]
                 assert [ours.stride(d) for d in kept] == [theirs.stride(d) for d in kept]

@@ -12,11 +12,10 @@ from torch import nn
 
 import fxpasses
 from fxpasses.passes.layout.assign import assign
-from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import Role
 from fxpasses.report.layout_plan import CutEdge, LayoutPlan
 from fxpasses.torch_internals.pytree import tree_leaves
-from tests.passes.layout.test_graphs import context_of, randomly
+from tests.passes.layout.test_graphs import context_of, labelled_at_random
 from tests.passes.layout.test_inductor import MODES, check, outputs_and_gradients
 from tests.passes.layout.test_joint import joint_graph
 
@@ -215,12 +214,8 @@ def test_any_labelling_gives_the_same_values_and_strides(kind, executor):
     model, x = model_and_input(kind)
     program = CAPTURES["pre_dispatch"](model, (x,))
     expected = tree_leaves(model(x))
-    for seed in range(8):
-        context = context_of(program, (x,), executor)
-        materialise(context, randomly(assign(context), seed))
-        context.graph.lint()
-        context.module.recompile()
-        found = tree_leaves(context.module(x))
+    for module in labelled_at_random(program, (x,), executor, 8):
+        found = tree_leaves(module(x))
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
             if executor == "eager":
@@ -233,12 +228,8 @@ def test_any_labelling_of_a_joint_graph_gives_the_same_outputs_and_gradients(kin
     graph_module, inputs = joint_graph(model.train(), x)
     with torch.no_grad():
         expected = graph_module(*inputs)
-        for seed in range(6):
-            context = context_of(graph_module, inputs, "fused")
-            materialise(context, randomly(assign(context), seed))
-            context.graph.lint()
-            context.module.recompile()
-            for ours, theirs in zip(context.module(*inputs), expected, strict=True):
+        for module in labelled_at_random(graph_module, inputs, "fused", 6):
+            for ours, theirs in zip(module(*inputs), expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
