@@ -166,7 +166,7 @@ class Driver:
         inserted: list[Node] = []
         try:
             reason = self._reason(rule, match)
-            build = Builder(context, rule.insertion_point(match), node)
+            build = Builder(context, rule.insertion_point(match), node, rule=rule.name, replaced=match.nodes)
             inserted = build.inserted
             written = rule.rewrite(match, build)
             replacements = (written,) if isinstance(written, Node) else tuple(written)
