@@ -12,6 +12,7 @@ from typing import Literal
 from fxpasses.report.application import Application
 from fxpasses.report.drawing import GraphDrawing
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
+from fxpasses.report.saved import SavedTensor
 
 Status = Literal["applied", "declined", "failed"]
 
@@ -36,6 +37,7 @@ class Remark:
         graph: the path of the nested graph that holds the site; empty for the outermost one.
         matched: how many operators of the pattern were found.
         pattern_size: how many there are; 0 where the pattern is not known.
+        spared_bytes: where a rule was applied, how many bytes less are kept for the backward pass.
     """
 
     rule: str
@@ -50,6 +52,7 @@ class Remark:
     graph: str = ""
     matched: int = 0
     pattern_size: int = 0
+    spared_bytes: int = 0
 
     def __str__(self) -> str:
         where = self.location or self.module
@@ -70,6 +73,7 @@ class ReportData:
         level: the capture level of the graph.
         layout: the layout plan, or None where no layout pass ran.
         io: with ``io="any"``, the images that the graph takes and gives, each with its layout.
+        saved: in training by inductor, the tensors that the backward pass reads of the forward pass.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
         kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, or the constants that
             ``"baked"`` stores in the program, in number and in bytes.
@@ -89,6 +93,7 @@ class ReportData:
     level: str = ""
     layout: LayoutPlan | None = None
     io: tuple[BoundaryTensor, ...] = ()
+    saved: tuple[SavedTensor, ...] = ()
     dry_run: bool = False
     kept_tensors: int = 0
     kept_bytes: int = 0
@@ -101,6 +106,15 @@ class ReportData:
     def applied(self) -> Mapping[str, int]:
         """Rule name to the number of its applications; a rule that never fired is absent."""
         return MappingProxyType(Counter(remark.rule for remark in self.remarks if remark.status == "applied"))
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that a training step keeps for its backward pass, beside parameters, buffers and inputs.
+
+        Where layouts are left to inductor (``layout="off"``, and "auto" where no plan was made), it may keep
+        channels-last copies of inputs and weights in place of themselves, which do not count here.
+        """
+        return sum(one.bytes for one in self.saved if one.fate == "kept")
 
     @property
     def declined(self) -> tuple[Remark, ...]:
@@ -120,6 +134,7 @@ class ReportData:
             "level": self.level,
             "layout": self.layout.to_dict() if self.layout is not None else None,
             "io": [asdict(each) for each in self.io],
+            "saved": [asdict(one) for one in self.saved],
             "dry_run": self.dry_run,
             "kept_tensors": self.kept_tensors,
             "kept_bytes": self.kept_bytes,

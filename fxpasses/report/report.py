@@ -18,7 +18,8 @@ from fxpasses.report.drawing import GraphDrawing
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
 from fxpasses.report.page import render_html
 from fxpasses.report.repro import save_repro
-from fxpasses.report.text import render_text
+from fxpasses.report.saved import SavedTensor
+from fxpasses.report.text import memory_table, plain, render_text
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Report(ReportData):
             level="+".join(dict.fromkeys(part.level for part in parts if part.level)),
             layout=next((part.layout for part in reversed(parts) if part.layout is not None), None),
             io=tuple(each for part in parts for each in part.io),
+            saved=tuple(one for part in parts for one in part.saved),
             dry_run=any(part.dry_run for part in parts),
             kept_tensors=sum(part.kept_tensors for part in parts),
             kept_bytes=sum(part.kept_bytes for part in parts),
@@ -67,12 +69,23 @@ class Report(ReportData):
             remarks = tuple(Remark(**fields) for fields in data.pop("remarks"))
             graphs = tuple(GraphDrawing.from_dict(fields) for fields in data.pop("graphs"))
             io = tuple(BoundaryTensor(**fields) for fields in data.pop("io", ()))
-            return Report(remarks=remarks, graphs=graphs, layout=_plan(data.pop("layout")), io=io, **data)
+            saved = tuple(map(SavedTensor.from_dict, data.pop("saved", ())))
+            return Report(
+                saved=saved, remarks=remarks, graphs=graphs, layout=_plan(data.pop("layout")), io=io, **data
+            )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
 
     def __str__(self) -> str:
         return render_text(self)
+
+    def memory_table(self) -> str:
+        """What a training step keeps for its backward pass, tensor by tensor, the largest first.
+
+        Behind it come tensors that the backward pass computes again, and those that rules made needless.
+        Empty in inference, and where inductor did not compile.
+        """
+        return plain(memory_table(self)) if self.saved else ""
 
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one self-contained page."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -165,7 +165,7 @@ class Driver:
         context, site = match.context, _Site.of(rule, node, match.context, match)
         inserted: list[Node] = []
         try:
-            reason = self._reason(rule, match)
+            reason, spared = self._reason(rule, match), rule.spared_bytes(match)
             build = Builder(context, rule.insertion_point(match), node, rule=rule.name, replaced=match.nodes)
             inserted = build.inserted
             written = rule.rewrite(match, build)
@@ -186,6 +186,7 @@ class Driver:
         self._erased.update(_replace(match, replacements, inserted))
         self._applied += 1
         remark = site.remark("applied", "applied", f"replaced {names}{reason}", "applied")
+        remark = replace(remark, spared_bytes=spared)
         self._add(remark)
         PROCESS.note(remark, application)
         return True

@@ -203,6 +203,10 @@ class ConvAffine(Rule[ChainMatch]):
         """What is not kept, or not moved."""
         return conv_bn_benefit(match.cost)
 
+    def spared_bytes(self, match: ChainMatch) -> int:
+        """The convolution's result, where it was kept."""
+        return match.cost.spared_bytes
+
     def insertion_point(self, match: ChainMatch) -> Node:
         """The last step, or the producer where only its place is right."""
         assert isinstance(match.place, Node)

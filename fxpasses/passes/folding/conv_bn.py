@@ -140,6 +140,10 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
         """What is not kept, or not moved."""
         return conv_bn_benefit(match.cost)
 
+    def spared_bytes(self, match: ConvBnMatch) -> int:
+        """The convolution's result, where it was kept."""
+        return match.cost.spared_bytes
+
     def insertion_point(self, match: ConvBnMatch) -> Node:
         """The batch norm, or the convolution where only its place is right."""
         assert isinstance(match.place, Node)
