@@ -1,4 +1,4 @@
-"""The library of our kernels, loaded: the operators `fxpasses::convolution` and `fxpasses::sequence`.
+"""The library of our kernels, loaded: the operators `fxpasses::convolution`, `sequence` and `moments`.
 
     kernels, compiled for the vectors in force (`build`)   plain C functions over pointers and sizes
     operator.cpp, compiled against this torch              makes operators of them; two seconds
@@ -30,6 +30,8 @@ _CONVOLUTION_SCHEMA = (
 )
 _SEQUENCE_SCHEMA = "(Tensor[] inputs, Tensor[] constants, Tensor program, SymInt[] shapes) -> Tensor[]"
 
+_MOMENTS_SCHEMA = "(Tensor image, int groups) -> Tensor"
+
 
 @functools.cache
 def vector_length() -> int:
@@ -52,7 +54,7 @@ def vector_length() -> int:
         kernels = found.result()
     if kernels is None or operators is None:
         return 0
-    functions = (kernels.fxpasses_convolution, kernels.fxpasses_sequence)
+    functions = (kernels.fxpasses_convolution, kernels.fxpasses_sequence, kernels.fxpasses_moments)
     operators.fxpasses_use(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
     return int(kernels.fxpasses_vector_length())
 
@@ -112,6 +114,8 @@ def _define() -> None:
     torch.library.register_fake("fxpasses::convolution", _fake_convolution)
     torch.library.define("fxpasses::sequence", _SEQUENCE_SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,))
     torch.library.register_fake("fxpasses::sequence", _fake_sequence)
+    torch.library.define("fxpasses::moments", _MOMENTS_SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,))
+    torch.library.register_fake("fxpasses::moments", _fake_moments)
 
 
 def _fake_convolution(
@@ -138,6 +142,10 @@ def _fake_convolution(
         device=image.device,
         memory_format=torch.channels_last,
     )
+
+
+def _fake_moments(image: torch.Tensor, groups: int) -> torch.Tensor:
+    return image.new_empty((2, image.shape[0], groups, 1, 1))
 
 
 def _fake_sequence(

@@ -7,6 +7,7 @@ from fxpasses.backend.steps.activation_masks import ActivationMasks
 from fxpasses.backend.steps.allocator import Allocator
 from fxpasses.backend.steps.eagers_memory import EagersMemory
 from fxpasses.backend.steps.given_results import GivenResults
+from fxpasses.backend.steps.group_moments import GroupMoments
 from fxpasses.backend.steps.input_strides import InputStrides
 from fxpasses.backend.steps.planned_layout import PlannedLayout
 from fxpasses.backend.steps.safe_kernels import SafeKernels
@@ -25,6 +26,8 @@ STEPS: tuple[tuple[type[Step], tuple[type[Step], ...]], ...] = (
     (PlannedLayout, (PackedWeights,)),
     (InputStrides, (PlannedLayout,)),
     (SafeKernels, (PlannedLayout,)),
+    # It reads in which layout the plan, or packing, has left each image.
+    (GroupMoments, ()),
     (TangentFormats, ()),
     (SavedTensors, ()),
     # Last, since it sees what all others have made of the graph.

@@ -15,6 +15,7 @@
 #include <exception>
 
 #include "dispatch.h"
+#include "moments.h"
 #include "sequence.h"
 
 namespace {
@@ -42,6 +43,16 @@ int fxpasses_convolution(const FxpassesConvolution* call, int threads, char* mes
     const Geometry g = geometry_of(call->sizes, image[0], image[1], image[2], image[3]);
     run(g, kernel_of(call->kernel), {call->activation, call->low, call->high}, call->image, nullptr,
         {call->filters.floats, call->filters.count}, call->summand, call->out, threads);
+  });
+}
+
+int fxpasses_moments(const FxpassesMoments* call, int threads, char* message, int64_t room) {
+  return told(message, room, [&] {
+    const int64_t* const image = call->image_sizes;
+    const int64_t pixels = image[1] * image[2];
+    require(call->groups > 0 && image[3] % call->groups == 0, "groups that divide the channels");
+    require(image[0] * pixels * image[3] > 0, "an image of some pixels");
+    moments(call->image, image[0], pixels, image[3], call->groups, call->out, threads);
   });
 }
 

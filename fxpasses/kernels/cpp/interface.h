@@ -34,12 +34,20 @@ struct FxpassesSequence {
   int64_t constant_count;
 };
 
+struct FxpassesMoments {
+  const int64_t* image_sizes;  // n, h, w, c
+  int64_t groups;              // of channels
+  const float* image;
+  float* out;  // a variance for each image's groups, then their means
+};
+
 // Floats of a vector.
 int fxpasses_vector_length();
 
 // Zero, or one with what is wrong in `message`, which has `room` for so many characters.
 int fxpasses_convolution(const FxpassesConvolution* call, int threads, char* message, int64_t room);
 int fxpasses_sequence(const FxpassesSequence* call, int threads, char* message, int64_t room);
+int fxpasses_moments(const FxpassesMoments* call, int threads, char* message, int64_t room);
 // How many floats a call needs for what is neither input nor result.
 int fxpasses_sequence_memory(const FxpassesSequence* call, int64_t* floats, char* message, int64_t room);
 }

@@ -1,5 +1,5 @@
-// The operators `fxpasses::convolution` and `fxpasses::sequence`: tensors in the place of pointers. Only torch's
-// stable headers are read, which compile in a few seconds; library.py hands over the kernels, which it loaded.
+// The operators `fxpasses::convolution`, `sequence` and `moments`: tensors in the place of pointers. Only torch's stable
+// headers are read, which compile in a few seconds; library.py hands over the kernels, which it loaded.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -20,6 +20,7 @@ using torch::stable::Tensor;
 
 decltype(&fxpasses_convolution) run_convolution = nullptr;
 decltype(&fxpasses_sequence) run_sequence = nullptr;
+decltype(&fxpasses_moments) run_moments = nullptr;
 
 void done(AOTITorchError error) { require(error == AOTI_TORCH_SUCCESS, "torch's own function failed"); }
 
@@ -134,14 +135,31 @@ std::vector<Tensor> sequence(const std::vector<Tensor>& inputs, const std::vecto
   return results;
 }
 
+Tensor moments(const Tensor& given, int64_t groups) {
+  require(given.dim() == 4 && is_float(given), "a 4-D float32 image");
+  const Tensor image = lying(given);
+  const auto shape = image.sizes();
+  const int64_t sizes[] = {shape[0], shape[2], shape[3], shape[1]};
+  const int64_t result[] = {2, shape[0], groups, 1, 1}, strides[] = {shape[0] * groups, groups, 1, 1, 1};
+  const int32_t dtype = aoti_torch_dtype_float32(), device = aoti_torch_device_type_cpu();
+  AtenTensorHandle made = nullptr;
+  done(aoti_torch_empty_strided(5, result, strides, dtype, device, 0, &made));
+  Tensor out(made);
+  const FxpassesMoments call{sizes, groups, read(image), static_cast<float*>(out.mutable_data_ptr())};
+  run(run_moments, call);
+  return out;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fxpasses, CPU, library) {
   library.impl("convolution", TORCH_BOX(&convolution));
   library.impl("sequence", TORCH_BOX(&sequence));
+  library.impl("moments", TORCH_BOX(&moments));
 }
 
 }  // namespace
 
-extern "C" void fxpasses_use(void* convolution_of_kernels, void* sequence_of_kernels) {
+extern "C" void fxpasses_use(void* convolution_of_kernels, void* sequence_of_kernels, void* moments_of_kernels) {
   run_convolution = reinterpret_cast<decltype(run_convolution)>(convolution_of_kernels);
   run_sequence = reinterpret_cast<decltype(run_sequence)>(sequence_of_kernels);
+  run_moments = reinterpret_cast<decltype(run_moments)>(moments_of_kernels);
 }
