@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fxpasses.report.data import SCHEMA, Remark, ReportData
+from fxpasses.report.data import SCHEMA, Attempt, Remark, ReportData
 from fxpasses.report.drawing import GraphDrawing
+from fxpasses.report.grouping import added
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
 from fxpasses.report.page import render_html
 from fxpasses.report.repro import save_repro
@@ -44,6 +45,9 @@ class Report(ReportData):
             layout=next((part.layout for part in reversed(parts) if part.layout is not None), None),
             io=tuple(each for part in parts for each in part.io),
             dry_run=any(part.dry_run for part in parts),
+            tried=_tried(parts),
+            norms=sum(part.norms for part in parts),
+            norms_left=sum(part.norms_left for part in parts),
             kept_tensors=sum(part.kept_tensors for part in parts),
             kept_bytes=sum(part.kept_bytes for part in parts),
             packed_tensors=sum(part.packed_tensors for part in parts),
@@ -67,12 +71,28 @@ class Report(ReportData):
             remarks = tuple(Remark(**fields) for fields in data.pop("remarks"))
             graphs = tuple(GraphDrawing.from_dict(fields) for fields in data.pop("graphs"))
             io = tuple(BoundaryTensor(**fields) for fields in data.pop("io", ()))
-            return Report(remarks=remarks, graphs=graphs, layout=_plan(data.pop("layout")), io=io, **data)
+            tried = tuple(Attempt(**fields) for fields in data.pop("tried", ()))
+            plan = _plan(data.pop("layout"))
+            return Report(remarks=remarks, graphs=graphs, layout=plan, io=io, tried=tried, **data)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
 
     def __str__(self) -> str:
         return render_text(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report as JSON, for `load` and `fxpasses diff`."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Report:
+        """The report that `save` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds no report, or one of another version.
+        """
+        return Report.from_json(Path(path).read_text(encoding="utf-8"))
 
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one self-contained page."""
@@ -85,6 +105,22 @@ class Report(ReportData):
             ReproError: rewrites were applied, and what they replaced was not kept.
         """
         return save_repro(self, Path(directory))
+
+
+def _tried(parts: Iterable[Report]) -> tuple[Attempt, ...]:
+    """What each choice of options would apply more, in all parts together."""
+    found: dict[str, list[Attempt]] = {}
+    for part in parts:
+        for attempt in part.tried:
+            found.setdefault(repr(sorted(attempt.options.items())), []).append(attempt)
+    return tuple(
+        Attempt(
+            group[0].options,
+            dict(sum((Counter(each.gained) for each in group), Counter[str]())),
+            added(each.figures for each in group),
+        )
+        for group in found.values()
+    )
 
 
 def _numbered(parts: Iterable[Report]) -> tuple[GraphDrawing, ...]:
