@@ -12,19 +12,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxpasses.backend.compilation import Compilation
 from fxpasses.backend.rewriting import executor_of, rewrite
 from fxpasses.backend.steps.weights import KeptWeights, PackedWeights
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
+from fxpasses.graph.names import base_name
 from fxpasses.options import Options
+from fxpasses.passes.layout.convolutions import is_weight_of
 from fxpasses.passes.layout.joint import foreseen
 from fxpasses.report.codes import CODES
 from fxpasses.report.data import Attempt
 from fxpasses.report.grouping import added
 from fxpasses.report.report import Report
+from fxpasses.torch_internals.aot_autograd import is_module_tensor
 
 
 def foresee(compilation: Compilation, *, measures: bool) -> Report:
@@ -45,11 +48,23 @@ def foresee(compilation: Compilation, *, measures: bool) -> Report:
             work = step.work
             report = replace(report, kept_tensors=len(work.examples), kept_bytes=work.kept_bytes)
             graph_module = work.main
+            _read_kept_weights(graph_module)
     if compilation.takes(PackedWeights):
         return report
     context = _context(graph_module, compilation)
     shared = compilation.shares_results
     return foreseen(context, compilation.options, report, shared=shared, measures=measures)
+
+
+def _read_kept_weights(graph_module: GraphModule) -> None:
+    """Has convolutions read kept weights as they lie, as `raw_memory.read_kept_weights` does in inductor."""
+    for copy in list(graph_module.graph.nodes):
+        if base_name(copy) != "clone" or not all(is_weight_of(copy, reader) for reader in copy.users):
+            continue
+        kept = copy.args[0]
+        if isinstance(kept, Node) and kept.op == "placeholder" and is_module_tensor(kept):
+            copy.replace_all_uses_with(kept)
+            graph_module.graph.erase_node(copy)
 
 
 def _context(graph_module: GraphModule, compilation: Compilation) -> GraphContext:

@@ -169,10 +169,27 @@ def test_explain_of_a_graph_tries_only_what_a_graph_can_do():
     assert [(each.options, each.gained) for each in report.tried] == [({"limit": None}, {RULE: 2})]
 
 
-def test_the_log_has_the_grouped_report(caplog):
-    with caplog.at_level(logging.INFO, "fxpasses"):
-        torch.compile(pairs(), backend="fxpasses", options={"inner": "eager"})(torch.randn(1, 4, 16, 16))
-    (text,) = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+class Kept(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.INFO:
+            self.texts.append(record.getMessage())
+
+
+def test_the_log_has_the_grouped_report():
+    logger, kept = logging.getLogger("fxpasses"), Kept()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(kept)
+    torch.compile(pairs(), backend="fxpasses", options={"inner": "eager"})(torch.randn(1, 4, 16, 16))
+    logger.removeHandler(kept)
+    logger.setLevel(before)
+    (text,) = kept.texts
     assert text == str(fxpasses.last_report())
     assert "3 of 3 norms folded" in text
 
@@ -204,3 +221,23 @@ def test_kept_bytes_of_a_remark_are_the_bytes_of_the_convolution_s_result():
         nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)).eval(), torch.randn(2, 4, 10, 10)
     ).remarks[:1]
     assert remark.figures["kept_bytes"] == 4 * 2 * 8 * 8 * 8
+
+
+class WithOwnLookUp(nn.Module):
+    """Dynamo reaches the children of such a module through its `__dict__`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = pairs()
+
+    def __getattr__(self, name: str) -> object:
+        return super().__getattr__(name)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(x)
+
+
+def test_a_module_with_a_look_up_of_its_own_has_its_usual_path():
+    report = fxpasses.explain(nn.Sequential(WithOwnLookUp().eval()), torch.randn(1, 4, 16, 16))
+    modules = {remark.module for remark in report.remarks if remark.rule == RULE}
+    assert modules == {"0.down.1", "0.down.3", "0.down.5"}
