@@ -92,7 +92,11 @@ class Report(ReportData):
             OSError: the file cannot be read.
             ValueError: it holds no report, or one of another version.
         """
-        return Report.from_json(Path(path).read_text(encoding="utf-8"))
+        found = Path(path).read_bytes()
+        try:
+            return Report.from_json(found.decode())
+        except UnicodeDecodeError as error:
+            raise ValueError("not a report of fxpasses: it is no text") from error
 
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one self-contained page."""

@@ -33,10 +33,10 @@ _STYLES = {"applied": "green", "declined": "yellow", "failed": "bold red"}
 
 def place(remark: Remark) -> str:
     """The site, and the end of its source line as far as it is known."""
-    return f"{site(remark)} ({_short(remark.location)})" if remark.location else site(remark)
+    return f"{site(remark)} ({short(remark.location)})" if remark.location else site(remark)
 
 
-def _short(location: str) -> str:
+def short(location: str) -> str:
     """The end of a source location: the file, the folder that it is in, and the line."""
     return "/".join(PurePath(location).parts[-2:]) if location else ""
 
@@ -127,12 +127,12 @@ def coverage(report: ReportData) -> str:
 
 
 def _copies_known(plan: LayoutPlan) -> str:
-    if plan.decision in _CARRIED_OUT:
+    if plan.decision in CARRIED_OUT:
         return copies(plan)
     return "copies not known, as too little is measured" if plan.decision in _UNMEASURED else "0 copies"
 
 
-_CARRIED_OUT = ("applied", "as-stock")
+CARRIED_OUT = ("applied", "as-stock")
 """Decisions after which there are copies."""
 
 _UNMEASURED = ("no-profile", "not-measured")
@@ -195,12 +195,12 @@ def milliseconds(seconds: float) -> str:
 
 def _layout_lines(plan: LayoutPlan, *, everything: bool) -> list[str]:
     lines = [layout_line(plan)]
-    if plan.decision not in _CARRIED_OUT and not everything:
+    if plan.decision not in CARRIED_OUT and not everything:
         return lines
     if causes := copies_by_cause(plan):
         lines.append(causes)
     shown = dearest(plan) if everything else dearest(plan)[:DEAREST]
-    lines += [f"  cut: {replace(edge, location=_short(edge.location))}" for edge in shown]
+    lines += [f"  cut: {replace(edge, location=short(edge.location))}" for edge in shown]
     more = len(plan.cut_edges) - len(shown)
     return [*lines, f"  and {more} more"] if more > 0 else lines
 
