@@ -48,6 +48,9 @@ def add_command(commands: Commands) -> None:
     explain.add_argument("--all", action="store_true", help="print every site, and every copied tensor")
     output = explain.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print the report as JSON")
+    output.add_argument(
+        "--why", metavar="PLACE", help="ask about a module, a node or a source line, such as model.py:41"
+    )
     output.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page")
     explain.set_defaults(run=run)
 
@@ -98,6 +101,9 @@ def _print_explained(arguments: argparse.Namespace, report: Report, seconds: flo
 
     if arguments.json:
         print(report.to_json())
+        return
+    if arguments.why is not None:
+        print(report.why(arguments.why))
         return
     kind = "inference (eval mode, no gradients)"
     if arguments.full_train:

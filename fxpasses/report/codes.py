@@ -101,7 +101,7 @@ CODES: Mapping[str, Code] = {
     # It would not give eager's answers
     "multiple-users": Code(
         "somebody else reads the convolution's result, or one inside the pattern",
-        "have the other reader read the result after the norm, or give it a convolution of its own",
+        "give the other reader something else to read: the result after the norm, or one computed anew",
     ),
     "channel-axis": Code(
         "the norm's channels are not the convolution's output channels, as for a linear layer on [N, T, C]",

@@ -20,6 +20,7 @@ from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
 from fxpasses.report.page import render_html
 from fxpasses.report.repro import save_repro
 from fxpasses.report.text import render_text
+from fxpasses.report.why import Answer, why
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,17 @@ class Report(ReportData):
 
     def __str__(self) -> str:
         return render_text(self)
+
+    def why(self, place: str) -> Answer:
+        """Every rule's verdict at a place, how far it got, and what would change it; `print` it.
+
+        Args:
+            place: a module's path (``"layer1.0.bn2"``), a node's name, or a source line (``"model.py:41"``).
+
+        Raises:
+            FxpassesError: the report knows no such place.
+        """
+        return why(self, place)
 
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON, for `load` and `fxpasses diff`."""
