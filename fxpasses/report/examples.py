@@ -303,6 +303,25 @@ EXAMPLES: Mapping[str, Example] = {
         "x",
         **_MINE,
     ),
+    "order": Example(
+        _rule(
+            "a, b",
+            "(y := torch.sin(a)), torch.exp(y * b)",
+            "torch.sin(a), torch.exp(torch.sin(a) * b)",
+        )
+        + "def model(x):\n"
+        + "    y = x.sin()\n"
+        + "    b = y.exp()\n"
+        + "    return y, torch.exp(y * b)\n",
+        "y.exp()",
+        "x.sin().exp()",
+        **_MINE,
+    ),
+    "functorch": Example(
+        _PAIR + "def model(x): return torch.vmap(lambda y: bn(conv(y)))(x[None])\n",
+        "torch.vmap(lambda y: bn(conv(y)))(x[None])",
+        "bn(conv(x))[None]",
+    ),
     "check": Example(
         _rule("a", _NEGATED, "a", "    def check(match): return match.tensor('a').ndim == 1\n")
         + "def model(x): return torch.neg(torch.neg(x.exp()))\n",
@@ -399,6 +418,14 @@ EXAMPLES: Mapping[str, Example] = {
         _rule("a", _NEGATED, "a.sum()") + "def model(x): return torch.neg(torch.neg(x.exp()))\n",
         "return a.sum()",
         "return a",
+        **_MINE,
+    ),
+    "verify-structure": Example(
+        _rule("a", _NEGATED, "a.t().contiguous().t()")
+        + "def model(x): return torch.neg(torch.neg(x.exp()))\n",
+        "return a.t().contiguous().t()",
+        "return a",
+        options={"verify": "structure"},
         **_MINE,
     ),
     "verify-numerics": Example(

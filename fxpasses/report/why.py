@@ -50,7 +50,9 @@ class Verdict:
             lines.append(f"  that is: {self.meaning}")
         if self.advice:
             lines.append(f"  → {self.advice}")
-        lines += [f"  → {in_code(attempt.options)}: it was tried" for attempt in self.tried]
+        for attempt in self.tried:
+            more = attempt.gained[self.rule]
+            lines.append(f"  → {in_code(attempt.options)} was tried: {more} site{'s' * (more != 1)} more")
         if self.example is not None:
             lines += ["  a like case in a few lines:", *(f"    {line}" for line in self.example.lines())]
         return "\n".join(lines)

@@ -27,7 +27,7 @@ from fxpasses.graph.levels import nested_graphs
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import value
 from fxpasses.graph.modes import initial_modes_of_nested
-from fxpasses.graph.views import is_batch_norm
+from fxpasses.graph.views import BATCH_NORMS, is_batch_norm
 from fxpasses.options import Options
 from fxpasses.report.application import Application
 from fxpasses.report.data import Remark, Status
@@ -306,7 +306,13 @@ _HAZARDS = frozenset({"mutation", "grad-mode", "autocast", "functorch", "stream"
 
 def _count_norms(contexts: Sequence[GraphContext]) -> int:
     """How many batch norms graphs have."""
-    return sum(is_batch_norm(node) for context in contexts for node in context.graph.nodes)
+    count = 0
+    for context in contexts:
+        modules = context.graph.find_nodes(op="call_module", sort=False)
+        count += sum(map(is_batch_norm, modules))
+        for target in BATCH_NORMS:
+            count += len(context.graph.find_nodes(op="call_function", target=target, sort=False))
+    return count
 
 
 def _with_nested(context: GraphContext) -> Iterator[GraphContext]:

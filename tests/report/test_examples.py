@@ -21,6 +21,20 @@ _COUNT = itertools.count()
 NUMBERED = [code for code, example in EXAMPLES.items() if example.number is not None]
 
 
+WITHOUT = {
+    *("no-statistics", "non-constant", "other-arguments", "another-result", "symbolic-channels"),
+    *("no-metadata", "stream", "extra-check", "handler", "symbolic-strides", "shared-results"),
+    *("unsafe-kernel", "not-certain", "shared-storage", "no-plan", "no-record", "unpackable"),
+    *("other-kernels", "other-reader", "inputs-changed", "no-kernels", "live-bias", "not-faster"),
+    *("dropped", "not-compiled", "taken-over"),
+}
+"""Codes that have no example: most are told of by a compilation alone, and not by a dry run."""
+
+
+def test_every_other_code_has_an_example():
+    assert set(CODES) - set(EXAMPLES) == WITHOUT
+
+
 @pytest.fixture(autouse=True)
 def own_rules():
     """Takes out again what an example registers."""

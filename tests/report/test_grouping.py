@@ -17,6 +17,7 @@ from fxpasses.report.data import Attempt, Remark
 from fxpasses.report.grouping import added, applications, patterns, reasons
 from fxpasses.report.page import render_html
 from fxpasses.report.report import Report
+from tests.helpers import graph_of
 from tests.report.test_text import remark_of, report_of
 
 RULE = "efficient_conv_bn_eval"
@@ -202,6 +203,12 @@ def test_coverage_counts_norms_of_the_graph_and_not_sites():
     report = fxpasses.explain(nn.Sequential(norm, nn.ReLU(), pairs()).eval(), torch.randn(1, 4, 16, 16))
     assert (report.norms, report.norms_left) == (4, 1)
     assert "3 of 4 norms folded" in str(report)
+
+
+@pytest.mark.parametrize("capture", ["symbolic_trace", "export", "aten", "pre_dispatch"])
+def test_norms_are_counted_at_every_capture_level(capture):
+    report = fxpasses.explain(graph_of(capture, pairs(), (x := torch.randn(1, 4, 16, 16),)), x)
+    assert (report.norms, report.norms_left) == (3, 0)
 
 
 def test_coverage_says_so_where_there_are_no_norms():

@@ -94,7 +94,7 @@ def test_a_place_that_no_rule_looks_at_answers_for_its_neighbours_and_says_so():
 def test_options_that_were_tried_are_part_of_the_answer():
     with torch.no_grad():
         text = str(fxpasses.explain(network(), torch.randn(1, 3, 8, 8)).why("bn1"))
-    assert '→ weights="cached": it was tried' in text
+    assert '→ weights="cached" was tried: 1 site more' in text
 
 
 def test_a_place_that_does_not_exist_names_the_closest(report):
