@@ -86,7 +86,7 @@ class Example:
 
 _PAIR = "conv, bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval()\nx = torch.randn(2, 3, 8, 8)\n"
 _ONES = """\
-conv, bn = nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.BatchNorm2d(1, eps=0).eval()
+conv, bn = nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.BatchNorm2d(1, eps=1e-12).eval()
 nn.init.ones_(conv.weight), nn.init.ones_(bn.bias)
 x = torch.ones(1, 1, 3, 3)
 """
@@ -212,7 +212,7 @@ EXAMPLES: Mapping[str, Example] = {
         _PAIR + "def model(x):\n    y = conv(x)\n    return bn(y) + y\n", "bn(y) + y", "bn(y) + conv(x)"
     ),
     "channel-axis": Example(
-        "linear, bn = nn.Linear(1, 2, bias=False), nn.BatchNorm1d(2, eps=0).eval()\n"
+        "linear, bn = nn.Linear(1, 2, bias=False), nn.BatchNorm1d(2, eps=1e-12).eval()\n"
         "nn.init.ones_(linear.weight), bn.weight.data.copy_(torch.tensor([1.0, 3.0]))\n"
         "x = torch.ones(1, 2, 1)\n"
         "def model(x): return bn(linear(x))\n",
@@ -277,14 +277,14 @@ EXAMPLES: Mapping[str, Example] = {
         "",
     ),
     "mutation": Example(
-        "conv, bn = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0).eval()\n"
+        "conv, bn = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=1e-12).eval()\n"
         "nn.init.ones_(conv.weight)\n"
         "x, gamma = torch.ones(1, 1, 2, 2), torch.ones(1)\n"
         "def model(x):\n"
         "    x, scale = x.clone(), gamma.clone()\n"
         "    y = conv(x)\n"
         "    x.mul_(3), scale.mul_(5)\n"
-        "    return F.batch_norm(y, bn.running_mean, bn.running_var, scale, eps=0), x\n",
+        "    return F.batch_norm(y, bn.running_mean, bn.running_var, scale, eps=1e-12), x\n",
         "x.mul_(3), scale",
         "scale",
         number=Number("model(x)[0].max()", 5.0, 15.0),
