@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fxpasses.report.application import Application
 from fxpasses.report.drawing import GraphDrawing
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
+from fxpasses.report.saved import SavedTensor
 
 Status = Literal["applied", "declined", "failed"]
 
@@ -39,6 +40,7 @@ class Remark:
         figures: what the rewrite saves and costs here, or would, in bytes: ``"kept_bytes"`` less to keep for
             the backward pass, ``"traffic_bytes"`` less to read and write, ``"weight_bytes"`` of weights moved
             at every call.
+        spared_bytes: where a rule was applied, how many bytes less are kept for the backward pass.
     """
 
     rule: str
@@ -54,6 +56,7 @@ class Remark:
     matched: int = 0
     pattern_size: int = 0
     figures: Mapping[str, float] = field(default_factory=dict, hash=False)
+    spared_bytes: int = 0
 
     def __str__(self) -> str:
         where = self.location or self.module
@@ -89,6 +92,7 @@ class ReportData:
         level: the capture level of the graph.
         layout: the layout plan, or None where no layout pass ran.
         io: with ``io="any"``, the images that the graph takes and gives, each with its layout.
+        saved: in training by inductor, the tensors that the backward pass reads of the forward pass.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
         tried: in a dry run, options that would apply more, each as it was tried.
         norms, norms_left: how many batch norms the graph had before the passes ran, and has after them.
@@ -110,6 +114,7 @@ class ReportData:
     level: str = ""
     layout: LayoutPlan | None = None
     io: tuple[BoundaryTensor, ...] = ()
+    saved: tuple[SavedTensor, ...] = ()
     dry_run: bool = False
     tried: tuple[Attempt, ...] = ()
     norms: int = 0
@@ -125,6 +130,15 @@ class ReportData:
     def applied(self) -> Mapping[str, int]:
         """Rule name to the number of its applications; a rule that never fired is absent."""
         return MappingProxyType(Counter(remark.rule for remark in self.remarks if remark.status == "applied"))
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that a training step keeps for its backward pass, beside parameters, buffers and inputs.
+
+        Where layouts are left to inductor (``layout="off"``, and "auto" where no plan was made), it may keep
+        channels-last copies of inputs and weights in place of themselves, which do not count here.
+        """
+        return sum(one.bytes for one in self.saved if one.fate == "kept")
 
     @property
     def declined(self) -> tuple[Remark, ...]:
@@ -144,6 +158,7 @@ class ReportData:
             "level": self.level,
             "layout": self.layout.to_dict() if self.layout is not None else None,
             "io": [asdict(each) for each in self.io],
+            "saved": [asdict(one) for one in self.saved],
             "dry_run": self.dry_run,
             "tried": [asdict(each) for each in self.tried],
             "norms": self.norms,

@@ -8,6 +8,7 @@ from fxpasses.report.data import ReportData
 from fxpasses.report.drawing import LARGEST, STAGES
 from fxpasses.report.grouping import applications, reasons, site
 from fxpasses.report.layout_plan import DECISIONS, how_sure
+from fxpasses.report.memory_text import memory_line, memory_rows
 from fxpasses.report.text import copies, copies_by_cause, dearest, headline, notes
 
 
@@ -34,6 +35,8 @@ def render_html(report: ReportData) -> str:
         statuses=sorted({remark.status for remark in report.remarks}),
         rules=sorted({remark.rule for remark in report.remarks}),
         layout=report.layout,
+        memory_line=memory_line(report),
+        memory_rows=memory_rows(report),
         decisions=DECISIONS,
         how_sure=how_sure,
         copies=copies,

@@ -19,7 +19,8 @@ from fxpasses.report.grouping import added
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
 from fxpasses.report.page import render_html
 from fxpasses.report.repro import save_repro
-from fxpasses.report.text import render_text
+from fxpasses.report.saved import SavedTensor
+from fxpasses.report.text import memory_table, plain, render_text
 from fxpasses.report.why import Answer, why
 
 
@@ -45,6 +46,7 @@ class Report(ReportData):
             level="+".join(dict.fromkeys(part.level for part in parts if part.level)),
             layout=next((part.layout for part in reversed(parts) if part.layout is not None), None),
             io=tuple(each for part in parts for each in part.io),
+            saved=tuple(one for part in parts for one in part.saved),
             dry_run=any(part.dry_run for part in parts),
             tried=_tried(parts),
             norms=sum(part.norms for part in parts),
@@ -74,7 +76,10 @@ class Report(ReportData):
             io = tuple(BoundaryTensor(**fields) for fields in data.pop("io", ()))
             tried = tuple(Attempt(**fields) for fields in data.pop("tried", ()))
             plan = _plan(data.pop("layout"))
-            return Report(remarks=remarks, graphs=graphs, layout=plan, io=io, tried=tried, **data)
+            saved = tuple(map(SavedTensor.from_dict, data.pop("saved", ())))
+            return Report(
+                saved=saved, remarks=remarks, graphs=graphs, layout=plan, io=io, tried=tried, **data
+            )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
 
@@ -109,6 +114,14 @@ class Report(ReportData):
             return Report.from_json(found.decode())
         except UnicodeDecodeError as error:
             raise ValueError("not a report of fxpasses: it is no text") from error
+
+    def memory_table(self) -> str:
+        """What a training step keeps for its backward pass, tensor by tensor, the largest first.
+
+        Behind it come tensors that the backward pass computes again, and those that rules made needless.
+        Empty in inference, and where inductor did not compile.
+        """
+        return plain(memory_table(self)) if self.saved else ""
 
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one self-contained page."""

@@ -18,6 +18,7 @@ from fxpasses.report.codes import CODES
 from fxpasses.report.data import Attempt, Remark, ReportData
 from fxpasses.report.grouping import Reason, applications, in_words, reasons, site
 from fxpasses.report.layout_plan import DECISIONS, against_stock, how_sure
+from fxpasses.report.memory_text import memory_line, memory_rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,6 +67,8 @@ def notes(report: ReportData) -> list[str]:
         lines.append(
             f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB{packed}"
         )
+    if report.saved:
+        lines.append(memory_line(report))
     if report.io:
         lines.append(io_line(report))
     now = torch.get_num_threads()
@@ -310,6 +313,16 @@ def remark_table(report: ReportData) -> Table:
     return table
 
 
+def memory_table(report: ReportData) -> Table:
+    """One row per tensor that the backward pass reads, for a console of rich."""
+    from rich.text import Text
+
+    table = table_of("tensor", "made by", "MB", "fate", "why")
+    for row in memory_rows(report):
+        table.add_row(*map(Text, (row.tensor, row.size, f"{row.bytes / 1e6:.3f}", row.fate, row.reason)))
+    return table
+
+
 def table_of(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
@@ -320,7 +333,7 @@ def table_of(*columns: str) -> Table:
     return table
 
 
-_NUMBERS = ("sites", "seconds")
+_NUMBERS = ("sites", "seconds", "MB")
 
 
 def render_text(report: ReportData) -> str:

@@ -17,22 +17,33 @@ from fxpasses.graph import metadata
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import Level
 from fxpasses.graph.operands import Operand, tensor_of
+from fxpasses.graph.provenance import Origin
 from fxpasses.torch_internals.aot_autograd import mark_for_recomputation
 from fxpasses.torch_internals.operators import OpOverload
 
 aten = torch.ops.aten
 
-_KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom", "from_node")
+_KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
 
 class Builder:
     """Inserts nodes before one node of a graph, on behalf of one application of one rule."""
 
-    def __init__(self, context: GraphContext, before: Node, origin: Node) -> None:
+    def __init__(
+        self,
+        context: GraphContext,
+        before: Node,
+        origin: Node,
+        *,
+        rule: str,
+        replaced: Sequence[Node] = (),
+    ) -> None:
         """Args:
         context: the graph.
         before: the node before which everything is inserted.
         origin: the node whose source line the new nodes inherit.
+        rule: the name of the rule or pass that writes.
+        replaced: the nodes in whose place it writes.
         """
         self.context = context
         self.inserted: list[Node] = []
@@ -41,6 +52,7 @@ class Builder:
         self._modes = context.modes(before)
         self._functional = isinstance(origin.target, OpOverload) or context.level is not Level.TORCH
         self._attributes: dict[str, Node] = {}
+        self._told = Origin(rule, origin, replaced)
         self._inherited = {key: origin.meta[key] for key in _KEPT_META if key in origin.meta}
 
     def call(
@@ -83,6 +95,7 @@ class Builder:
 
     def _annotate(self, node: Node) -> None:
         node.meta.update(self._inherited)
+        self._told.tell(node)
         self.context.adopt(node, self._modes)
 
     def recompute_in_backward(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -171,8 +171,8 @@ class Driver:
         site = _Site.of(rule, node, context, match, _figures(rule, match))
         inserted: list[Node] = []
         try:
-            reason = self._reason(rule, match)
-            build = Builder(context, rule.insertion_point(match), node)
+            reason, spared = self._reason(rule, match), rule.spared_bytes(match)
+            build = Builder(context, rule.insertion_point(match), node, rule=rule.name, replaced=match.nodes)
             inserted = build.inserted
             written = rule.rewrite(match, build)
             replacements = (written,) if isinstance(written, Node) else tuple(written)
@@ -192,6 +192,7 @@ class Driver:
         self._erased.update(_replace(match, replacements, inserted))
         self._applied += 1
         remark = site.remark("applied", "applied", f"replaced {names}{reason}", "applied")
+        remark = replace(remark, spared_bytes=spared)
         self._add(remark)
         PROCESS.note(remark, application)
         return True

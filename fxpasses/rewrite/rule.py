@@ -103,6 +103,10 @@ class Rule(abc.ABC, Generic[M]):
         """
         return {}
 
+    def spared_bytes(self, match: M) -> int:
+        """How many bytes less are kept for the backward pass; asked before the graph changes."""
+        return 0
+
     @abc.abstractmethod
     def insertion_point(self, match: M) -> Node:
         """The node before which the replacement is written; legality has passed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -181,6 +182,40 @@ def with_joint_pass(
             return None if None in keys else tuple(keys)
 
     return {**given, JOINT_SLOT: JointGraphPass()}
+
+
+def with_partition_seen(
+    given: Mapping[str, Any],
+    see: Callable[[torch.fx.GraphModule, torch.fx.GraphModule, int], None],
+    key: object,
+) -> dict[str, Any]:
+    """Inductor's settings under which `see` is shown the two parts that a joint graph is split into.
+
+    Args:
+        given: the settings so far; a partitioner of the user's stays in use.
+        see: is given the forward, the backward and the number of the forward's results. It changes nothing.
+        key: part of inductor's cache keys.
+    """
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+    from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+    held = inductor_setting("custom_partitioner_fn", given)
+
+    class SeenPartition(CustomPartitionerFn):
+        def __call__(self, gm: torch.fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
+            forward, backward = (held or min_cut_rematerialization_partition)(gm, joint_inputs, **kwargs)
+            see(forward, backward, kwargs["num_fwd_outputs"])
+            return forward, backward
+
+        def uuid(self) -> object | None:
+            theirs = held.uuid() if held is not None else ""
+            return None if theirs is None else (key, theirs)
+
+        def __reduce__(self) -> tuple[Callable[..., str], tuple[str]]:
+            # Inductor's cache keys pickle its settings whole; without a key nothing is found again.
+            return str, (secrets.token_hex() if self.uuid() is None else repr(self.uuid()),)
+
+    return {**given, "custom_partitioner_fn": SeenPartition()}
 
 
 def decide_stock_layout(nodes: Sequence[torch.fx.Node], *, is_inference: bool) -> bool:

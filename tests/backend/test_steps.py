@@ -49,11 +49,11 @@ TAKEN = (
     (False, {"weights": "cached", "layout": "channels_last"}, {*ALWAYS, "KeptWeights", "PlannedLayout"}),
     (False, {"weights": "cached", "inner": "aot_eager"}, {"Allocator", "KeptWeights"}),
     (False, {"layout": "contiguous"}, {*ALWAYS, "PlannedLayout"}),
-    (True, {}, {*ALWAYS, "ActivationMasks", "InputStrides"}),
-    (True, {"weights": "cached"}, {*ALWAYS, "ActivationMasks", "InputStrides"}),
-    (True, {"layout": "channels_last"}, {*ALWAYS, "ActivationMasks", "PlannedLayout"}),
-    (True, {"layout": "off"}, {*ALWAYS, "ActivationMasks"}),
-    (True, {"disable": ("activation_masks",), "layout": "off"}, ALWAYS),
+    (True, {}, {*ALWAYS, "ActivationMasks", "SavedTensors", "InputStrides"}),
+    (True, {"weights": "cached"}, {*ALWAYS, "ActivationMasks", "SavedTensors", "InputStrides"}),
+    (True, {"layout": "channels_last"}, {*ALWAYS, "ActivationMasks", "SavedTensors", "PlannedLayout"}),
+    (True, {"layout": "off"}, {*ALWAYS, "ActivationMasks", "SavedTensors"}),
+    (True, {"disable": ("activation_masks",), "layout": "off"}, {*ALWAYS, "SavedTensors"}),
     (True, {"inner": "aot_eager"}, {"Allocator"}),
 )
 """Whether gradients are on, options, and the steps."""

@@ -10,6 +10,7 @@ from fxpasses.backend.steps.given_results import GivenResults
 from fxpasses.backend.steps.input_strides import InputStrides
 from fxpasses.backend.steps.planned_layout import PlannedLayout
 from fxpasses.backend.steps.safe_kernels import SafeKernels
+from fxpasses.backend.steps.saved_tensors import SavedTensors
 from fxpasses.backend.steps.tangent_formats import TangentFormats
 from fxpasses.backend.steps.weights import KeptWeights, PackedWeights
 
@@ -25,6 +26,7 @@ STEPS: tuple[tuple[type[Step], tuple[type[Step], ...]], ...] = (
     (InputStrides, (PlannedLayout,)),
     (SafeKernels, (PlannedLayout,)),
     (TangentFormats, ()),
+    (SavedTensors, ()),
     # Last, since it sees what all others have made of the graph.
     (GivenResults, (PlannedLayout,)),
 )

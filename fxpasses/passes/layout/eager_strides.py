@@ -111,7 +111,7 @@ def _lay_out(context: GraphContext, node: Node, wanted: torch.memory_format) -> 
     assert found is not None
     # Whether symbolic strides are contiguous is not asked, since the answer would be guarded.
     is_static = all(type(number) is int for number in (*found.shape, *found.stride()))
-    build, options = Builder(context, node.next, node), {"memory_format": wanted}
+    build, options = Builder(context, node.next, node, rule="layout"), {"memory_format": wanted}
     if context.level is Level.TORCH:
         laid_out = build.call("contiguous" if is_static else "clone", (node,), options)
     else:

@@ -19,6 +19,7 @@ from torch.fx import Node
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import called_by
 from fxpasses.graph.metadata import set_value, value
+from fxpasses.graph.provenance import Origin
 
 _KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "partitioner_tag")
 
@@ -76,6 +77,7 @@ class Edits:
             node = self.context.graph.call_function(target, args, kwargs)
         self.inserted.append(node)
         node.meta.update({key: source.meta[key] for key in _KEPT_META if key in source.meta})
+        Origin("layout", source).tell(node)
         set_value(node, self.context.evaluator.call(target, args, kwargs), like=source)
         return node
 

@@ -23,6 +23,7 @@ import torch
 from torch.fx import Graph, Node
 
 from fxpasses.graph.metadata import set_value, tensor, value
+from fxpasses.graph.provenance import inherit
 from fxpasses.graph.storage import base_of, is_same_pixel, is_view, viewed
 from fxpasses.graph.strides import memory_order
 from fxpasses.passes.layout import boundary
@@ -176,7 +177,7 @@ class _Keeper:
             zero = self._graph.call_function(aten.full.default, ([], 0), options)
             made = self._graph.call_function(aten.complex.default, (real, zero))
         set_value(zero, found.new_empty(()))
-        made.meta.update(node.meta)
+        inherit(made, (node,), "eagers_memory")
         node.replace_all_uses_with(made)
         self._graph.erase_node(node)
         self._movable.add(made)

@@ -52,7 +52,7 @@ def read_in_own_strides(graph: Graph) -> None:
             continue
         given = tensor(node)
         assert given is not None
-        build = Builder(context, before=first, origin=node)
+        build = Builder(context, first, node, rule="input_strides")
         view = build.call(aten.as_strided.default, (node, list(given.shape), list(given.stride()), 0))
         mark_for_recomputation(view)  # or the view would be what is kept, and laid out again
         for reader in readers:

@@ -63,7 +63,7 @@ def move_masks_behind_pooling(context: GraphContext) -> Iterator[tuple[Gate, Nod
         unpooling, slot, pooled = entrance
         incoming = unpooling.args[slot]
         assert isinstance(incoming, Node)
-        build = Builder(context, before=unpooling, origin=gate.node)
+        build = Builder(context, unpooling, gate.node, rule="activation_masks", replaced=(gate.node,))
         masked = _masked(build, gate, incoming, pooled)
         unpooling.update_arg(slot, masked)
         gate.node.replace_all_uses_with(gate.gradient)

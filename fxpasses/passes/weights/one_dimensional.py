@@ -32,6 +32,8 @@ aten = torch.ops.aten
 _HEIGHT = 2
 """Where the dimension of size 1 is."""
 
+_RULE = "kept_weights"
+
 
 def write_as_images(context: GraphContext, stable: Collection[Node]) -> bool:
     """Writes a captured graph's batched 1-D convolutions whose weights are stable; whether there was one."""
@@ -52,7 +54,7 @@ def _write_as_image(
     context: GraphContext, found: Convolution, given: Node, weight: Node, filters: dict[Node, Node]
 ) -> None:
     node = found.nodes[-1]
-    build = Builder(context, found.nodes[0], node)
+    build = Builder(context, found.nodes[0], node, rule=_RULE, replaced=found.nodes)
     if weight not in filters:
         read = build.call("contiguous", (weight,))  # what is in another order is not packed
         filters[weight] = build.call("unsqueeze", (read, _HEIGHT))
@@ -90,7 +92,7 @@ def join_images(graph: Graph) -> None:
         elif _unsqueezes(node) and node.args[0] in images:
             node.replace_all_uses_with(images[node.args[0]])
         elif _may_be_lifted(node, images):
-            build = Builder(context, node, node)
+            build = Builder(context, node, node, rule=_RULE, replaced=(node,))
             args, kwargs = (_lifted(given, build, images) for given in (node.args, node.kwargs))
             if node.target is aten.cat.default:
                 args = (args[0], _dimension(node) + (_dimension(node) >= _HEIGHT))

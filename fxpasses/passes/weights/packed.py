@@ -27,13 +27,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-from torch import get_num_threads
 from torch.fx import Graph, Node
 
 from fxpasses.errors import FxpassesError
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import set_value, tensor
+from fxpasses.graph.provenance import inherit
 from fxpasses.kernels.choice import keep
 from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
 from fxpasses.kernels.kernel import Kernel, Kind
@@ -207,7 +207,7 @@ class WeightPacking:
         ours = self.own != "never" and any(map(_may_be_read_by_ours, self.examples[-self.kept :]))
         kernels = identity() if ours else ""
         return sidecar.digest(
-            NAME, sidecar.sources(), self.own, str(self.kept), kernels, str(get_num_threads())
+            NAME, sidecar.sources(), self.own, str(self.kept), kernels, str(torch.get_num_threads())
         )
 
     @property
@@ -394,7 +394,7 @@ class WeightPacking:
                 epilogue.high,
             )
             written = graph.call_function(torch.ops.fxpasses.convolution.default, arguments)
-        written.meta.update(last.meta)
+        inherit(written, (producer, last), OWN)
         last.replace_all_uses_with(written)
         for node in sorted(epilogue.nodes, reverse=True):
             graph.erase_node(node)
@@ -429,7 +429,7 @@ def _packed_zeros(recipe: Recipe, kept: Sequence[object]) -> torch.Tensor:
 
 
 def _replace(graph: Graph, node: Node, written: Node) -> None:
-    written.meta.update(node.meta)
+    inherit(written, (node,), NAME)
     node.replace_all_uses_with(written)
     graph.erase_node(node)
 

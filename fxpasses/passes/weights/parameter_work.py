@@ -153,7 +153,7 @@ def _write_as_terms(context: GraphContext, norm: BatchNorm) -> None:
     result = norm.nodes[-1]
     found = tensor_of(norm.input)
     assert found is not None
-    build = Builder(context, norm.nodes[0], norm.nodes[0])
+    build = Builder(context, norm.nodes[0], norm.nodes[0], rule="kept_weights", replaced=norm.nodes)
     terms = Terms(build, found.dtype)
     terms.normalise(norm)
     assert isinstance(terms.scale, Node)
@@ -301,7 +301,7 @@ def _replace_by_inputs(
 def _read_contiguous(context: GraphContext, kept: Node, before: Node) -> None:
     """Has whoever reads a kept weight read a contiguous copy of it."""
     readers = list(kept.users)
-    build = Builder(context, before, kept)
+    build = Builder(context, before, kept, rule="kept_weights")
     copied = build.call("clone", (kept,), {"memory_format": torch.contiguous_format})
     for reader in readers:
         reader.replace_input_with(kept, copied)

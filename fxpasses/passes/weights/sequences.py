@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from fxpasses.graph.provenance import inherit
 from fxpasses.kernels.sequence import PRODUCT, Convolution, Reading, Step, program, shapes_argument
 from fxpasses.passes.weights.sequence_members import Member, Operand, kernel_of, members_of
 from fxpasses.passes.weights.sequence_runs import Run, outer_readers, runs_of
@@ -118,7 +119,7 @@ def _write(graph: Graph, run: Run, name: str, constant: Constant, replaced: dict
         behind = call
         for position, node in enumerate(results):
             behind = graph.call_function(operator.getitem, (call, position))
-            behind.meta.update(node.meta)
+            inherit(behind, (node,), "kernel_sequences")
             node.replace_all_uses_with(behind)
             replaced[node] = behind
     for node in sorted({*run.after, *stays}):
