@@ -13,13 +13,11 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import GraphModule, Node
 
 from fxpasses.backend.compilation import Compilation
-from fxpasses.backend.rewriting import executor_of, rewrite
+from fxpasses.backend.foreseeing import attempts, foresee
+from fxpasses.backend.rewriting import rewrite
 from fxpasses.backend.undisturbed import undisturbed
 from fxpasses.errors import FxpassesError, UnknownOptionError
-from fxpasses.graph.context import GraphContext
-from fxpasses.graph.modes import Modes
 from fxpasses.options import Options
-from fxpasses.passes.layout.joint import foreseen
 from fxpasses.passes.weights.baked import Constant
 from fxpasses.passes.weights.baked_programs import Held, bake_module, bake_program, ready_to_bake
 from fxpasses.pipeline import run_passes
@@ -175,6 +173,9 @@ def explain(
 ) -> Report:
     """A dry run: what would fire, what would not and why. Inductor is not called and nothing is counted.
 
+    Options that would apply more, by the table of reason codes, are tried, and `Report.tried` has what came
+    of it. What happens inside inductor alone is not foretold (`fxpasses.backend.foreseeing`).
+
     A module or function is traced with Dynamo and run once, in eager mode; its buffers and the state of
     the random generators are put back afterwards. Grad mode is the caller's.
 
@@ -186,24 +187,39 @@ def explain(
     Raises:
         FxpassesError: bad options, or a graph without metadata and without example inputs.
     """
-    chosen = dataclasses.replace(Options.of(options), tune_seconds=0)  # nothing is measured
+    given = Options.of(options)
+    chosen = dataclasses.replace(given, tune_seconds=0)  # nothing is measured
     if isinstance(model, (GraphModule, ExportedProgram)):
-        report = _optimize(model, example_inputs or None, chosen).report
-        return dataclasses.replace(report, dry_run=True)
-    return _explain_with_dynamo(model, example_inputs, chosen)
+        return _explain_graph(model, example_inputs, chosen)
+    return _explain_with_dynamo(model, example_inputs, chosen, measures=given.tune_seconds > 0)
 
 
-def _explain_with_dynamo(model: Callable[..., Any], inputs: tuple[Any, ...], options: Options) -> Report:
+def _explain_graph(
+    program: GraphModule | ExportedProgram, inputs: tuple[Any, ...], options: Options
+) -> Report:
+    def run(chosen: Options) -> Report:
+        # Nothing keeps weights between the calls of a graph module.
+        return Report() if chosen.weights == "cached" else _optimize(program, inputs or None, chosen).report
+
+    report = _optimize(program, inputs or None, options).report
+    return dataclasses.replace(report, dry_run=True, tried=attempts(report, options, run))
+
+
+def _explain_with_dynamo(
+    model: Callable[..., Any], inputs: tuple[Any, ...], options: Options, *, measures: bool
+) -> Report:
     reports: list[Report] = []
     errors: list[FxpassesError] = []
 
     def trace_only(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        try:
-            compilation = Compilation(gm, example_inputs, options)
+        def run(chosen: Options) -> Report:
+            compilation = Compilation(gm, example_inputs, chosen)
             rewrite(compilation)
-            modes = Modes(grad=torch.is_grad_enabled())
-            context = GraphContext(compilation.graph_module, modes, executor=executor_of(options))
-            reports.append(foreseen(context, options, compilation.report))
+            return compilation.report
+
+        try:
+            report = foresee(Compilation(gm, example_inputs, options), measures=measures)
+            reports.append(dataclasses.replace(report, tried=attempts(report, options, run)))
         except FxpassesError as error:
             errors.append(error)
         return gm.forward

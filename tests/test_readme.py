@@ -22,6 +22,7 @@ import fxpasses
 from fxpasses import cli, options, pytest_plugin, testing
 from fxpasses.cli.demonstration import Check, DemoResult, Timing
 from fxpasses.pipeline import register_all
+from fxpasses.report.codes import CODES
 from fxpasses.rewrite.hazards import MODE_CODES
 from fxpasses.rewrite.registry import REGISTRY
 
@@ -219,6 +220,18 @@ def test_the_codes_in_the_table_are_those_of_the_code():
     sources = [each for each in (ROOT / "fxpasses").rglob("*.py") if kit not in each.parents]
     raised = {code for each in sources for code in codes_in(each)}
     assert documented == raised | set(MODE_CODES.values()) | UNSPELLED_CODES
+
+
+def test_the_table_of_codes_says_what_the_page_says():
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", section(PASSES, "Reason codes"), re.MULTILINE)
+    assert dict(rows) == {name: code.meaning for name, code in CODES.items()}
+
+
+def test_every_code_has_advice_and_its_options_exist():
+    for name, code in CODES.items():
+        assert code.advice, name
+        for change in code.tries:
+            assert options.Options.of(change) != options.Options(limit=0), name
 
 
 def codes_in(path: Path) -> Iterator[str]:

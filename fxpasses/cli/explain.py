@@ -45,8 +45,12 @@ def add_command(commands: Commands) -> None:
     )
     add_model(explain, required=True)
     add_options(explain)
+    explain.add_argument("--all", action="store_true", help="print every site, and every copied tensor")
     output = explain.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print the report as JSON")
+    output.add_argument(
+        "--why", metavar="PLACE", help="ask about a module, a node or a source line, such as model.py:41"
+    )
     output.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page")
     explain.set_defaults(run=run)
 
@@ -98,6 +102,9 @@ def _print_explained(arguments: argparse.Namespace, report: Report, seconds: flo
     if arguments.json:
         print(report.to_json())
         return
+    if arguments.why is not None:
+        print(report.why(arguments.why))
+        return
     kind = "inference (eval mode, no gradients)"
     if arguments.full_train:
         kind = "training (batch norms in training mode, gradients on)"
@@ -105,9 +112,10 @@ def _print_explained(arguments: argparse.Namespace, report: Report, seconds: flo
         kind = "training with frozen statistics (eval mode, gradients on)"
     if arguments.html is not None:
         _save_page(report, arguments.html)
-    elif report.remarks:
+    elif arguments.all and report.remarks:
         show(remark_table(report), "")
-    show(f"{arguments.spec}, {kind}, explained in {seconds:.1f} s", summary(report))
+    found = summary(report, everything=arguments.all)
+    show(f"{arguments.spec}, {kind}, explained in {seconds:.1f} s", found)
 
 
 def _save_page(report: Report, path: Path) -> None:

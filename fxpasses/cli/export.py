@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fxpasses.api import optimize
     from fxpasses.cli.model_specs import load_model
     from fxpasses.options import Options
-    from fxpasses.report.text import remark_table, summary
+    from fxpasses.report.text import summary
 
     options = Options.of({"weights": "baked", **dict(map(option_of, arguments.options))})
     _check_output(arguments.output)
@@ -77,8 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
         assert result.exported_program is not None
         _write(result.exported_program, arguments.output, aoti=arguments.aoti)
     report = result.report
-    if report.remarks:
-        show(remark_table(report), "")
     seconds = time.perf_counter() - start
     unbaked = dataclasses.replace(report, kept_tensors=0)  # what is baked has a line of its own
     show(f"{arguments.spec}, exported for inference in {seconds:.1f} s", summary(unbaked))

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from fxpasses.cli import bisect, demo, explain, export, rules, tune
+from fxpasses.cli import bisect, demo, diff, explain, export, rules, tune
 from fxpasses.errors import FxpassesError
 
 
@@ -24,8 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the command's name; None for those of this process.
 
     Returns:
-        The exit status: 0; 1 where the demo's result is wrong; 2 after an error on the user's side; 130 and
-        141, as shells have it, where the user or the reader of the output broke it off.
+        The exit status: 0; 1 where the demo's result is wrong, or a difference is one to fail on; 2 after an
+        error on the user's side; 130 and 141, as shells have it, where the user or the reader of the output
+        broke it off.
     """
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the versions of fxpasses and torch")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, explain, export, tune, bisect, rules):
+    for command in (demo, explain, diff, export, tune, bisect, rules):
         command.add_command(commands)
     return parser
 

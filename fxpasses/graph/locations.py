@@ -43,4 +43,5 @@ def _module_path(path: str) -> str:
     """``"layer1.0.conv1"`` from ``"L['self']._modules['layer1']..."``."""
     cleaned = re.sub(r"^L\['[^']*'\]\.?", "", path)
     cleaned = re.sub(r"(?:_modules|_parameters|_buffers)\['([^']*)'\]", r"\1", cleaned)
-    return re.sub(r"\['?([^'\]]*)'?\]", r".\1", cleaned).replace("_modules.", "").strip(".")
+    cleaned = re.sub(r"\['?([^'\]]*)'?\]", r".\1", cleaned)
+    return cleaned.replace("_modules.", "").replace("__dict__.", "").strip(".")

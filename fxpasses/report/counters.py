@@ -2,11 +2,13 @@
 
 An application is counted after the graph has changed, never before. The counts are mirrored into
 `torch._dynamo.utils.counters["fxpasses"]`, where users of inductor's counters look for them;
-the report itself goes into torch's structured trace (`TORCH_TRACE=DIR`, read by tlparse).
+the report itself goes into torch's structured trace (`TORCH_TRACE=DIR`, read by tlparse), and as text into
+the log (`TORCH_LOGS=fxpasses`; with `+fxpasses` every remark is there, too).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter, deque
 from dataclasses import replace
@@ -18,6 +20,8 @@ from fxpasses.torch_internals.dynamo import dynamo_counters, trace_artifact
 _KEPT = 1000
 """How many reports are kept; the oldest are dropped first."""
 
+log = logging.getLogger("fxpasses")
+
 _lock = threading.Lock()
 _applied: Counter[str] = Counter()
 _reports: deque[Report] = deque(maxlen=_KEPT)
@@ -26,6 +30,7 @@ _reports: deque[Report] = deque(maxlen=_KEPT)
 def record(report: Report) -> None:
     """Adds a compilation to the history and its applications to the counters."""
     trace_artifact("fxpasses_report", report.to_json)
+    log.info("%s", report)
     mirror = dynamo_counters()["fxpasses"]
     with _lock:
         _reports.append(report)

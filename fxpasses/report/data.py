@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from fxpasses.report.application import Application
 from fxpasses.report.drawing import GraphDrawing
@@ -37,6 +37,9 @@ class Remark:
         graph: the path of the nested graph that holds the site; empty for the outermost one.
         matched: how many operators of the pattern were found.
         pattern_size: how many there are; 0 where the pattern is not known.
+        figures: what the rewrite saves and costs here, or would, in bytes: ``"kept_bytes"`` less to keep for
+            the backward pass, ``"traffic_bytes"`` less to read and write, ``"weight_bytes"`` of weights moved
+            at every call.
         spared_bytes: where a rule was applied, how many bytes less are kept for the backward pass.
     """
 
@@ -52,6 +55,7 @@ class Remark:
     graph: str = ""
     matched: int = 0
     pattern_size: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict, hash=False)
     spared_bytes: int = 0
 
     def __str__(self) -> str:
@@ -60,6 +64,21 @@ class Remark:
         found = f"matched {self.matched} of {self.pattern_size} nodes; " if self.pattern_size else ""
         site = f"{self.node} ({where})" if where else self.node
         return f"{self.rule} at {site}: {found}{reason}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Other options, and what they would apply that the report's own do not: a dry run of each.
+
+    Attributes:
+        options: the fields of `fxpasses.Options` that differ.
+        gained: how many sites more each rule is applied at, by its name.
+        figures: of these applications, added up, as in `Remark.figures`.
+    """
+
+    options: Mapping[str, Any]
+    gained: Mapping[str, int]
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,8 @@ class ReportData:
         io: with ``io="any"``, the images that the graph takes and gives, each with its layout.
         saved: in training by inductor, the tensors that the backward pass reads of the forward pass.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
+        tried: in a dry run, options that would apply more, each as it was tried.
+        norms, norms_left: how many batch norms the graph had before the passes ran, and has after them.
         kept_tensors, kept_bytes: what `weights="cached"` keeps between calls, or the constants that
             ``"baked"`` stores in the program, in number and in bytes.
         packed_tensors: how many convolutions and linear layers read weights that are kept in the format of
@@ -95,6 +116,9 @@ class ReportData:
     io: tuple[BoundaryTensor, ...] = ()
     saved: tuple[SavedTensor, ...] = ()
     dry_run: bool = False
+    tried: tuple[Attempt, ...] = ()
+    norms: int = 0
+    norms_left: int = 0
     kept_tensors: int = 0
     kept_bytes: int = 0
     packed_tensors: int = 0
@@ -136,6 +160,9 @@ class ReportData:
             "io": [asdict(each) for each in self.io],
             "saved": [asdict(one) for one in self.saved],
             "dry_run": self.dry_run,
+            "tried": [asdict(each) for each in self.tried],
+            "norms": self.norms,
+            "norms_left": self.norms_left,
             "kept_tensors": self.kept_tensors,
             "kept_bytes": self.kept_bytes,
             "packed_tensors": self.packed_tensors,

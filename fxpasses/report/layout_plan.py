@@ -92,6 +92,7 @@ class ConvolutionPlan:
         contiguous, channels_last: predicted seconds under each label.
         measured: whether a device profile says so, and not the roofline.
         predicted: whether it follows from measurements of convolutions that resemble it.
+        flops: its multiplications and additions, at the hints; 0 where nobody counted.
     """
 
     node: str
@@ -101,6 +102,7 @@ class ConvolutionPlan:
     channels_last: float
     measured: bool = False
     predicted: bool = False
+    flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,13 @@ class LayoutPlan:
     def predicted(self) -> int:
         """Of how many convolutions the costs follow from measurements of others."""
         return sum(convolution.predicted for convolution in self.convolutions)
+
+    @property
+    def measured_share(self) -> float | None:
+        """Which part of all FLOPs of convolutions those have that were measured; None where not counted."""
+        total = sum(convolution.flops for convolution in self.convolutions)
+        known = sum(convolution.flops for convolution in self.convolutions if convolution.measured)
+        return known / total if total else None
 
     @property
     def gain(self) -> float:

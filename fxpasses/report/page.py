@@ -6,9 +6,10 @@ import json
 
 from fxpasses.report.data import ReportData
 from fxpasses.report.drawing import LARGEST, STAGES
+from fxpasses.report.grouping import applications, reasons, site
 from fxpasses.report.layout_plan import DECISIONS, how_sure
 from fxpasses.report.memory_text import memory_line, memory_rows
-from fxpasses.report.text import copies, copies_by_cause, dearest, headline, notes, reasons, site
+from fxpasses.report.text import copies, copies_by_cause, dearest, headline, notes
 
 
 def render_html(report: ReportData) -> str:
@@ -26,7 +27,7 @@ def render_html(report: ReportData) -> str:
         title=headline(report).partition(": ")[0],
         headline=headline(report).partition(": ")[2],
         notes=notes(report),
-        applied=report.applied,
+        applied=applications(report),
         seconds=report.seconds,
         reasons=reasons(report),
         remarks=report.remarks,

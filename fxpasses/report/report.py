@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fxpasses.report.data import SCHEMA, Remark, ReportData
+from fxpasses.report.data import SCHEMA, Attempt, Remark, ReportData
 from fxpasses.report.drawing import GraphDrawing
+from fxpasses.report.grouping import added
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
 from fxpasses.report.page import render_html
 from fxpasses.report.repro import save_repro
 from fxpasses.report.saved import SavedTensor
 from fxpasses.report.text import memory_table, plain, render_text
+from fxpasses.report.why import Answer, why
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class Report(ReportData):
             io=tuple(each for part in parts for each in part.io),
             saved=tuple(one for part in parts for one in part.saved),
             dry_run=any(part.dry_run for part in parts),
+            tried=_tried(parts),
+            norms=sum(part.norms for part in parts),
+            norms_left=sum(part.norms_left for part in parts),
             kept_tensors=sum(part.kept_tensors for part in parts),
             kept_bytes=sum(part.kept_bytes for part in parts),
             packed_tensors=sum(part.packed_tensors for part in parts),
@@ -69,15 +74,46 @@ class Report(ReportData):
             remarks = tuple(Remark(**fields) for fields in data.pop("remarks"))
             graphs = tuple(GraphDrawing.from_dict(fields) for fields in data.pop("graphs"))
             io = tuple(BoundaryTensor(**fields) for fields in data.pop("io", ()))
+            tried = tuple(Attempt(**fields) for fields in data.pop("tried", ()))
+            plan = _plan(data.pop("layout"))
             saved = tuple(map(SavedTensor.from_dict, data.pop("saved", ())))
             return Report(
-                saved=saved, remarks=remarks, graphs=graphs, layout=_plan(data.pop("layout")), io=io, **data
+                saved=saved, remarks=remarks, graphs=graphs, layout=plan, io=io, tried=tried, **data
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
 
     def __str__(self) -> str:
         return render_text(self)
+
+    def why(self, place: str) -> Answer:
+        """Every rule's verdict at a place, how far it got, and what would change it; `print` it.
+
+        Args:
+            place: a module's path (``"layer1.0.bn2"``), a node's name, or a source line (``"model.py:41"``).
+
+        Raises:
+            FxpassesError: the report knows no such place.
+        """
+        return why(self, place)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report as JSON, for `load` and `fxpasses diff`."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Report:
+        """The report that `save` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds no report, or one of another version.
+        """
+        found = Path(path).read_bytes()
+        try:
+            return Report.from_json(found.decode())
+        except UnicodeDecodeError as error:
+            raise ValueError("not a report of fxpasses: it is no text") from error
 
     def memory_table(self) -> str:
         """What a training step keeps for its backward pass, tensor by tensor, the largest first.
@@ -98,6 +134,22 @@ class Report(ReportData):
             ReproError: rewrites were applied, and what they replaced was not kept.
         """
         return save_repro(self, Path(directory))
+
+
+def _tried(parts: Iterable[Report]) -> tuple[Attempt, ...]:
+    """What each choice of options would apply more, in all parts together."""
+    found: dict[str, list[Attempt]] = {}
+    for part in parts:
+        for attempt in part.tried:
+            found.setdefault(repr(sorted(attempt.options.items())), []).append(attempt)
+    return tuple(
+        Attempt(
+            group[0].options,
+            dict(sum((Counter(each.gained) for each in group), Counter[str]())),
+            added(each.figures for each in group),
+        )
+        for group in found.values()
+    )
 
 
 def _numbered(parts: Iterable[Report]) -> tuple[GraphDrawing, ...]:

@@ -1,4 +1,5 @@
-"""The report as text that fits on a screen: each reason once, the nearest miss first.
+"""The report as text that fits on a screen: each reason once, with its sites folded to patterns, the nearest
+miss first.
 
 Text goes through rich, as `Text` objects and never as markup, since a message may hold square brackets.
 """
@@ -6,13 +7,16 @@ Text goes through rich, as `Text` objects and never as markup, since a message m
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxpasses.report.data import Remark, ReportData
+from fxpasses.report.codes import CODES
+from fxpasses.report.data import Attempt, Remark, ReportData
+from fxpasses.report.grouping import Reason, applications, in_words, reasons, site
 from fxpasses.report.layout_plan import DECISIONS, against_stock, how_sure
 from fxpasses.report.memory_text import memory_line, memory_rows
 
@@ -28,39 +32,12 @@ WIDTH = 110
 _STYLES = {"applied": "green", "declined": "yellow", "failed": "bold red"}
 
 
-@dataclass(frozen=True)
-class Reason:
-    """Sites that a rule left alone for the same reason.
-
-    Attributes:
-        count: how many sites.
-        example: the remark of one of them.
-    """
-
-    count: int
-    example: Remark
-
-
-def reasons(report: ReportData) -> list[Reason]:
-    """Why rules did not fire: one entry per rule and code, the nearest miss first."""
-    groups: dict[tuple[str, str, str], list[Remark]] = {}
-    for remark in report.declined:  # the nearest miss comes first
-        groups.setdefault((remark.rule, remark.status, remark.code), []).append(remark)
-    return [Reason(len(group), group[0]) for group in groups.values()]
-
-
-def site(remark: Remark) -> str:
-    """The module or node that a remark is about, if it is about one, after the nested graph that holds it."""
-    name = remark.module or remark.node or "the graph"
-    return f"{remark.graph}: {name}" if remark.graph else name
-
-
 def place(remark: Remark) -> str:
     """The site, and the end of its source line as far as it is known."""
-    return f"{site(remark)} ({_short(remark.location)})" if remark.location else site(remark)
+    return f"{site(remark)} ({short(remark.location)})" if remark.location else site(remark)
 
 
-def _short(location: str) -> str:
+def short(location: str) -> str:
     """The end of a source location: the file, the folder that it is in, and the line."""
     return "/".join(PurePath(location).parts[-2:]) if location else ""
 
@@ -80,8 +57,11 @@ def headline(report: ReportData) -> str:
 
 
 def notes(report: ReportData) -> list[str]:
-    """What there is to say beside the tables: that nothing was done, what is kept between calls."""
+    """What there is to say beside the tables: that nothing was done and what would change that, coverage."""
     lines = [] if report.applied else [_idle(report)]
+    lines += outlook(report)
+    if report.nodes_before:
+        lines.append(coverage(report))
     if report.kept_tensors:
         packed = f", packed for {report.packed_tensors} convolutions" if report.packed_tensors else ""
         lines.append(
@@ -98,6 +78,68 @@ def notes(report: ReportData) -> list[str]:
             f"chosen for {report.threads}; compile again after torch.compiler.reset()"
         )
     return lines
+
+
+def outlook(report: ReportData) -> list[str]:
+    """Which options would apply more: those that a dry run has tried, or that would be worth a try."""
+    if report.tried:
+        return [_tried(attempt) for attempt in report.tried]
+    if report.applied or report.dry_run:
+        return []
+    known = (CODES[remark.code] for remark in report.declined if remark.code in CODES)
+    options = list(dict.fromkeys(in_code(options) for code in known for options in code.tries))
+    if not options:
+        return []
+    return [f"what may change that, not tried here (fxpasses explain tries it): {' or '.join(options)}"]
+
+
+def _tried(attempt: Attempt) -> str:
+    count = sum(attempt.gained.values())
+    rules = ", ".join(f"{rule} {number}" for rule, number in attempt.gained.items())
+    together = in_words(attempt.figures)
+    model = ", against the cost model" if attempt.options.get("profit") == "always" else ""
+    return (
+        f"tried: {in_code(attempt.options)} applies at {count} site{'s' * (count != 1)} more ({rules}){model}"
+        f"{': ' if together else ''}{together}"
+    )
+
+
+def in_code(options: Mapping[str, Any]) -> str:
+    """Options as one writes them, ``weights="cached"``."""
+    pairs = (
+        f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+        for name, value in options.items()
+    )
+    return ", ".join(pairs)
+
+
+def coverage(report: ReportData) -> str:
+    """How much of a graph was reached: norms, what is known of its convolutions, copies."""
+    parts = ["no batch norms"]
+    if report.norms:
+        parts = [f"{report.norms - report.norms_left} of {report.norms} norms folded"]
+    plan = report.layout
+    if plan is not None:
+        share = plan.measured_share
+        if share is not None:
+            parts.append(f"{share:.0%} of convolution FLOPs measured".replace("%", " %"))
+        parts.append(_copies_known(plan))
+    else:
+        parts.append("no layout plan")
+    return "; ".join(parts)
+
+
+def _copies_known(plan: LayoutPlan) -> str:
+    if plan.decision in CARRIED_OUT:
+        return copies(plan)
+    return "copies not known, as too little is measured" if plan.decision in _UNMEASURED else "0 copies"
+
+
+CARRIED_OUT = ("applied", "as-stock")
+"""Decisions after which there are copies."""
+
+_UNMEASURED = ("no-profile", "not-measured")
+"""Decisions that leave layouts to others."""
 
 
 def io_line(report: ReportData) -> str:
@@ -154,11 +196,15 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms"
 
 
-def _layout_lines(plan: LayoutPlan) -> list[str]:
-    edges = [replace(edge, location=_short(edge.location)) for edge in dearest(plan)[:DEAREST]]
-    causes = copies_by_cause(plan)
-    lines = [layout_line(plan), *([causes] if causes else []), *(f"  cut: {edge}" for edge in edges)]
-    more = len(plan.cut_edges) - DEAREST
+def _layout_lines(plan: LayoutPlan, *, everything: bool) -> list[str]:
+    lines = [layout_line(plan)]
+    if plan.decision not in CARRIED_OUT and not everything:
+        return lines
+    if causes := copies_by_cause(plan):
+        lines.append(causes)
+    shown = dearest(plan) if everything else dearest(plan)[:DEAREST]
+    lines += [f"  cut: {replace(edge, location=short(edge.location))}" for edge in shown]
+    more = len(plan.cut_edges) - len(shown)
     return [*lines, f"  and {more} more"] if more > 0 else lines
 
 
@@ -176,8 +222,13 @@ def _idle(report: ReportData) -> str:
 # Text ------------------------------------------------------------------------------------------------------
 
 
-def summary(report: ReportData) -> RenderableType:
-    """The report on one screen, for a console of rich."""
+def summary(report: ReportData, *, everything: bool = False) -> RenderableType:
+    """The report for a console of rich, on one screen.
+
+    Args:
+        report: the report.
+        everything: whether every reason and every copied tensor is told in full, however long that is.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -185,9 +236,9 @@ def summary(report: ReportData) -> RenderableType:
     if report.applied:
         parts += [Text(), _applied_table(report)]
     if report.declined:
-        parts += [Text(), _reason_table(report)]
+        parts += [Text(), *_reason_blocks(report, everything=everything)]
     if report.layout is not None:
-        parts += [Text(), *map(Text, _layout_lines(report.layout))]
+        parts += [Text(), *map(Text, _layout_lines(report.layout, everything=everything))]
     return Group(*parts)
 
 
@@ -195,21 +246,59 @@ def _applied_table(report: ReportData) -> Table:
     from rich.text import Text
 
     table = table_of("applied", "sites", "seconds")
+    found = applications(report)
+    if any(reason.together for reason in found.values()):
+        table.add_column("together", overflow="fold")
     for rule, count in report.applied.items():
         took = report.seconds.get(rule)
-        table.add_row(Text(rule, style="green"), str(count), "" if took is None else f"{took:.3f}")
+        seconds, together = "" if took is None else f"{took:.3f}", found[rule].together
+        cells = (Text(rule, style="green"), str(count), seconds)
+        table.add_row(*cells, *([Text(together)] if together else []))
     return table
 
 
-def _reason_table(report: ReportData) -> Table:
+_IN_FULL, _WITH_ADVICE = 2, 4
+"""How many reasons the text has with an example, and how many with what to do about them."""
+
+
+def _reason_blocks(report: ReportData, *, everything: bool) -> list[RenderableType]:
+    from rich.padding import Padding
     from rich.text import Text
 
-    table = table_of("not applied", "sites", "nearest example")
-    for reason in reasons(report):
-        example = reason.example
-        label = Text(f"{example.rule}\n{example.status} [{example.code}]", style=_STYLES[example.status])
-        table.add_row(label, str(reason.count), Text(f"{place(example)}: {example.message}"))
-    return table
+    parts: list[RenderableType] = [Text("not applied, nearest miss first", style="bold")]
+    found, advised = reasons(report), set[str]()
+    count = len(found) if everything else _WITH_ADVICE
+    for at, reason in enumerate(found[:count]):
+        parts.append(_reason_line(reason))
+        lines = _explained(reason) if everything or at < _IN_FULL else []
+        if reason.advice and reason.advice not in advised:
+            lines.append(f"→ {reason.advice}")
+            advised.add(reason.advice)
+        parts += [Padding(Text(line), (0, 0, 0, 4)) for line in lines]
+    rest = found[count:]
+    if rest:
+        sites = (f"{reason.count} x {reason.example.rule} [{reason.example.code}]" for reason in rest)
+        parts.append(Text(f"and {', '.join(sites)}"))
+    return parts
+
+
+def _reason_line(reason: Reason) -> RenderableType:
+    from rich.text import Text
+
+    example = reason.example
+    status = f"{example.status} [{example.code}]"
+    return Text.assemble(
+        f"{reason.count} x {example.rule} ", (status, _STYLES[example.status]), f": {reason.places}"
+    )
+
+
+def _explained(reason: Reason) -> list[str]:
+    """One site's reason, and the figures of all."""
+    such = "such as " if reason.count > 1 else ""
+    lines = [f"{such}{place(reason.example)}: {reason.example.message}"]
+    if reason.together and reason.count > 1:
+        lines.append(f"together it would mean {reason.together}")
+    return lines
 
 
 def remark_table(report: ReportData) -> Table:

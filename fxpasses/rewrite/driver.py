@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from fxpasses.graph.levels import nested_graphs
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import value
 from fxpasses.graph.modes import initial_modes_of_nested
+from fxpasses.graph.views import BATCH_NORMS, is_batch_norm
 from fxpasses.options import Options
 from fxpasses.report.application import Application
 from fxpasses.report.data import Remark, Status
@@ -78,6 +79,7 @@ class Driver:
         PROCESS.check()
         contexts = list(_with_nested(context))
         before = sum(len(graph.graph.nodes) for graph in contexts)
+        norms = _count_norms(contexts)
         level = context.level.value
         drawings = draw_graphs(contexts, "before")
         for pass_ in self.passes:
@@ -94,6 +96,8 @@ class Driver:
             seconds=dict(self._seconds),
             nodes_before=before,
             nodes_after=sum(len(graph.graph.nodes) for graph in contexts),
+            norms=norms,
+            norms_left=_count_norms(contexts),
             level=level,
             applications=tuple(self._applications),
             layout=self._layout,
@@ -136,7 +140,8 @@ class Driver:
             self._record_failure(rule, node, context, "check", error)
             return False
         if declined is not None:
-            site = _Site.of(rule, node, context, match)
+            figures = _figures(rule, match) if isinstance(match, Match) else {}
+            site = _Site.of(rule, node, context, match, figures)
             remark = site.remark("declined", declined.code, declined.message, stage, declined)
             if stage == "structure":
                 self._misses.append((node, remark))
@@ -162,7 +167,8 @@ class Driver:
         return "applied", None
 
     def _apply(self, rule: AnyRule, node: Node, match: Match, guards: GuardCount | None) -> bool:
-        context, site = match.context, _Site.of(rule, node, match.context, match)
+        context = match.context
+        site = _Site.of(rule, node, context, match, _figures(rule, match))
         inserted: list[Node] = []
         try:
             reason, spared = self._reason(rule, match), rule.spared_bytes(match)
@@ -260,11 +266,18 @@ class _Site:
     module: str
     graph: str
     size: int
+    figures: Mapping[str, float]
 
     @staticmethod
-    def of(rule: AnyRule, node: Node, context: GraphContext, found: Match | Decline | None = None) -> _Site:
+    def of(
+        rule: AnyRule,
+        node: Node,
+        context: GraphContext,
+        found: Match | Decline | None = None,
+        figures: Mapping[str, float] | None = None,
+    ) -> _Site:
         size = (found.pattern_size if found is not None else 0) or rule.pattern_size
-        return _Site(rule, node.name, location_of(node), module_of(node), context.path, size)
+        return _Site(rule, node.name, location_of(node), module_of(node), context.path, size, figures or {})
 
     def remark(
         self, status: Status, code: str, message: str, stage: str, declined: Decline | None = None
@@ -285,10 +298,22 @@ class _Site:
             graph=self.graph,
             matched=declined.matched if partly and declined is not None else self.size,
             pattern_size=self.size,
+            figures=self.figures,
         )
 
 
 _HAZARDS = frozenset({"mutation", "grad-mode", "autocast", "functorch", "stream", "region"})
+
+
+def _count_norms(contexts: Sequence[GraphContext]) -> int:
+    """How many batch norms graphs have."""
+    count = 0
+    for context in contexts:
+        modules = context.graph.find_nodes(op="call_module", sort=False)
+        count += sum(map(is_batch_norm, modules))
+        for target in BATCH_NORMS:
+            count += len(context.graph.find_nodes(op="call_function", target=target, sort=False))
+    return count
 
 
 def _with_nested(context: GraphContext) -> Iterator[GraphContext]:
@@ -326,6 +351,15 @@ def _is_graph(context: GraphContext, node: Node) -> bool:
     return node.op == "get_attr" and isinstance(
         getattr(context.module, str(node.target), None), torch.nn.Module
     )
+
+
+def _figures(rule: AnyRule, match: Match) -> Mapping[str, float]:
+    """What the rewrite saves and costs; empty where the site is such that it cannot be told."""
+    try:
+        return dict(rule.figures(match))
+    except Exception:
+        log.debug("%s has no figures for %s", rule.name, match.result.name, exc_info=True)
+        return {}
 
 
 def _roll_back(context: GraphContext, inserted: list[Node]) -> None:

@@ -12,7 +12,7 @@ it cannot forget to. Each of its four questions may be answered with a `Decline`
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -95,6 +95,13 @@ class Rule(abc.ABC, Generic[M]):
         It is asked before the graph changes.
         """
         return ""
+
+    def figures(self, match: M) -> Mapping[str, float]:
+        """What the rewrite saves and costs here, as `fxpasses.Remark` has it; empty where nobody counted.
+
+        It is asked before the graph changes, also where the rewrite is refused.
+        """
+        return {}
 
     def spared_bytes(self, match: M) -> int:
         """How many bytes less are kept for the backward pass; asked before the graph changes."""

@@ -134,13 +134,20 @@ def test_dtype_is_that_of_model_and_inputs(factories, capsys):
 
 
 def test_text_has_every_site_then_the_summary(factories, capsys):
-    assert cli.main(["explain", f"{factories}:conv_bn", "--input", "1,3,8,8", "--train"]) == 0
+    assert cli.main(["explain", f"{factories}:conv_bn", "--input", "1,3,8,8", "--train", "--all"]) == 0
     out = capsys.readouterr().out
     table, summary = out.split(f"{factories}:conv_bn, training with frozen statistics")
     assert "cli_factories" not in table
     assert "replaced" in table
     assert "explained in" in summary
     assert "fxpasses report: dry run, torch level" in summary
+
+
+def test_text_has_no_site_s_own_line_unless_all_is_asked_for(factories, capsys):
+    assert cli.main(["explain", f"{factories}:conv_bn", "--input", "1,3,8,8", "--train"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{factories}:conv_bn, training")
+    assert "replaced" not in out
 
 
 def test_a_model_without_sites_is_said_to_have_none(factories, capsys):

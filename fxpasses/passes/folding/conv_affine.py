@@ -29,7 +29,7 @@ The longest legal part of a chain is folded at once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -202,6 +202,10 @@ class ConvAffine(Rule[ChainMatch]):
     def benefit(self, match: ChainMatch) -> str:
         """What is not kept, or not moved."""
         return conv_bn_benefit(match.cost)
+
+    def figures(self, match: ChainMatch) -> Mapping[str, float]:
+        """The bytes that decide."""
+        return match.cost.figures
 
     def spared_bytes(self, match: ChainMatch) -> int:
         """The convolution's result, where it was kept."""

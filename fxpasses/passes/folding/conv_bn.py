@@ -28,7 +28,7 @@ Half types are folded in float32 and cast once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -139,6 +139,10 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
     def benefit(self, match: ConvBnMatch) -> str:
         """What is not kept, or not moved."""
         return conv_bn_benefit(match.cost)
+
+    def figures(self, match: ConvBnMatch) -> Mapping[str, float]:
+        """The bytes that decide."""
+        return match.cost.figures
 
     def spared_bytes(self, match: ConvBnMatch) -> int:
         """The convolution's result, where it was kept."""

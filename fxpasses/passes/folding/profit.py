@@ -97,6 +97,17 @@ class ConvBnCost:
         """Bytes that kernels of their own read and write, and those of the gradient; none are, once fused."""
         return 0 if self.fused else 2 * self.kernels * self.result_bytes * (2 if self.trains else 1)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What folding saves and costs, in bytes, under the names of `fxpasses.Remark`; no zeros."""
+        once = self.weights_cached and not self.trains
+        found: dict[str, float] = {
+            "kept_bytes": self.result_bytes if self.trains and self.keeps_result else 0,
+            "traffic_bytes": self.traffic_saved,
+            "weight_bytes": 0 if once else self.weights_moved,
+        }
+        return {name: figure for name, figure in found.items() if figure}
+
     @staticmethod
     def of(context: GraphContext, producer: Producer, norm: BatchNorm) -> ConvBnCost:
         """Reads the cost of a site off its metadata."""

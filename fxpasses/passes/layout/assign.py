@@ -21,7 +21,7 @@ from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name, canonical
 from fxpasses.passes.layout.boundary import Boundary, boundary_of
 from fxpasses.passes.layout.causes import Causes
-from fxpasses.passes.layout.convolutions import is_weight_of
+from fxpasses.passes.layout.convolutions import is_weight_of, read_convolution
 from fxpasses.passes.layout.costs import PRODUCT, CostModel, seconds_at
 from fxpasses.passes.layout.network import Network, Tensor
 from fxpasses.passes.layout.preferences import preferences
@@ -189,6 +189,7 @@ def _describe(
             seconds_at(costs[L].seconds, hints),
             costs[C].is_measured and costs[L].is_measured,
             costs[C].is_predicted or costs[L].is_predicted,
+            _flops(node, hints),
         )
         for node, costs in network.convolutions.items()
     )
@@ -208,6 +209,12 @@ def _describe(
             sorted({base_name(node) for node in network.unknown if _reader_name(node) in wanting})
         ),
     )
+
+
+def _flops(node: Node, hints: Mapping[Any, int]) -> float:
+    """Multiplications and additions of a convolution, or of the gradients of one."""
+    found = read_convolution(node)
+    return len(found.directions) * seconds_at(found.sizes.flops, hints) if found is not None else 0.0
 
 
 def _boundary(

@@ -200,16 +200,27 @@ def joint_layout(
     goal: Goal = options.layout
     if options.layout == "auto":
         # Stock inductor decides where too little was measured, and where the user told it how to.
-        taken = any(name in options.inductor for name in _OWN_DECISIONS)
-        if taken or inductor_setting("freezing", options.inductor):
+        if _decided_by_user(options):
             return None
         if source.tuner is None and not (reads and enough(source.known, len(reads))):
-            if not (shared and devices[0].type == "cpu") and not _unsafe(graph_module):
+            if not _must_not_be_stocks(graph_module, devices, shared=shared):
                 return None
             goal = "channels_last"  # as stock inductor on a CPU, but for what it would get wrong
     found = JointLayout(goal, source, graph_key, options.io == "any")
     found.see(graph_module, inputs)
     return found
+
+
+def _decided_by_user(options: Options) -> bool:
+    """Whether settings of inductor's own say what becomes of layouts."""
+    return any(name in options.inductor for name in _OWN_DECISIONS) or bool(
+        inductor_setting("freezing", options.inductor)
+    )
+
+
+def _must_not_be_stocks(graph_module: GraphModule, devices: Sequence[torch.device], *, shared: bool) -> bool:
+    """Whether inductor's own layout optimisation would give wrong answers."""
+    return (shared and devices[0].type == "cpu") or bool(_unsafe(graph_module))
 
 
 def without_unsafe_kernels(
@@ -281,21 +292,38 @@ def _convolutions(graph_module: GraphModule) -> Iterator[tuple[Node, Convolution
             yield node, read
 
 
-def foreseen(context: GraphContext, options: Options, report: Report) -> Report:
+def foreseen(
+    context: GraphContext,
+    options: Options,
+    report: Report,
+    *,
+    shared: bool = False,
+    measures: bool = True,
+) -> Report:
     """The report of a dry run, with the plan that the forward alone would get inside inductor.
 
     Args:
         context: the rewritten graph, which stays as it is; inductor would see its backward as well.
         options: what the user chose.
         report: what has happened so far.
+        shared: whether results share memory, as `results_share_memory` tells.
+        measures: whether compiling would measure what is not known; the dry run does not.
     """
-    if options.layout == "off" or options.inner != "inductor" or not _selected(options):
+    if options.inner != "inductor":
         return report
-    source = cost_source(device_of(context), replace(options, tune_seconds=0), _wanted(context.module))
+    by_user = options.layout == "auto" and _decided_by_user(options)
+    if options.layout == "off" or by_user or not _selected(options):
+        unsafe = without_unsafe_kernels(context.module, options, shared=shared)
+        return replace(report, remarks=(*report.remarks, *unsafe))
+    goal, reads, device = options.layout, _wanted(context.module), device_of(context)
+    source = cost_source(device, replace(options, tune_seconds=0), reads)
+    known = measures or (reads and enough(source.known, len(reads)))
+    if goal == "auto" and not known and _must_not_be_stocks(context.module, [device], shared=shared):
+        goal = "channels_last"
     names = {node.name: canonical(node.name) for node in context.graph.find_nodes(op="placeholder")}
     boundary = boundary_of(context, frees=options.io == "any")
     outcome = plan_and_carry_out(
-        context, options.layout, source, names, boundary=boundary, dry_run=True, for_inductor=True
+        context, goal, source, names, boundary=boundary, dry_run=True, for_inductor=True
     )
     plan = outcome.layout
     wanted = bool(report.graphs) and plan is not None and plan.decision != "no-gain"
