@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fxpasses.rewrite.graph_pass import GraphPass as GraphPass
     from fxpasses.rewrite.graph_pass import Outcome as Outcome
     from fxpasses.rewrite.inductor import from_inductor as from_inductor
+    from fxpasses.rewrite.registry import RulePass as RulePass
     from fxpasses.rewrite.registry import register as register
     from fxpasses.rewrite.registry import unregister as unregister
     from fxpasses.rewrite.rule import Match as Match
@@ -53,6 +54,7 @@ _HOMES = {
     "Remark": "fxpasses.report.data",
     "Report": "fxpasses.report.report",
     "Rule": "fxpasses.rewrite.rule",
+    "RulePass": "fxpasses.rewrite.registry",
     "refresh": "fxpasses.passes.weights.kept",
     "convert_conv_weights": "fxpasses.passes.weights.convert",
     "explain": "fxpasses.api",
@@ -81,6 +83,7 @@ __all__ = [
     "Remark",
     "Report",
     "Rule",
+    "RulePass",
     "backend",
     "convert_conv_weights",
     "explain",

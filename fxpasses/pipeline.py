@@ -23,7 +23,7 @@ from fxpasses.passes.layout.passes import LAYOUT
 from fxpasses.passes.training.activation_masks import ACTIVATION_MASKS
 from fxpasses.report.report import Report
 from fxpasses.rewrite.driver import Driver
-from fxpasses.rewrite.registry import REGISTRY
+from fxpasses.rewrite.registry import OURS, REGISTRY
 from fxpasses.torch_internals.versions import require_supported_torch
 
 
@@ -100,4 +100,4 @@ def register_all() -> None:
     )
     for shipped in (*family, ACTIVATION_MASKS, LAYOUT):
         if shipped.name not in names:
-            REGISTRY.register(shipped)
+            REGISTRY.register(shipped, OURS)

@@ -78,6 +78,7 @@ class ReportData:
         threads: how many torch used on a CPU when the graph was compiled; 0 where it was not.
         graphs: drawings of the graph before and after, nested graphs included; empty for a graph of more
             than `fxpasses.report.drawing.LARGEST` nodes.
+        rules: the names of all rules and passes that ran.
         applications: what each rewrite replaced, where that was kept (`keep_repro`, `verify="numerics"`);
             those that were rolled back are among them. Not part of the JSON form.
     """
@@ -95,6 +96,7 @@ class ReportData:
     packed_tensors: int = 0
     threads: int = 0
     graphs: tuple[GraphDrawing, ...] = field(default=(), repr=False)
+    rules: tuple[str, ...] = field(default=(), repr=False)
     applications: tuple[Application, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -125,6 +127,7 @@ class ReportData:
             "kept_bytes": self.kept_bytes,
             "packed_tensors": self.packed_tensors,
             "threads": self.threads,
+            "rules": list(self.rules),
             "graphs": [drawing.to_dict() for drawing in self.graphs],
         }
         return json.dumps(data, indent=2)

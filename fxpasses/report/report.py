@@ -49,6 +49,7 @@ class Report(ReportData):
             packed_tensors=sum(part.packed_tensors for part in parts),
             threads=next((part.threads for part in reversed(parts) if part.threads), 0),
             graphs=_numbered(parts),
+            rules=tuple(dict.fromkeys(name for part in parts for name in part.rules)),
             applications=tuple(application for part in parts for application in part.applications),
         )
 
@@ -66,8 +67,10 @@ class Report(ReportData):
             data.pop("applied")
             remarks = tuple(Remark(**fields) for fields in data.pop("remarks"))
             graphs = tuple(GraphDrawing.from_dict(fields) for fields in data.pop("graphs"))
+            rules = tuple(data.pop("rules", ()))
             io = tuple(BoundaryTensor(**fields) for fields in data.pop("io", ()))
-            return Report(remarks=remarks, graphs=graphs, layout=_plan(data.pop("layout")), io=io, **data)
+            plan = _plan(data.pop("layout"))
+            return Report(remarks=remarks, graphs=graphs, layout=plan, io=io, rules=rules, **data)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
 

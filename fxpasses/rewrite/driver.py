@@ -37,7 +37,7 @@ from fxpasses.rewrite.extraction import extract
 from fxpasses.rewrite.graph_pass import GraphPass
 from fxpasses.rewrite.limits import PROCESS
 from fxpasses.rewrite.numerics import difference_of
-from fxpasses.rewrite.registry import AnyRule, Pass
+from fxpasses.rewrite.registry import AnyRule, Pass, names_of
 from fxpasses.rewrite.rule import Match
 from fxpasses.rewrite.verify import GuardCount, check_replacement, structural_fault
 from fxpasses.torch_internals.pytree import tree_leaves
@@ -99,6 +99,7 @@ class Driver:
             layout=self._layout,
             io=self._layout.boundary if self._layout is not None and self.options.io == "any" else (),
             graphs=draw_result(drawings, contexts, self._remarks, self._layout),
+            rules=tuple(dict.fromkeys(name for pass_ in self.passes for name in names_of(pass_))),
         )
 
     def _run_pass(self, current: Pass, context: GraphContext) -> None:

@@ -183,4 +183,4 @@ def remark(status: Literal["declined", "failed"], code: str, message: str, conte
     return Remark(NAME, status, code, message, node="", stage="check", graph=context.path)
 
 
-LAYOUT = GraphPass(NAME, run, after=("efficient_conv_bn_eval",))
+LAYOUT = GraphPass(NAME, run, last=True)
