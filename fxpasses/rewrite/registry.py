@@ -102,6 +102,11 @@ class Registry:
         """The names of all passes and rules."""
         return _all_names(self._passes)
 
+    def rule(self, name: str) -> AnyRule | None:
+        """The rule of a name, or None where there is none."""
+        rules = (rule for pass_ in self._passes.values() for rule in pass_.rules)
+        return next((rule for rule in rules if rule.name == name), None)
+
     def source(self, name: str) -> str:
         """Where a pass comes from.
 

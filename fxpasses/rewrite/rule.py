@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch.fx import Node
 
@@ -103,6 +103,13 @@ class Rule(abc.ABC, Generic[M]):
     @abc.abstractmethod
     def rewrite(self, match: M, build: Builder) -> Node | tuple[Node, ...]:
         """Writes the replacement and returns its result, or one for each of `match.results`."""
+
+    def specimens(self) -> Any:
+        """What `fxpasses.testing.fuzz` tests the rule with: a hypothesis strategy of its `Specimen`s.
+
+        Where it is None, `fuzz` must be given one.
+        """
+        return None
 
     def uuid(self) -> str:
         """A key that changes with the rule's code, what its closures hold, and its fields, and only then.

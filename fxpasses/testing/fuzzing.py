@@ -3,7 +3,7 @@
     fxpasses.testing.fuzz(rule)
 
 Declarative rules get their specimens from the pattern itself; other rules bring a hypothesis strategy of
-specimens.
+specimens (`Rule.specimens`), or are given one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def fuzz(
 
     Args:
         rule: a rule, or the name of a registered one.
-        specimens: where models come from; to be left out for declarative rules and for those that come with
-            the package, since `fxpasses.testing.strategies` has theirs.
+        specimens: where models come from; to be left out for rules that have `specimens` themselves, for
+            declarative ones, and for those of the package, since `fxpasses.testing.strategies` has theirs.
         examples: number of models at each level.
         levels: the levels, of `LEVELS`.
         seed: another seed gives other models; the same gives the same.
