@@ -86,6 +86,7 @@ def rewrite(
     examples: Sequence[Any],
     after: tuple[str, ...] = (),
     default: bool = True,
+    max_sweeps: int = 1,
 ) -> Callable[[type], DeclarativeRule]:
     """Makes a rule from a class that holds `pattern`, `replacement` and, if wanted, `check` and `profit`.
 
@@ -100,6 +101,7 @@ def rewrite(
             other operators for other dtypes or ranks.
         after: names of rules or passes that must have run before, where they run at all.
         default: whether the rule is part of the default pipeline once it is registered.
+        max_sweeps: how often it may go over a graph, until it changes nothing; see `fxpasses.RulePass`.
 
     Raises:
         PatternError: the functions or the examples do not fit together, or cannot be traced.
@@ -114,7 +116,9 @@ def rewrite(
                 f"the class of rule {name!r} needs functions `pattern` and `replacement`, and may have "
                 f"`check` and `profit`; it has {', '.join(sorted(functions)) or 'none'}."
             )
-        rule = DeclarativeRule(name, examples=examples, after=after, default=default, **functions)
+        rule = DeclarativeRule(
+            name, examples=examples, after=after, default=default, max_sweeps=max_sweeps, **functions
+        )
         rule.__doc__ = cls.__doc__
         return rule
 

@@ -105,13 +105,14 @@ class DeclarativeRule(Rule[PatternMatch]):
         profit: Callable[[PatternMatch], Answer] | None = None,
         after: tuple[str, ...] = (),
         default: bool = True,
+        max_sweeps: int = 1,
     ) -> None:
         """See `rewrite`, which has the same arguments.
 
         Raises:
             PatternError: the functions or the examples do not fit together, or cannot be traced.
         """
-        self.name, self.after, self.default = name, after, default
+        self.name, self.after, self.default, self.max_sweeps = name, after, default, max_sweeps
         self.pattern, self.replacement, self.check, self.profit = pattern, replacement, check, profit
         self.examples = examples_by_parameter(name, pattern, replacement, examples)
         self._variants: dict[Level, tuple[Variant, ...]] = {}

@@ -1,6 +1,7 @@
 """The driver: the one piece of code that mutates graphs.
 
-For every graph (nested ones included), every pass and every anchor, in program order:
+For every pass, every graph (nested ones included) and every anchor, in program order, once or in several
+sweeps (`RulePass.max_sweeps`):
 
     match -> legality -> profitability -> rewrite -> checks -> replace -> count
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import GraphModule, Node
 
+from fxpasses.errors import FixpointError
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.levels import nested_graphs
@@ -37,8 +39,9 @@ from fxpasses.rewrite.extraction import extract
 from fxpasses.rewrite.graph_pass import GraphPass
 from fxpasses.rewrite.limits import PROCESS
 from fxpasses.rewrite.numerics import difference_of
-from fxpasses.rewrite.registry import AnyRule, Pass, names_of
+from fxpasses.rewrite.registry import AnyRule, Pass, RulePass, names_of
 from fxpasses.rewrite.rule import Match
+from fxpasses.rewrite.sweeps import Sweeps
 from fxpasses.rewrite.verify import GuardCount, check_replacement, structural_fault
 from fxpasses.torch_internals.pytree import tree_leaves
 
@@ -74,6 +77,7 @@ class Driver:
 
         Raises:
             UnknownOptionError: the environment sets a limit that is no number.
+            FixpointError: a pass was to run until nothing changes, and changes the graph for ever.
         """
         PROCESS.check()
         contexts = list(_with_nested(context))
@@ -105,7 +109,27 @@ class Driver:
     def _run_pass(self, current: Pass, context: GraphContext) -> None:
         if isinstance(current, GraphPass):
             self._run_graph_pass(current, context)
-            return
+        elif current.max_sweeps == 1:
+            self._sweep(current, context)
+        else:
+            self._sweep_to_fixpoint(current, context)
+
+    def _sweep_to_fixpoint(self, current: RulePass, context: GraphContext) -> None:
+        """Sweeps until nothing changes. Sites that were declined are told of as the last sweep sees them."""
+        earlier, sweeps = self._remarks, Sweeps(current.name)
+        while True:
+            self._remarks = []
+            applied = self._applied
+            self._sweep(current, context)
+            if self._applied == applied:
+                break
+            sweeps.add(self._remarks)
+            if len(sweeps) == current.max_sweeps:
+                raise FixpointError(sweeps.message())
+        self._remarks = [*earlier, *sweeps.with_last(self._remarks)]
+
+    def _sweep(self, current: RulePass, context: GraphContext) -> None:
+        """Looks once at each node that there is."""
         tests = [(rule, rule.is_anchor) for rule in current.rules]
         sites = [(node, rule) for node in context.graph.nodes for rule, test in tests if test(node)]
         done: set[Node] = set()

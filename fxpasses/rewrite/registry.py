@@ -36,12 +36,24 @@ class RulePass:
         rules: the rules, tried in this order at each node.
         after: names of passes that must have run before, where they run at all.
         default: whether the pass is part of the default pipeline.
+        max_sweeps: how often the pass may go over a graph. 1: each site is looked at once. More: it goes on
+            until a sweep changes nothing, and where the last of them still does, `FixpointError` names the
+            rules that alternate. A sweep goes over the nodes that there are when it begins, in program order;
+            at each, the rules are tried in their order until one is applied. What is written in one sweep
+            is looked at in the next.
     """
 
     name: str
     rules: tuple[AnyRule, ...]
     after: tuple[str, ...] = ()
     default: bool = True
+    max_sweeps: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_sweeps, int) or self.max_sweeps < 1:
+            raise UnknownRuleError(
+                f"{self.name}: max_sweeps takes a number from 1 up; got {self.max_sweeps!r}."
+            )
 
     @property
     def last(self) -> bool:
@@ -50,7 +62,7 @@ class RulePass:
 
     def uuid(self) -> str:
         """A key that changes with the pass's rules and their order."""
-        return fingerprint(self.name, [rule.uuid() for rule in self.rules])
+        return fingerprint(self.name, [rule.uuid() for rule in self.rules], self.max_sweeps)
 
 
 Pass = RulePass | GraphPass
@@ -147,7 +159,7 @@ def as_pass(given: AnyRule | Pass) -> Pass:
     """A pass, or the pass that a rule is by itself."""
     if isinstance(given, (RulePass, GraphPass)):
         return given
-    return RulePass(given.name, (given,), given.after, given.default)
+    return RulePass(given.name, (given,), given.after, given.default, given.max_sweeps)
 
 
 def _with_added(passes: dict[str, Pass], rules: tuple[AddedRule, ...]) -> dict[str, Pass]:

@@ -62,6 +62,7 @@ class Rule(abc.ABC, Generic[M]):
         name: the rule's name, in counters, remarks and options.
         after: names of rules or passes that must have run before, where they run at all.
         default: whether the rule is part of the default pipeline.
+        max_sweeps: how often it may go over a graph, until it changes nothing; see `RulePass`.
         pattern_size: how many operators the whole pattern has, for messages.
         folds_weights: whether the rewrite computes a weight from parameters, in every call that trains.
     """
@@ -69,6 +70,7 @@ class Rule(abc.ABC, Generic[M]):
     name: str
     after: tuple[str, ...] = ()
     default: bool = True
+    max_sweeps: int = 1
     pattern_size: int = 1
     folds_weights: bool = False
 
