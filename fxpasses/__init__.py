@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fxpasses.api import optimize as optimize
     from fxpasses.errors import FxpassesError as FxpassesError
     from fxpasses.graph.decline import Decline as Decline
+    from fxpasses.graph.sizes import SizeRange as SizeRange
     from fxpasses.options import Options as Options
     from fxpasses.passes.weights.convert import convert_conv_weights as convert_conv_weights
     from fxpasses.passes.weights.kept import refresh as refresh
@@ -55,6 +56,7 @@ _HOMES = {
     "Report": "fxpasses.report.report",
     "Rule": "fxpasses.rewrite.rule",
     "RulePass": "fxpasses.rewrite.registry",
+    "SizeRange": "fxpasses.graph.sizes",
     "refresh": "fxpasses.passes.weights.kept",
     "convert_conv_weights": "fxpasses.passes.weights.convert",
     "explain": "fxpasses.api",
@@ -84,6 +86,7 @@ __all__ = [
     "Report",
     "Rule",
     "RulePass",
+    "SizeRange",
     "backend",
     "convert_conv_weights",
     "explain",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fxpasses.report.data import SCHEMA, Remark, ReportData
+from fxpasses.report.data import SCHEMA, Remark, ReportData, SizeBound
 from fxpasses.report.drawing import GraphDrawing
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
 from fxpasses.report.page import render_html
@@ -49,6 +49,7 @@ class Report(ReportData):
             packed_tensors=sum(part.packed_tensors for part in parts),
             threads=next((part.threads for part in reversed(parts) if part.threads), 0),
             graphs=_numbered(parts),
+            sizes=tuple(each for part in parts for each in part.sizes),
             rules=tuple(dict.fromkeys(name for part in parts for name in part.rules)),
             applications=tuple(application for part in parts for application in part.applications),
         )
@@ -69,8 +70,11 @@ class Report(ReportData):
             graphs = tuple(GraphDrawing.from_dict(fields) for fields in data.pop("graphs"))
             rules = tuple(data.pop("rules", ()))
             io = tuple(BoundaryTensor(**fields) for fields in data.pop("io", ()))
+            sizes = tuple(SizeBound(**fields) for fields in data.pop("sizes", ()))
             plan = _plan(data.pop("layout"))
-            return Report(remarks=remarks, graphs=graphs, layout=plan, io=io, rules=rules, **data)
+            return Report(
+                remarks=remarks, graphs=graphs, layout=plan, io=io, rules=rules, sizes=sizes, **data
+            )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fxpasses.report.data import Remark, ReportData
+from fxpasses.report.data import Remark, ReportData, SizeBound
 from fxpasses.report.layout_plan import DECISIONS, against_stock, how_sure
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def notes(report: ReportData) -> list[str]:
         lines.append(
             f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB{packed}"
         )
+    lines += map(_size_line, report.sizes)
     if report.io:
         lines.append(io_line(report))
     now = torch.get_num_threads()
@@ -95,6 +96,12 @@ def notes(report: ReportData) -> list[str]:
             f"chosen for {report.threads}; compile again after torch.compiler.reset()"
         )
     return lines
+
+
+def _size_line(bound: SizeBound) -> str:
+    """For which values of a symbolic size a graph was optimised, in words."""
+    others = "others are compiled anew" if bound.guarded else "others run the same program"
+    return f"optimised for {bound}; it was {bound.seen} when traced, and {others}"
 
 
 def io_line(report: ReportData) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,9 +29,10 @@ from fxpasses.graph.levels import nested_graphs
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import value
 from fxpasses.graph.modes import initial_modes_of_nested
+from fxpasses.graph.sizes import SizeRange
 from fxpasses.options import Options
 from fxpasses.report.application import Application
-from fxpasses.report.data import Remark, Status
+from fxpasses.report.data import Remark, SizeBound, Status, optimised_for
 from fxpasses.report.drawer import draw_graphs, draw_result
 from fxpasses.report.report import Report
 from fxpasses.rewrite.builder import Builder
@@ -70,6 +71,7 @@ class Driver:
     _misses: list[tuple[Node, Remark]] = field(default_factory=list)
     _erased: set[Node] = field(default_factory=set)
     _applied: int = 0
+    _guards_asked: int = 0
     _layout: LayoutPlan | None = None
 
     def run(self, context: GraphContext) -> Report:
@@ -103,6 +105,7 @@ class Driver:
             layout=self._layout,
             io=self._layout.boundary if self._layout is not None and self.options.io == "any" else (),
             graphs=draw_result(drawings, contexts, self._remarks, self._layout),
+            sizes=optimised_for(self._remarks),
             rules=tuple(dict.fromkeys(name for pass_ in self.passes for name in names_of(pass_))),
         )
 
@@ -152,6 +155,7 @@ class Driver:
     def _attempt(self, rule: AnyRule, node: Node, context: GraphContext) -> bool:
         """Takes one rule through its steps at one node; whether it was applied."""
         guards = GuardCount.of(context) if self.options.verify != "off" else None
+        self._guards_asked = 0
         try:
             match = rule.match(node, context)
             if match is None:
@@ -163,11 +167,15 @@ class Driver:
         if declined is not None:
             site = _Site.of(rule, node, context, match)
             remark = site.remark("declined", declined.code, declined.message, stage, declined)
+            if declined.sizes:
+                remark = replace(remark, sizes=tuple(map(SizeBound.of, declined.sizes)))
             if stage == "structure":
                 self._misses.append((node, remark))
             self._add(remark)
             return False
         assert isinstance(match, Match)
+        if guards is not None:
+            guards = replace(guards, before=guards.before + self._guards_asked)
         return self._apply(rule, node, match, guards)
 
     def _refusal(self, rule: AnyRule, match: Match | Decline) -> tuple[str, Decline | None]:
@@ -178,6 +186,8 @@ class Driver:
             return "hazards" if declined.code in _HAZARDS else "check", declined
         if not self._whatever_it_costs(rule) and (declined := rule.profitability(match)) is not None:
             return "profit", declined
+        if not self._whatever_it_costs(rule) and (declined := self._outside_sizes(rule, match)) is not None:
+            return "profit", declined
         if self.options.limit is not None and self._applied >= self.options.limit:
             limit = self.options.limit
             return "profit", Decline("limit", "the limit of {} rewrites is reached", match.result, (limit,))
@@ -186,11 +196,25 @@ class Driver:
             return "profit", Decline("limit", message, match.result, (PROCESS.limit,))
         return "applied", None
 
+    def _outside_sizes(self, rule: AnyRule, match: Match) -> Decline | None:
+        """Whether a size is outside the range for which the rule says that it pays."""
+        sizes = _ranges(rule, match)
+        # What a rule asks to be guarded is no guard that slipped in.
+        guards = GuardCount.of(match.context) if sizes and self.options.verify != "off" else None
+        outside = next((each for each in sizes if not each.holds()), None)
+        self._guards_asked = guards.added if guards is not None else 0
+        if outside is None:
+            return None
+        found = "not known here" if outside.seen is None else f"{outside.seen} here"
+        message = "it pays for {}, and that is {}"
+        return Decline("sizes", message, match.result, (outside, found), sizes=(outside,))
+
     def _apply(self, rule: AnyRule, node: Node, match: Match, guards: GuardCount | None) -> bool:
         context, site = match.context, _Site.of(rule, node, match.context, match)
         inserted: list[Node] = []
         try:
             reason = self._reason(rule, match)
+            sizes = () if self._whatever_it_costs(rule) else _ranges(rule, match)
             build = Builder(context, rule.insertion_point(match), node)
             inserted = build.inserted
             written = rule.rewrite(match, build)
@@ -211,6 +235,8 @@ class Driver:
         self._erased.update(_replace(match, replacements, inserted))
         self._applied += 1
         remark = site.remark("applied", "applied", f"replaced {names}{reason}", "applied")
+        if sizes:
+            remark = replace(remark, sizes=tuple(map(SizeBound.of, sizes)))
         self._add(remark)
         PROCESS.note(remark, application)
         return True
@@ -310,6 +336,11 @@ class _Site:
             matched=declined.matched if partly and declined is not None else self.size,
             pattern_size=self.size,
         )
+
+
+def _ranges(rule: AnyRule, match: Match) -> tuple[SizeRange, ...]:
+    given = rule.pays_for(match)
+    return (given,) if isinstance(given, SizeRange) else tuple(given)
 
 
 _HAZARDS = frozenset({"mutation", "grad-mode", "autocast", "functorch", "stream", "region"})

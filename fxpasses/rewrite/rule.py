@@ -1,11 +1,12 @@
 """Rules: what to match, when it is legal, when it pays, what to write instead.
 
 A rule declares; the driver does. A rule never counts, lints, erases, propagates metadata or rolls back, so
-it cannot forget to. Each of its four questions may be answered with a `Decline` that says why:
+it cannot forget to. Its questions may be answered with a `Decline` that says why:
 
     match(node, context)  -> Match | Decline | None    None: this node is nothing to the rule
     legality(match)       -> Decline | None            never traded
     profitability(match)  -> Decline | None            a cost model's answer; `profit="always"` skips it
+    pays_for(match)       -> ranges of sizes           outside of which it does not pay
     rewrite(match, build) -> Node                      inserts nodes, returns the one that takes over
 """
 
@@ -20,6 +21,7 @@ from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
+from fxpasses.graph.sizes import SizeRange
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.identity import fingerprint
 
@@ -90,6 +92,14 @@ class Rule(abc.ABC, Generic[M]):
     def profitability(self, match: M) -> Decline | None:
         """Whether the rewrite pays here."""
         return None
+
+    def pays_for(self, match: M) -> SizeRange | Sequence[SizeRange]:
+        """The sizes for which the rewrite pays, where it does not pay for all: each must be in its range.
+
+        Unlike `profitability` it leaves the answer to the driver, which declines with ``"sizes"`` outside the
+        ranges, and has the report say for which sizes the graph was optimised.
+        """
+        return ()
 
     def benefit(self, match: M) -> str:
         """What the rewrite saves here, in words with figures, for the remark; empty where nobody counted.
