@@ -44,6 +44,7 @@ from fxpasses.rewrite.registry import AnyRule, Pass, RulePass, names_of
 from fxpasses.rewrite.rule import Match
 from fxpasses.rewrite.sweeps import Sweeps
 from fxpasses.rewrite.verify import GuardCount, check_replacement, structural_fault
+from fxpasses.torch_internals.bisector import bisector_disables
 from fxpasses.torch_internals.pytree import tree_leaves
 
 if TYPE_CHECKING:
@@ -194,6 +195,8 @@ class Driver:
         if not PROCESS.allows():
             message = "the process's limit of {} rewrites is reached"
             return "profit", Decline("limit", message, match.result, (PROCESS.limit,))
+        if bisector_disables(lambda: f"{rule.name} at {match.result.name} ({location_of(match.result)})"):
+            return "profit", Decline("limit", "torch's compiler bisector has switched it off", match.result)
         return "applied", None
 
     def _outside_sizes(self, rule: AnyRule, match: Match) -> Decline | None:

@@ -15,6 +15,7 @@ The pytest plugin (`fxpasses.pytest_plugin`) has fixtures.
 from __future__ import annotations
 
 from fxpasses.comparison import assert_close_to_eager as assert_close_to_eager
+from fxpasses.testing.bisecting import bisectable as bisectable
 from fxpasses.testing.captures import LEVELS as LEVELS
 from fxpasses.testing.captures import rewrite_at as rewrite_at
 from fxpasses.testing.comparison import assert_declines as assert_declines
@@ -43,6 +44,7 @@ __all__ = [
     "assert_op_counts",
     "assert_rewrites",
     "assert_same_function",
+    "bisectable",
     "check_specimen",
     "expect",
     "fuzz",
