@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fxpasses.api import optimize as optimize
     from fxpasses.errors import FxpassesError as FxpassesError
     from fxpasses.graph.decline import Decline as Decline
+    from fxpasses.graph.sizes import SizeRange as SizeRange
     from fxpasses.options import Options as Options
     from fxpasses.passes.weights.convert import convert_conv_weights as convert_conv_weights
     from fxpasses.passes.weights.kept import refresh as refresh
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from fxpasses.rewrite.graph_pass import GraphPass as GraphPass
     from fxpasses.rewrite.graph_pass import Outcome as Outcome
     from fxpasses.rewrite.inductor import from_inductor as from_inductor
+    from fxpasses.rewrite.registry import RulePass as RulePass
     from fxpasses.rewrite.registry import register as register
     from fxpasses.rewrite.registry import unregister as unregister
     from fxpasses.rewrite.rule import Match as Match
@@ -53,6 +55,8 @@ _HOMES = {
     "Remark": "fxpasses.report.data",
     "Report": "fxpasses.report.report",
     "Rule": "fxpasses.rewrite.rule",
+    "RulePass": "fxpasses.rewrite.registry",
+    "SizeRange": "fxpasses.graph.sizes",
     "refresh": "fxpasses.passes.weights.kept",
     "convert_conv_weights": "fxpasses.passes.weights.convert",
     "explain": "fxpasses.api",
@@ -81,6 +85,8 @@ __all__ = [
     "Remark",
     "Report",
     "Rule",
+    "RulePass",
+    "SizeRange",
     "backend",
     "convert_conv_weights",
     "explain",

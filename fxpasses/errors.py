@@ -42,6 +42,10 @@ class RewriteError(FxpassesError, RuntimeError):
     """A rule failed while it changed a graph; the graph was rolled back."""
 
 
+class FixpointError(FxpassesError, RuntimeError):
+    """A pass that was to run until nothing changes, and changes a graph for ever."""
+
+
 class ReproError(FxpassesError, ValueError):
     """An application that cannot be saved as a test."""
 

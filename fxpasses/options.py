@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from fxpasses.errors import UnknownOptionError, unknown_name
 from fxpasses.torch_internals.inductor import is_inductor_option
@@ -22,6 +22,17 @@ Sentinels = Literal["cpu", "all"]
 Memory = Literal["auto", "reuse", "keep", "system"]
 
 
+class AddedRule(Protocol):
+    """What a rule or a pass has in common: `fxpasses.Rule`, `fxpasses.RulePass`, `fxpasses.GraphPass`."""
+
+    @property
+    def name(self) -> str:
+        """Its name, in counters, remarks and options."""
+
+    def uuid(self) -> str:
+        """A key that changes with what it does."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How a graph is optimised.
@@ -29,6 +40,10 @@ class Options:
     Attributes:
         passes: names of the passes or rules to run; None for the default pipeline.
         disable: names of passes or rules not to run.
+        rules: rules and passes (`fxpasses.Rule`, `RulePass`, `GraphPass`) of this compilation alone, or one
+            of them. They run in this order, after the registered ones but before `layout`; `after` may move
+            one further back. Each runs whatever its own `default` says, unless `disable` names it, or
+            `passes` is given and does not. A name that is registered already is an `UnknownRuleError`.
         inner: what the rewritten graph is handed to: ``"inductor"``, ``"aot_eager"``, ``"eager"``, any name
             that Dynamo knows, or a callable that takes a graph module and example inputs.
         layout: how memory layouts are assigned.
@@ -70,6 +85,7 @@ class Options:
 
     passes: tuple[str, ...] | None = None
     disable: tuple[str, ...] = ()
+    rules: tuple[AddedRule, ...] = ()
     inner: str | Callable[..., Any] = "inductor"
     layout: Layout = "auto"
     layout_profile: str | os.PathLike[str] | None = None
@@ -94,6 +110,7 @@ class Options:
             raise UnknownOptionError(f"option 'race' takes True or False; got {self.race!r}.")
         for name in ("passes", "disable"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
+        object.__setattr__(self, "rules", _rules(self.rules))
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 0):
             raise UnknownOptionError(f"option 'limit' takes a number from 0 up, or None; got {self.limit!r}.")
         if not isinstance(self.inner, str) and not callable(self.inner):
@@ -165,6 +182,20 @@ def _names(option: str, given: object) -> tuple[str, ...] | None:
     if isinstance(given, (list, tuple, set, frozenset)) and all(isinstance(name, str) for name in given):
         return tuple(given)
     raise UnknownOptionError(f"option {option!r} takes names of passes or rules; got {given!r}.")
+
+
+def _rules(given: Any) -> tuple[AddedRule, ...]:
+    rules = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    for rule in rules:
+        if isinstance(rule, type):
+            raise UnknownOptionError(
+                f"option 'rules' takes rules, not their classes: write {rule.__qualname__}(...)."
+            )
+        if not isinstance(getattr(rule, "name", None), str) or not callable(getattr(rule, "uuid", None)):
+            raise UnknownOptionError(
+                f"option 'rules' takes rules and passes (fxpasses.Rule, RulePass, GraphPass); got {rule!r}."
+            )
+    return rules
 
 
 def _advice(key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ from fxpasses.passes.layout.passes import LAYOUT
 from fxpasses.passes.training.activation_masks import ACTIVATION_MASKS
 from fxpasses.report.report import Report
 from fxpasses.rewrite.driver import Driver
-from fxpasses.rewrite.registry import REGISTRY
+from fxpasses.rewrite.packages import register_packages
+from fxpasses.rewrite.registry import OURS, REGISTRY
 from fxpasses.torch_internals.versions import require_supported_torch
 
 
@@ -89,7 +91,10 @@ def _trainable_inputs(graph_module: GraphModule, example_inputs: Sequence[Any] |
 
 
 def register_all() -> None:
-    """Registers the passes that fxpasses ships; called once, when the registry is first asked for."""
+    """Registers the passes that fxpasses ships, and once a process those that other packages bring.
+
+    To be called before the registry is asked for anything.
+    """
     names = REGISTRY.names()
     family = (
         EfficientConvBnEval(),
@@ -100,4 +105,18 @@ def register_all() -> None:
     )
     for shipped in (*family, ACTIVATION_MASKS, LAYOUT):
         if shipped.name not in names:
-            REGISTRY.register(shipped)
+            REGISTRY.register(shipped, OURS)
+    _register_packages_once()
+
+
+_loading = threading.RLock()
+_loaded = False
+
+
+def _register_packages_once() -> None:
+    """Other threads wait; what a package imports may lead here again, and goes on."""
+    global _loaded
+    with _loading:
+        if not _loaded:
+            _loaded = True
+            register_packages(REGISTRY)

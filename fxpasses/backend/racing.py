@@ -23,6 +23,7 @@ from fxpasses.options import Options
 from fxpasses.report import counters, sidecar
 from fxpasses.report.data import Remark
 from fxpasses.report.report import Report
+from fxpasses.rewrite.registry import pipeline_key
 
 OURS, ONEDNN, STOCK = "ours", "onednn", "stock"
 
@@ -90,12 +91,9 @@ def _others(done: Compilation) -> list[str]:
 
 def _key(compilation: Compilation) -> str:
     """What a verdict holds for, besides the device and its settings."""
-    options = compilation.options
-    chosen = {name: str(getattr(options, name)) for name in options.__dataclass_fields__}
-    del chosen["race"], chosen["tune_seconds"]
-    inductor = str(sorted(options.inductor.items()))
-    asked = (str(sorted(chosen.items())), inductor, str(compilation.mode))
-    return sidecar.digest(sidecar.sources(), compilation.graph_key, *asked)
+    chosen = replace(compilation.options, race=False, tune_seconds=0)
+    rules = pipeline_key(chosen)  # versions, options and every rule that runs
+    return sidecar.digest(sidecar.sources(), compilation.graph_key, rules, str(compilation.mode))
 
 
 def _remark(verdict: Verdict, how: str) -> Remark:

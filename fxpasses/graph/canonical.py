@@ -112,6 +112,17 @@ def read_call(node: Node) -> Call | Decline:
     return Call(name, arguments)
 
 
+@functools.cache
+def default_arguments(operator_name: object) -> Mapping[str, Any]:
+    """The defaults of an operator's arguments, where it is one of ATen and its overloads agree on them."""
+    packet = aten_packet(operator_name.removeprefix("aten::")) if isinstance(operator_name, str) else None
+    found: dict[str, list[Any]] = {}
+    for overload in _overloads(packet) if packet is not None else ():
+        for name, default in _renamed(dict(signature_of_overload(overload).defaults)).items():
+            found.setdefault(name, []).append(default)
+    return {name: each[0] for name, each in found.items() if all(other == each[0] for other in each)}
+
+
 # Operators -------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from fxpasses.graph.sizes import SizeRange
+
 
 @dataclass(frozen=True)
 class Decline:
@@ -21,6 +23,7 @@ class Decline:
         details: what fills the template.
         matched: how many nodes of the pattern had been found, where it was the structure that differed.
         pattern_size: how many there are, where that depends on the site; 0 for the rule's own.
+        sizes: the sizes for which it would be otherwise, where it is for those that the rule declines.
     """
 
     code: str
@@ -29,6 +32,7 @@ class Decline:
     details: tuple[object, ...] = ()
     matched: int = 1
     pattern_size: int = 0
+    sizes: tuple[SizeRange, ...] = ()
 
     def __bool__(self) -> bool:
         return False

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from fxpasses.graph.sizes import SizeRange, range_in_words
 from fxpasses.report.application import Application
 from fxpasses.report.drawing import GraphDrawing
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
@@ -18,6 +19,68 @@ Status = Literal["applied", "declined", "failed"]
 
 SCHEMA = 1
 """The version of the JSON form."""
+
+
+@dataclass(frozen=True)
+class SizeBound:
+    """Values of a size for which a decision stands.
+
+    Attributes:
+        name: what the size is, in words: ``"batch"``.
+        least: the smallest value.
+        most: the largest; None where there is none.
+        seen: the size when the graph was traced; None where it was not known.
+        symbol: the size as an expression of the graph's symbols; empty where it is a number.
+        guarded: whether a call with another size gets another version of the graph.
+    """
+
+    name: str
+    least: int = 0
+    most: int | None = None
+    seen: int | None = None
+    symbol: str = ""
+    guarded: bool = False
+
+    def __str__(self) -> str:
+        name = f"{self.name} ({self.symbol})" if self.symbol else self.name
+        return range_in_words(name, self.least, self.most)
+
+    @staticmethod
+    def of(given: SizeRange) -> SizeBound:
+        """The range of a rule, as data."""
+        return SizeBound(given.name, given.least, given.most, given.seen, given.symbol, given.guarded)
+
+    def stands(self) -> SizeBound:
+        """The values for which the decision is the one that was made: the range, or the side of it."""
+        if self.seen is None or self.seen < self.least:
+            return replace(self, least=0, most=self.least - 1)
+        if self.most is not None and self.seen > self.most:
+            return replace(self, least=self.most + 1, most=None)
+        return self
+
+    def and_(self, other: SizeBound) -> SizeBound:
+        """The values for which both decisions stand."""
+        tops = [each for each in (self.most, other.most) if each is not None]
+        names = dict.fromkeys([*self.name.split(" / "), other.name])
+        return replace(
+            self,
+            name=" / ".join(names),
+            least=max(self.least, other.least),
+            most=min(tops) if tops else None,
+            guarded=self.guarded and other.guarded,
+        )
+
+
+def optimised_for(remarks: Iterable[Remark]) -> tuple[SizeBound, ...]:
+    """For which values of each symbol a graph would be rewritten the same."""
+    bounds: dict[str, SizeBound] = {}
+    for remark in remarks:
+        for each in remark.sizes:
+            if each.symbol and each.seen is not None and remark.status != "failed":
+                stands = each.stands()
+                known = bounds.get(each.symbol)
+                bounds[each.symbol] = stands if known is None else known.and_(stands)
+    return tuple(bounds.values())
 
 
 @dataclass(frozen=True)
@@ -40,7 +103,7 @@ class Remark:
         figures: what the rewrite saves and costs here, or would, in bytes: ``"kept_bytes"`` less to keep for
             the backward pass, ``"traffic_bytes"`` less to read and write, ``"weight_bytes"`` of weights moved
             at every call.
-        spared_bytes: where a rule was applied, how many bytes less are kept for the backward pass.
+        sizes: the sizes for which the rewrite pays, where it does not pay for all.
     """
 
     rule: str
@@ -56,7 +119,12 @@ class Remark:
     matched: int = 0
     pattern_size: int = 0
     figures: Mapping[str, float] = field(default_factory=dict, hash=False)
-    spared_bytes: int = 0
+    sizes: tuple[SizeBound, ...] = ()
+
+    def __post_init__(self) -> None:
+        given: object = self.sizes
+        if isinstance(given, list):  # from JSON
+            object.__setattr__(self, "sizes", tuple(SizeBound(**each) for each in given))
 
     def __str__(self) -> str:
         where = self.location or self.module
@@ -103,6 +171,9 @@ class ReportData:
         threads: how many torch used on a CPU when the graph was compiled; 0 where it was not.
         graphs: drawings of the graph before and after, nested graphs included; empty for a graph of more
             than `fxpasses.report.drawing.LARGEST` nodes.
+        rules: the names of all rules and passes that ran.
+        sizes: for which values of each symbolic size the graph would be rewritten the same, where that
+            depends on any.
         applications: what each rewrite replaced, where that was kept (`keep_repro`, `verify="numerics"`);
             those that were rolled back are among them. Not part of the JSON form.
     """
@@ -124,6 +195,8 @@ class ReportData:
     packed_tensors: int = 0
     threads: int = 0
     graphs: tuple[GraphDrawing, ...] = field(default=(), repr=False)
+    rules: tuple[str, ...] = field(default=(), repr=False)
+    sizes: tuple[SizeBound, ...] = ()
     applications: tuple[Application, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -167,6 +240,8 @@ class ReportData:
             "kept_bytes": self.kept_bytes,
             "packed_tensors": self.packed_tensors,
             "threads": self.threads,
+            "rules": list(self.rules),
+            "sizes": [asdict(each) for each in self.sizes],
             "graphs": [drawing.to_dict() for drawing in self.graphs],
         }
         return json.dumps(data, indent=2)

@@ -45,12 +45,12 @@ def memory_rows(report: ReportData) -> list[Row]:
         Row(
             f"{remark.node} ({remark.module})" if remark.module else remark.node,
             "",
-            remark.spared_bytes,
+            int(remark.figures["kept_bytes"]),
             "spared",
             _by(remark.rule),
         )
         for remark in report.remarks
-        if remark.spared_bytes and report.saved
+        if report.saved and remark.status == "applied" and remark.figures.get("kept_bytes")
     ]
     return sorted(rows, key=lambda row: (_FATES.index(row.fate), -row.bytes))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fxpasses.report.data import SCHEMA, Attempt, Remark, ReportData
+from fxpasses.report.data import SCHEMA, Attempt, Remark, ReportData, SizeBound
 from fxpasses.report.drawing import GraphDrawing
 from fxpasses.report.grouping import added
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
@@ -56,6 +56,8 @@ class Report(ReportData):
             packed_tensors=sum(part.packed_tensors for part in parts),
             threads=next((part.threads for part in reversed(parts) if part.threads), 0),
             graphs=_numbered(parts),
+            sizes=tuple(each for part in parts for each in part.sizes),
+            rules=tuple(dict.fromkeys(name for part in parts for name in part.rules)),
             applications=tuple(application for part in parts for application in part.applications),
         )
 
@@ -73,12 +75,22 @@ class Report(ReportData):
             data.pop("applied")
             remarks = tuple(Remark(**fields) for fields in data.pop("remarks"))
             graphs = tuple(GraphDrawing.from_dict(fields) for fields in data.pop("graphs"))
+            rules = tuple(data.pop("rules", ()))
             io = tuple(BoundaryTensor(**fields) for fields in data.pop("io", ()))
             tried = tuple(Attempt(**fields) for fields in data.pop("tried", ()))
             plan = _plan(data.pop("layout"))
             saved = tuple(map(SavedTensor.from_dict, data.pop("saved", ())))
+            sizes = tuple(SizeBound(**fields) for fields in data.pop("sizes", ()))
             return Report(
-                saved=saved, remarks=remarks, graphs=graphs, layout=plan, io=io, tried=tried, **data
+                remarks=remarks,
+                graphs=graphs,
+                layout=plan,
+                io=io,
+                tried=tried,
+                saved=saved,
+                rules=rules,
+                sizes=sizes,
+                **data,
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a report of fxpasses, or of another version: {error}") from error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxpasses.report.codes import CODES
-from fxpasses.report.data import Attempt, Remark, ReportData
+from fxpasses.report.data import Attempt, Remark, ReportData, SizeBound
 from fxpasses.report.grouping import Reason, applications, in_words, reasons, site
 from fxpasses.report.layout_plan import DECISIONS, against_stock, how_sure
 from fxpasses.report.memory_text import memory_line, memory_rows
@@ -69,6 +69,7 @@ def notes(report: ReportData) -> list[str]:
         )
     if report.saved:
         lines.append(memory_line(report))
+    lines += map(_size_line, report.sizes)
     if report.io:
         lines.append(io_line(report))
     now = torch.get_num_threads()
@@ -140,6 +141,12 @@ CARRIED_OUT = ("applied", "as-stock")
 
 _UNMEASURED = ("no-profile", "not-measured")
 """Decisions that leave layouts to others."""
+
+
+def _size_line(bound: SizeBound) -> str:
+    """For which values of a symbolic size a graph was optimised, in words."""
+    others = "others are compiled anew" if bound.guarded else "others run the same program"
+    return f"optimised for {bound}; it was {bound.seen} when traced, and {others}"
 
 
 def io_line(report: ReportData) -> str:

@@ -86,13 +86,14 @@ def rewrite(
     examples: Sequence[Any],
     after: tuple[str, ...] = (),
     default: bool = True,
+    max_sweeps: int = 1,
 ) -> Callable[[type], DeclarativeRule]:
-    """Makes a rule from a class that holds `pattern`, `replacement` and, if wanted, `check` and `profit`.
+    """Makes a rule from a class with `pattern`, `replacement` and, if wanted, `check`, `profit`, `pays_for`.
 
     The functions take no `self` (and may be marked static). `pattern` and `replacement` have the same
     parameters, tensors or numbers; those with the default None are optional. `check(match)` and
-    `profit(match)` take a `PatternMatch` and return a `Decline` or False to decline. Register the rule with
-    `fxpasses.register`.
+    `profit(match)` take a `PatternMatch` and return a `Decline` or False to decline; `pays_for(match)` gives
+    `fxpasses.SizeRange`s. Register the rule with `fxpasses.register`, or give it to a compilation.
 
     Args:
         name: the rule's name, in counters, remarks and options.
@@ -100,6 +101,7 @@ def rewrite(
             other operators for other dtypes or ranks.
         after: names of rules or passes that must have run before, where they run at all.
         default: whether the rule is part of the default pipeline once it is registered.
+        max_sweeps: how often it may go over a graph, until it changes nothing; see `fxpasses.RulePass`.
 
     Raises:
         PatternError: the functions or the examples do not fit together, or cannot be traced.
@@ -108,13 +110,16 @@ def rewrite(
     def made(cls: type) -> DeclarativeRule:
         plain = {key: getattr(member, "__func__", member) for key, member in vars(cls).items()}
         functions = {key: member for key, member in plain.items() if inspect.isfunction(member)}
-        unknown = functions.keys() - {"pattern", "replacement", "check", "profit"}
+        optional = ("check", "profit", "pays_for")
+        unknown = functions.keys() - {"pattern", "replacement", *optional}
         if unknown or not {"pattern", "replacement"} <= functions.keys():
             raise PatternError(
                 f"the class of rule {name!r} needs functions `pattern` and `replacement`, and may have "
-                f"`check` and `profit`; it has {', '.join(sorted(functions)) or 'none'}."
+                f"`check`, `profit` and `pays_for`; it has {', '.join(sorted(functions)) or 'none'}."
             )
-        rule = DeclarativeRule(name, examples=examples, after=after, default=default, **functions)
+        rule = DeclarativeRule(
+            name, examples=examples, after=after, default=default, max_sweeps=max_sweeps, **functions
+        )
         rule.__doc__ = cls.__doc__
         return rule
 

@@ -24,6 +24,7 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.levels import Level
 from fxpasses.graph.operands import Operand, tensor_of
+from fxpasses.graph.sizes import SizeRange
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.hazards import first_hazard, place_of
 from fxpasses.rewrite.pattern import Found, Pattern, Search, operand_nodes
@@ -103,16 +104,19 @@ class DeclarativeRule(Rule[PatternMatch]):
         *,
         check: Callable[[PatternMatch], Answer] | None = None,
         profit: Callable[[PatternMatch], Answer] | None = None,
+        pays_for: Callable[[PatternMatch], SizeRange | Sequence[SizeRange]] | None = None,
         after: tuple[str, ...] = (),
         default: bool = True,
+        max_sweeps: int = 1,
     ) -> None:
         """See `rewrite`, which has the same arguments.
 
         Raises:
             PatternError: the functions or the examples do not fit together, or cannot be traced.
         """
-        self.name, self.after, self.default = name, after, default
+        self.name, self.after, self.default, self.max_sweeps = name, after, default, max_sweeps
         self.pattern, self.replacement, self.check, self.profit = pattern, replacement, check, profit
+        self.ranges = pays_for
         self.examples = examples_by_parameter(name, pattern, replacement, examples)
         self._variants: dict[Level, tuple[Variant, ...]] = {}
         self.pattern_size = max(variant.pattern.size for variant in self.variants(Level.TORCH))
@@ -198,6 +202,10 @@ class DeclarativeRule(Rule[PatternMatch]):
     def profitability(self, match: PatternMatch) -> Decline | None:
         """The rule's own opinion."""
         return _answer(self.profit, match, "profit")
+
+    def pays_for(self, match: PatternMatch) -> SizeRange | Sequence[SizeRange]:
+        """The rule's own ranges."""
+        return self.ranges(match) if self.ranges is not None else ()
 
     def insertion_point(self, match: PatternMatch) -> Node:
         """Where all operands exist, and nobody has read a result."""

@@ -1,6 +1,7 @@
 """The driver: the one piece of code that mutates graphs.
 
-For every graph (nested ones included), every pass and every anchor, in program order:
+For every pass, every graph (nested ones included) and every anchor, in program order, once or in several
+sweeps (`RulePass.max_sweeps`):
 
     match -> legality -> profitability -> rewrite -> checks -> replace -> count
 
@@ -21,16 +22,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import GraphModule, Node
 
+from fxpasses.errors import FixpointError
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.levels import nested_graphs
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import value
 from fxpasses.graph.modes import initial_modes_of_nested
+from fxpasses.graph.sizes import SizeRange
 from fxpasses.graph.views import BATCH_NORMS, is_batch_norm
 from fxpasses.options import Options
 from fxpasses.report.application import Application
-from fxpasses.report.data import Remark, Status
+from fxpasses.report.data import Remark, SizeBound, Status, optimised_for
 from fxpasses.report.drawer import draw_graphs, draw_result
 from fxpasses.report.report import Report
 from fxpasses.rewrite.builder import Builder
@@ -38,9 +41,11 @@ from fxpasses.rewrite.extraction import extract
 from fxpasses.rewrite.graph_pass import GraphPass
 from fxpasses.rewrite.limits import PROCESS
 from fxpasses.rewrite.numerics import difference_of
-from fxpasses.rewrite.registry import AnyRule, Pass
+from fxpasses.rewrite.registry import AnyRule, Pass, RulePass, names_of
 from fxpasses.rewrite.rule import Match
+from fxpasses.rewrite.sweeps import Sweeps
 from fxpasses.rewrite.verify import GuardCount, check_replacement, structural_fault
+from fxpasses.torch_internals.bisector import bisector_disables
 from fxpasses.torch_internals.pytree import tree_leaves
 
 if TYPE_CHECKING:
@@ -68,6 +73,7 @@ class Driver:
     _misses: list[tuple[Node, Remark]] = field(default_factory=list)
     _erased: set[Node] = field(default_factory=set)
     _applied: int = 0
+    _guards_asked: int = 0
     _layout: LayoutPlan | None = None
 
     def run(self, context: GraphContext) -> Report:
@@ -75,6 +81,7 @@ class Driver:
 
         Raises:
             UnknownOptionError: the environment sets a limit that is no number.
+            FixpointError: a pass was to run until nothing changes, and changes the graph for ever.
         """
         PROCESS.check()
         contexts = list(_with_nested(context))
@@ -103,12 +110,34 @@ class Driver:
             layout=self._layout,
             io=self._layout.boundary if self._layout is not None and self.options.io == "any" else (),
             graphs=draw_result(drawings, contexts, self._remarks, self._layout),
+            sizes=optimised_for(self._remarks),
+            rules=tuple(dict.fromkeys(name for pass_ in self.passes for name in names_of(pass_))),
         )
 
     def _run_pass(self, current: Pass, context: GraphContext) -> None:
         if isinstance(current, GraphPass):
             self._run_graph_pass(current, context)
-            return
+        elif current.max_sweeps == 1:
+            self._sweep(current, context)
+        else:
+            self._sweep_to_fixpoint(current, context)
+
+    def _sweep_to_fixpoint(self, current: RulePass, context: GraphContext) -> None:
+        """Sweeps until nothing changes. Sites that were declined are told of as the last sweep sees them."""
+        earlier, sweeps = self._remarks, Sweeps(current.name)
+        while True:
+            self._remarks = []
+            applied = self._applied
+            self._sweep(current, context)
+            if self._applied == applied:
+                break
+            sweeps.add(self._remarks)
+            if len(sweeps) == current.max_sweeps:
+                raise FixpointError(sweeps.message())
+        self._remarks = [*earlier, *sweeps.with_last(self._remarks)]
+
+    def _sweep(self, current: RulePass, context: GraphContext) -> None:
+        """Looks once at each node that there is."""
         tests = [(rule, rule.is_anchor) for rule in current.rules]
         sites = [(node, rule) for node in context.graph.nodes for rule, test in tests if test(node)]
         done: set[Node] = set()
@@ -131,6 +160,7 @@ class Driver:
     def _attempt(self, rule: AnyRule, node: Node, context: GraphContext) -> bool:
         """Takes one rule through its steps at one node; whether it was applied."""
         guards = GuardCount.of(context) if self.options.verify != "off" else None
+        self._guards_asked = 0
         try:
             match = rule.match(node, context)
             if match is None:
@@ -143,11 +173,15 @@ class Driver:
             figures = _figures(rule, match) if isinstance(match, Match) else {}
             site = _Site.of(rule, node, context, match, figures)
             remark = site.remark("declined", declined.code, declined.message, stage, declined)
+            if declined.sizes:
+                remark = replace(remark, sizes=tuple(map(SizeBound.of, declined.sizes)))
             if stage == "structure":
                 self._misses.append((node, remark))
             self._add(remark)
             return False
         assert isinstance(match, Match)
+        if guards is not None:
+            guards = replace(guards, before=guards.before + self._guards_asked)
         return self._apply(rule, node, match, guards)
 
     def _refusal(self, rule: AnyRule, match: Match | Decline) -> tuple[str, Decline | None]:
@@ -158,20 +192,38 @@ class Driver:
             return "hazards" if declined.code in _HAZARDS else "check", declined
         if not self._whatever_it_costs(rule) and (declined := rule.profitability(match)) is not None:
             return "profit", declined
+        if not self._whatever_it_costs(rule) and (declined := self._outside_sizes(rule, match)) is not None:
+            return "profit", declined
         if self.options.limit is not None and self._applied >= self.options.limit:
             limit = self.options.limit
             return "profit", Decline("limit", "the limit of {} rewrites is reached", match.result, (limit,))
         if not PROCESS.allows():
             message = "the process's limit of {} rewrites is reached"
             return "profit", Decline("limit", message, match.result, (PROCESS.limit,))
+        if bisector_disables(lambda: f"{rule.name} at {match.result.name} ({location_of(match.result)})"):
+            return "profit", Decline("limit", "torch's compiler bisector has switched it off", match.result)
         return "applied", None
+
+    def _outside_sizes(self, rule: AnyRule, match: Match) -> Decline | None:
+        """Whether a size is outside the range for which the rule says that it pays."""
+        sizes = _ranges(rule, match)
+        # What a rule asks to be guarded is no guard that slipped in.
+        guards = GuardCount.of(match.context) if sizes and self.options.verify != "off" else None
+        outside = next((each for each in sizes if not each.holds()), None)
+        self._guards_asked = guards.added if guards is not None else 0
+        if outside is None:
+            return None
+        found = "not known here" if outside.seen is None else f"{outside.seen} here"
+        message = "it pays for {}, and that is {}"
+        return Decline("sizes", message, match.result, (outside, found), sizes=(outside,))
 
     def _apply(self, rule: AnyRule, node: Node, match: Match, guards: GuardCount | None) -> bool:
         context = match.context
         site = _Site.of(rule, node, context, match, _figures(rule, match))
         inserted: list[Node] = []
         try:
-            reason, spared = self._reason(rule, match), rule.spared_bytes(match)
+            reason = self._reason(rule, match)
+            sizes = () if self._whatever_it_costs(rule) else _ranges(rule, match)
             build = Builder(context, rule.insertion_point(match), node, rule=rule.name, replaced=match.nodes)
             inserted = build.inserted
             written = rule.rewrite(match, build)
@@ -192,7 +244,8 @@ class Driver:
         self._erased.update(_replace(match, replacements, inserted))
         self._applied += 1
         remark = site.remark("applied", "applied", f"replaced {names}{reason}", "applied")
-        remark = replace(remark, spared_bytes=spared)
+        if sizes:
+            remark = replace(remark, sizes=tuple(map(SizeBound.of, sizes)))
         self._add(remark)
         PROCESS.note(remark, application)
         return True
@@ -300,6 +353,11 @@ class _Site:
             pattern_size=self.size,
             figures=self.figures,
         )
+
+
+def _ranges(rule: AnyRule, match: Match) -> tuple[SizeRange, ...]:
+    given = rule.pays_for(match)
+    return (given,) if isinstance(given, SizeRange) else tuple(given)
 
 
 _HAZARDS = frozenset({"mutation", "grad-mode", "autocast", "functorch", "stream", "region"})

@@ -40,12 +40,14 @@ class GraphPass:
         run: takes the graph, which it may change in place, and the options.
         after: names of passes that must have run before, where they run at all.
         default: whether the pass is part of the default pipeline.
+        last: whether it runs after all passes that do not say so, since it must see what they made.
     """
 
     name: str
     run: Callable[[GraphContext, Options], Outcome]
     after: tuple[str, ...] = ()
     default: bool = True
+    last: bool = False
 
     @property
     def rules(self) -> tuple[()]:

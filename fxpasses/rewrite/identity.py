@@ -4,15 +4,19 @@ Caches of compiled graphs need one for every custom pass (`CustomGraphPass.uuid`
 class's source alone serves stale artifacts. This one covers what a rule runs: the code of its methods and of
 every function of the same package that they name, constants and defaults, values in closures, the fields of
 the instance, and the options. Line numbers, comments and docstrings are no part of it. The code of fxpasses
-itself counts as one, by the contents of its files.
+itself counts as one, by the contents of its files. An object of a type that is not Python's own is known by
+what pickle would keep of it; where that is nothing, each key is another one, so that nothing is found by it.
 """
 
 from __future__ import annotations
 
+import copyreg
 import enum
 import functools
 import hashlib
+import os
 import types
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -20,11 +24,17 @@ from typing import Any
 
 import torch
 
+from fxpasses.torch_internals.operators import OpOverload, OpOverloadPacket
+
 
 def fingerprint(*parts: object) -> str:
     """A key of values, functions, classes and instances; equal in every process."""
     digest = hashlib.sha256(_library().encode())
-    for text in _Texts().all_of(parts):
+    try:
+        texts = list(_Texts().all_of(parts))
+    except RecursionError:  # something of a library's that leads to half of it
+        texts = [uuid.uuid4().hex]
+    for text in texts:
         digest.update(text.encode())
         digest.update(b"\0")
     return digest.hexdigest()
@@ -42,6 +52,13 @@ def _library() -> str:
 
 _ROOT = Path(__file__).resolve().parent.parent
 
+
+_NAMED = (
+    types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
+    types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType,
+    types.ClassMethodDescriptorType,
+)  # fmt: skip
+"""What is known by its name."""
 
 _PLAIN = (
     str, bytes, int, float, complex, bool, type(None), type(...), torch.dtype, torch.device,
@@ -103,12 +120,33 @@ class _Texts:
             yield from self._all(getattr(given, name, None) for name in names)
         elif isinstance(given, type):
             yield from self._class(given)
-        elif isinstance(given, (types.ModuleType, types.BuiltinFunctionType)) or not hasattr(
-            given, "__dict__"
-        ):
-            yield getattr(given, "__qualname__", getattr(given, "__name__", repr(type(given))))
-        else:
+        elif isinstance(given, (OpOverload, OpOverloadPacket)):
+            yield f"operator:{given}"
+        elif hasattr(given, "__wrapped__"):  # a function behind a cache
+            yield from self._all((type(given), given.__wrapped__))
+        elif isinstance(given, os.PathLike):
+            yield f"path:{os.fspath(given)!r}"
+        elif isinstance(given, _NAMED):
+            yield f"{getattr(given, '__module__', '')}.{getattr(given, '__qualname__', given.__name__)}"
+        elif hasattr(given, "__dict__") or is_dataclass(given):
             yield from self._instance(given)
+        else:
+            yield from self._reduced(given)
+
+    def _reduced(self, given: object) -> Iterator[str]:
+        """What pickle would keep: of arrays, compiled expressions, objects with slots."""
+        yield f"{type(given).__module__}.{type(given).__qualname__}"
+        reduce = copyreg.dispatch_table.get(type(given))
+        try:
+            reduced = reduce(given) if reduce is not None else given.__reduce_ex__(2)
+        except TypeError:
+            reduced = uuid.uuid4().hex
+        if isinstance(reduced, str):
+            yield reduced
+            return
+        # The first is the function that makes it again, whose code is a library's.
+        yield getattr(reduced[0], "__qualname__", "")
+        yield from self._all(list(part) if isinstance(part, Iterator) else part for part in reduced[1:])
 
     def _all(self, parts: Iterable[object]) -> Iterator[str]:
         for part in parts:

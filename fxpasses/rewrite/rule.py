@@ -1,11 +1,12 @@
 """Rules: what to match, when it is legal, when it pays, what to write instead.
 
 A rule declares; the driver does. A rule never counts, lints, erases, propagates metadata or rolls back, so
-it cannot forget to. Each of its four questions may be answered with a `Decline` that says why:
+it cannot forget to. Its questions may be answered with a `Decline` that says why:
 
     match(node, context)  -> Match | Decline | None    None: this node is nothing to the rule
     legality(match)       -> Decline | None            never traded
     profitability(match)  -> Decline | None            a cost model's answer; `profit="always"` skips it
+    pays_for(match)       -> ranges of sizes           outside of which it does not pay
     rewrite(match, build) -> Node                      inserts nodes, returns the one that takes over
 """
 
@@ -14,12 +15,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
+from fxpasses.graph.sizes import SizeRange
 from fxpasses.rewrite.builder import Builder
 from fxpasses.rewrite.identity import fingerprint
 
@@ -62,6 +64,7 @@ class Rule(abc.ABC, Generic[M]):
         name: the rule's name, in counters, remarks and options.
         after: names of rules or passes that must have run before, where they run at all.
         default: whether the rule is part of the default pipeline.
+        max_sweeps: how often it may go over a graph, until it changes nothing; see `RulePass`.
         pattern_size: how many operators the whole pattern has, for messages.
         folds_weights: whether the rewrite computes a weight from parameters, in every call that trains.
     """
@@ -69,6 +72,7 @@ class Rule(abc.ABC, Generic[M]):
     name: str
     after: tuple[str, ...] = ()
     default: bool = True
+    max_sweeps: int = 1
     pattern_size: int = 1
     folds_weights: bool = False
 
@@ -89,6 +93,14 @@ class Rule(abc.ABC, Generic[M]):
         """Whether the rewrite pays here."""
         return None
 
+    def pays_for(self, match: M) -> SizeRange | Sequence[SizeRange]:
+        """The sizes for which the rewrite pays, where it does not pay for all: each must be in its range.
+
+        Unlike `profitability` it leaves the answer to the driver, which declines with ``"sizes"`` outside the
+        ranges, and has the report say for which sizes the graph was optimised.
+        """
+        return ()
+
     def benefit(self, match: M) -> str:
         """What the rewrite saves here, in words with figures, for the remark; empty where nobody counted.
 
@@ -103,10 +115,6 @@ class Rule(abc.ABC, Generic[M]):
         """
         return {}
 
-    def spared_bytes(self, match: M) -> int:
-        """How many bytes less are kept for the backward pass; asked before the graph changes."""
-        return 0
-
     @abc.abstractmethod
     def insertion_point(self, match: M) -> Node:
         """The node before which the replacement is written; legality has passed."""
@@ -114,6 +122,13 @@ class Rule(abc.ABC, Generic[M]):
     @abc.abstractmethod
     def rewrite(self, match: M, build: Builder) -> Node | tuple[Node, ...]:
         """Writes the replacement and returns its result, or one for each of `match.results`."""
+
+    def specimens(self) -> Any:
+        """What `fxpasses.testing.fuzz` tests the rule with: a hypothesis strategy of its `Specimen`s.
+
+        Where it is None, `fuzz` must be given one.
+        """
+        return None
 
     def uuid(self) -> str:
         """A key that changes with the rule's code, what its closures hold, and its fields, and only then.

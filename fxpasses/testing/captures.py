@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxpasses.api import optimize
 from fxpasses.errors import FxpassesError, unknown_name
+from fxpasses.graph.levels import nested_graphs
+from fxpasses.graph.names import base_name
 from fxpasses.options import Options
 from fxpasses.pipeline import run_passes
 from fxpasses.report.report import Report
@@ -38,11 +41,14 @@ class Rewritten:
         call: takes the model's inputs.
         report: what the passes did.
         graph_module: the rewritten graph; None behind torch.compile.
+        before, after: how often the graphs called each operator, by its base name, nested graphs included.
     """
 
     call: Callable[..., Any]
     report: Report
     graph_module: GraphModule | None = None
+    before: Counter[str] = field(default_factory=Counter)
+    after: Counter[str] = field(default_factory=Counter)
 
 
 def capture(
@@ -103,20 +109,26 @@ def rewrite_at(
         FxpassesError: there is no such level, or the options are wrong.
     """
     if level != "torch":
-        result = optimize(capture(level, model, inputs, dynamic=dynamic), inputs, options)
+        captured = capture(level, model, inputs, dynamic=dynamic)
+        graph_module = captured if isinstance(captured, GraphModule) else captured.graph_module
+        before = operators_of(graph_module)
+        result = optimize(captured, inputs, options)
         program = result.exported_program
-        return Rewritten(
-            program.module() if program else result.graph_module, result.report, result.graph_module
-        )
+        call = program.module() if program else result.graph_module
+        after = operators_of(result.graph_module)
+        return Rewritten(call, result.report, result.graph_module, before, after)
     return _compiled(model, inputs, Options.of(options), dynamic)
 
 
 def _compiled(model: nn.Module, inputs: Sequence[Any], options: Options, dynamic: bool | None) -> Rewritten:
     reports: list[Report] = []
+    calls, calls_after = Counter[str](), Counter[str]()
 
     def backend(gm: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        calls.update(operators_of(gm))
         rewritten, report = run_passes(gm, examples, options, executor="eager")
         reports.append(report)
+        calls_after.update(operators_of(rewritten))
         return rewritten.forward
 
     traced = torch.compile(fresh_call(), backend=backend, dynamic=dynamic)
@@ -128,4 +140,15 @@ def _compiled(model: nn.Module, inputs: Sequence[Any], options: Options, dynamic
     with torch.no_grad():
         for tensor, kept in zip(state, before, strict=True):
             tensor.copy_(kept)
-    return Rewritten(lambda *given: traced(model, given), Report.merge(reports))
+    return Rewritten(
+        lambda *given: traced(model, given), Report.merge(reports), before=calls, after=calls_after
+    )
+
+
+def operators_of(graph_module: GraphModule) -> Counter[str]:
+    """How often a graph and those nested in it call each operator, by its base name."""
+    calls = ("call_function", "call_method", "call_module")
+    counts = Counter(base_name(node) for node in graph_module.graph.nodes if node.op in calls)
+    for _, child, _ in nested_graphs(graph_module):
+        counts.update(operators_of(child))
+    return counts

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from fxpasses.rewrite.registry import REGISTRY, AnyRule
+from fxpasses.rewrite.registry import AnyRule
 from fxpasses.testing.captures import LEVELS, rewrite_at
-from fxpasses.testing.expectation import registered
+from fxpasses.testing.expectation import alone
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,14 @@ def matrix(
         levels: the levels, of `LEVELS`.
     """
     cells: dict[str, dict[str, str]] = {}
-    with registered(*() if rule.name in REGISTRY.names() else (rule,)):
-        for name, (model, inputs) in spellings.items():
-            cells[name] = {level: _outcome(rule.name, level, model, inputs) for level in levels}
+    for name, (model, inputs) in spellings.items():
+        cells[name] = {level: _outcome(rule, level, model, inputs) for level in levels}
     return Matrix(rule.name, cells)
 
 
-def _outcome(rule: str, level: str, model: nn.Module, inputs: Sequence[Any]) -> str:
-    report = rewrite_at(
-        level, model, inputs, {"passes": rule, "profit": "always", "verify": "numerics"}
-    ).report
+def _outcome(rule: AnyRule, level: str, model: nn.Module, inputs: Sequence[Any]) -> str:
+    options = {**alone(rule), "profit": "always", "verify": "numerics"}
+    report = rewrite_at(level, model, inputs, options).report
     if report.applied:
         return "applied"
     return report.declined[0].code if report.declined else "-"

@@ -15,7 +15,9 @@ from torch import nn
 
 from fxpasses.comparison import SPECIMEN_FACTOR, assert_close_to_eager, nudge
 from fxpasses.report.report import Report
+from fxpasses.rewrite.registry import AnyRule
 from fxpasses.testing.captures import LEVELS, Rewritten, rewrite_at
+from fxpasses.testing.expectation import alone
 from fxpasses.torch_internals.pytree import tree_leaves
 
 
@@ -53,14 +55,16 @@ class Specimen:
         return self.code.get(level) if isinstance(self.code, Mapping) else self.code
 
 
-def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool | None = None) -> Report:
+def check_specimen(
+    rule: AnyRule | str, specimen: Specimen, level: str, *, dynamic: bool | None = None
+) -> Report:
     """Fails unless a rule does what it must with a specimen at a level, and the answers are eager's.
 
     In float64 to 1e-9, or to a few times what eager's own answers move by when the last bit of its parameters
     and inputs does. Where nothing is rewritten, the answers of the captured graph will do, to the bit.
 
     Args:
-        rule: the name of a registered rule.
+        rule: a rule, or the name of a registered one.
         specimen: the model.
         level: one of `LEVELS`.
         dynamic: whether sizes are symbolic; None for what the specimen says.
@@ -71,7 +75,7 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
     eager, grads = copy.deepcopy(specimen.model), specimen.grads
     # Never left to Dynamo, which would make a size symbolic because of the specimen before.
     symbolic = specimen.dynamic if dynamic is None else dynamic
-    found, answers = _rewritten_answers(specimen, level, {"passes": rule, "profit": "always"}, symbolic)
+    found, answers = _rewritten_answers(specimen, level, {**alone(rule), "profit": "always"}, symbolic)
     with torch.set_grad_enabled(grads):
         expected = _answers(eager, eager, specimen.inputs, grads)
     reference = copy.deepcopy(specimen.model).double()
@@ -93,7 +97,8 @@ def check_specimen(rule: str, specimen: Specimen, level: str, *, dynamic: bool |
         captured = _rewritten_answers(specimen, level, {"passes": ()}, symbolic)[1]
         if not _same(answers, captured):
             raise  # else capturing the model changed the answer
-    _assert_expected_remarks(found.report, rule, specimen, level)
+    name = rule if isinstance(rule, str) else rule.name
+    _assert_expected_remarks(found.report, name, specimen, level)
     return found.report
 
 

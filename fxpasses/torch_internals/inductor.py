@@ -368,3 +368,11 @@ def compile_ahead(program: torch.export.ExportedProgram, path: str | os.PathLike
     from torch._inductor import aoti_compile_and_package
 
     aoti_compile_and_package(program, package_path=os.fspath(path))
+
+
+@contextlib.contextmanager
+def caches_tagged(tag: str) -> Iterator[None]:
+    """A block in which caches of compiled code hold what was kept under this tag, and the user's own."""
+    caches: Any = torch.compiler.config  # its `patch` is put there at run time
+    with caches.patch(cache_key_tag=f"{caches.cache_key_tag}{tag}"):
+        yield

@@ -28,6 +28,12 @@ def size_hint(size: int | torch.SymInt, fallback: int = 64) -> int:
     return int(hint) if isinstance(hint, int) else fallback
 
 
+def known_size(size: int | torch.SymInt) -> int | None:
+    """The size, or what a symbolic one was when it was traced; None where no example backs it."""
+    hint = size if isinstance(size, int) else size.node.hint
+    return int(hint) if isinstance(hint, int) else None
+
+
 def scalar_hint(symbol: torch.SymInt | torch.SymFloat | torch.SymBool) -> int | float | bool:
     """The value that a symbolic number had when it was traced, without adding a guard.
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
+import re
 import subprocess
 import sys
 import textwrap
+import threading
+from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,6 +90,43 @@ class Threshold(EfficientConvBnEval):
 def test_a_field_is_part_of_the_key():
     assert Threshold(1).uuid() == Threshold(1).uuid()
     assert Threshold(1).uuid() != Threshold(2).uuid()
+
+
+class Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self, held):
+        self.held = held
+
+
+@pytest.mark.parametrize(
+    ("first", "same", "other"),
+    [
+        (np.arange(3), np.arange(3), np.arange(4)),
+        (re.compile("a"), re.compile("a"), re.compile("b")),
+        (Slotted(1), Slotted(1), Slotted(2)),
+        (deque([1]), deque([1]), deque([2])),
+        (range(3), range(3), range(4)),
+        (operator.itemgetter(1), operator.itemgetter(1), operator.itemgetter(2)),
+        (Path("a"), Path("a"), Path("b")),
+        (torch.ops.aten.add.Tensor, torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor),
+        (torch.ops.aten.add, torch.ops.aten.add, torch.ops.aten.mul),
+        (functools.cache(lambda: 1), functools.cache(lambda: 1), functools.cache(lambda: 2)),
+    ],
+)
+def test_objects_of_other_types_are_known_by_what_they_hold(first, same, other):
+    assert fingerprint(first) == fingerprint(same)
+    assert fingerprint(first) != fingerprint(other)
+
+
+def test_what_cannot_be_known_has_another_key_each_time():
+    """So that nothing that was kept under one is found again."""
+    lock = threading.Lock()
+    endless = []
+    for _ in range(100_000):
+        endless = [endless]
+    for given in (lock, endless):
+        assert fingerprint(given) != fingerprint(given)
 
 
 def test_an_example_is_part_of_the_key_and_a_cache_is_not():

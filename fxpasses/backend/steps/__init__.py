@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fxpasses.backend.compilation import Compilation, Step
 from fxpasses.backend.steps.activation_masks import ActivationMasks
+from fxpasses.backend.steps.added_rules import AddedRules
 from fxpasses.backend.steps.allocator import Allocator
 from fxpasses.backend.steps.eagers_memory import EagersMemory
 from fxpasses.backend.steps.given_results import GivenResults
@@ -18,6 +19,7 @@ from fxpasses.backend.steps.weights import KeptWeights, PackedWeights
 STEPS: tuple[tuple[type[Step], tuple[type[Step], ...]], ...] = (
     # step, and those where it is left out
     (Allocator, ()),
+    (AddedRules, ()),
     (EagersMemory, ()),
     (PackedWeights, ()),
     (KeptWeights, (PackedWeights,)),

@@ -207,10 +207,6 @@ class ConvAffine(Rule[ChainMatch]):
         """The bytes that decide."""
         return match.cost.figures
 
-    def spared_bytes(self, match: ChainMatch) -> int:
-        """The convolution's result, where it was kept."""
-        return match.cost.spared_bytes
-
     def insertion_point(self, match: ChainMatch) -> Node:
         """The last step, or the producer where only its place is right."""
         assert isinstance(match.place, Node)

@@ -144,10 +144,6 @@ class EfficientConvBnEval(Rule[ConvBnMatch]):
         """The bytes that decide."""
         return match.cost.figures
 
-    def spared_bytes(self, match: ConvBnMatch) -> int:
-        """The convolution's result, where it was kept."""
-        return match.cost.spared_bytes
-
     def insertion_point(self, match: ConvBnMatch) -> Node:
         """The batch norm, or the convolution where only its place is right."""
         assert isinstance(match.place, Node)

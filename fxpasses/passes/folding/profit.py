@@ -83,11 +83,6 @@ class ConvBnCost:
         return self.gamma_trains or (self.keeps_input and not self.fused)
 
     @property
-    def spared_bytes(self) -> int:
-        """How many bytes less a fold has kept for the backward pass."""
-        return self.result_bytes if self.trains and self.weight_trains and self.keeps_result else 0
-
-    @property
     def weights_moved(self) -> int:
         """Bytes of weights that folding reads and writes at every call; their gradient is scaled as well."""
         return 2 * self.weight_bytes * (2 if self.trains and self.weight_trains else 1)
@@ -146,9 +141,9 @@ def conv_bn_profit(cost: ConvBnCost, site: Node) -> Decline | None:
 
 def conv_bn_benefit(cost: ConvBnCost) -> str:
     """What folding saves where it pays, with the figures."""
-    if cost.spared_bytes:
+    if cost.trains and cost.weight_trains and cost.keeps_result:
         return (
-            f"{cost.spared_bytes} bytes less to keep for the backward pass, which takes the gradient of the "
+            f"{cost.result_bytes} bytes less to keep for the backward pass, which takes the gradient of the "
             f"weight ({cost.flops} FLOPs) anyway; {cost.weights_moved} bytes of weights moved a step"
         )
     if cost.weights_cached and not cost.trains:

@@ -35,7 +35,7 @@ NAME = "layout"
 
 
 def run(context: GraphContext, options: Options) -> Outcome:
-    """The pass, on a graph that is run as it is."""
+    """Assigns memory layouts to the tensors of a graph that is run as it is."""
     if options.layout == "off" or (context.executor == "fused" and options.inner == "inductor"):
         return Outcome()
     found = map(read_convolution, context.graph.nodes)
@@ -183,4 +183,4 @@ def remark(status: Literal["declined", "failed"], code: str, message: str, conte
     return Remark(NAME, status, code, message, node="", stage="check", graph=context.path)
 
 
-LAYOUT = GraphPass(NAME, run, after=("efficient_conv_bn_eval",))
+LAYOUT = GraphPass(NAME, run, last=True)

@@ -39,7 +39,7 @@ aten = torch.ops.aten
 
 
 def run(context: GraphContext, options: Options) -> Outcome:
-    """The pass, on any graph that holds forward and backward as ATen operators."""
+    """Reads masks off what is kept, on any graph that holds forward and backward as ATen operators."""
     remarks = (*_clamp_masks(context), *_pooled_masks(context))
     return Outcome(remarks, changed=bool(remarks))
 

@@ -1,7 +1,8 @@
 """Hypothesis strategies of models around a rule: what it must rewrite, and near misses.
 
-`of(rule)` is what `fxpasses.testing.fuzz` draws from: `around(rule)` for a declarative rule, whose pattern
-tells all that is needed, and a family's own strategy for each of the rules that come with the package.
+`of(rule)` is what `fxpasses.testing.fuzz` draws from: what a rule brings itself (`Rule.specimens`),
+`around(rule)` for a declarative rule, whose pattern tells all that is needed, and a family's own strategy for
+each of the rules that come with the package.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fxpasses.errors import FxpassesError
+from fxpasses.pipeline import register_all
 from fxpasses.rewrite.declarative_rule import DeclarativeRule
-from fxpasses.rewrite.registry import AnyRule
+from fxpasses.rewrite.registry import REGISTRY, AnyRule
 from fxpasses.testing.specimens import Specimen
 from fxpasses.testing.strategies.affine import AFFINE_ACROSS_VIEWS, CONV_AFFINE
 from fxpasses.testing.strategies.affine import affine_across_views as affine_across_views
@@ -48,17 +50,22 @@ KINDS: Mapping[str, Mapping[str, Expectation]] = {
 
 
 def of(rule: AnyRule | str) -> SearchStrategy[Specimen]:
-    """The strategy of a rule, or of the registered rule with a name.
+    """The strategy of a rule, or of the registered rule with a name: its own `specimens`, where it has any.
 
     Raises:
         FxpassesError: there is none.
     """
-    if isinstance(rule, DeclarativeRule):
-        return around(rule)
+    register_all()
+    found = REGISTRY.rule(rule) if isinstance(rule, str) else rule
+    own: SearchStrategy[Specimen] | None = found.specimens() if found is not None else None
+    if own is not None:
+        return own
+    if isinstance(found, DeclarativeRule):
+        return around(found)
     name = rule if isinstance(rule, str) else rule.name
     if name in FAMILIES:
         return FAMILIES[name]()
     raise FxpassesError(
         f"fuzz does not know how to build models for {name!r}: give `specimens`, a hypothesis strategy of "
-        "fxpasses.testing.Specimen."
+        "fxpasses.testing.Specimen, or have the rule give one (`Rule.specimens`)."
     )

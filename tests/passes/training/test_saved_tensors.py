@@ -77,9 +77,9 @@ def test_what_folding_spares_is_the_difference_to_a_graph_without_it():
     x = torch.randn(2, 3, 12, 12)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     (folded, _), (stock, _) = trained(model, x), trained(model, x, disable=(RULE,))
-    (remark,) = [remark for remark in folded.remarks if remark.spared_bytes]
-    assert (remark.rule, remark.spared_bytes) == (RULE, 4 * 2 * 8 * 10 * 10)
-    assert stock.saved_bytes - folded.saved_bytes == remark.spared_bytes
+    (remark,) = [remark for remark in folded.remarks if remark.figures.get("kept_bytes")]
+    assert (remark.rule, remark.figures["kept_bytes"]) == (RULE, 4 * 2 * 8 * 10 * 10)
+    assert stock.saved_bytes - folded.saved_bytes == remark.figures["kept_bytes"]
 
 
 def test_a_fold_that_spares_nothing_does_not_say_so():
@@ -87,7 +87,7 @@ def test_a_fold_that_spares_nothing_does_not_say_so():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU()).eval()
     (folded, _), (stock, _) = trained(model, x, profit="always"), trained(model, x, disable=(RULE,))
     assert folded.applied[RULE] == 1
-    assert not any(remark.spared_bytes for remark in folded.remarks)
+    assert not any(remark.figures.get("kept_bytes") for remark in folded.remarks)
     assert stock.saved_bytes <= folded.saved_bytes
 
 
