@@ -175,7 +175,16 @@ def _equal(first: Any, second: Any) -> bool:
     if first == second:
         return True
     is_symbolic = isinstance(first, sympy.Basic) or isinstance(second, sympy.Basic)
-    return is_symbolic and bool(sympy.expand(first - second) == 0)
+    return is_symbolic and bool(sympy.expand(_above_zero(first) - _above_zero(second)) == 0)
+
+
+def _above_zero(given: Any) -> Any:
+    """An expression where sizes are above 0: torch writes contiguous strides with `Max(1, size)`."""
+
+    def is_size(part: Any) -> bool:
+        return type(part).__name__ == "Max" and len(part.args) == 2 and 1 in part.args
+
+    return sympy.sympify(given).replace(is_size, lambda part: max(part.args, key=lambda each: each != 1))
 
 
 def strides_agree(first: torch.Tensor, second: torch.Tensor) -> bool:
