@@ -21,6 +21,7 @@ import pytest
 import fxpasses
 from fxpasses import cli, options, pytest_plugin, testing
 from fxpasses.cli.demonstration import Check, DemoResult, Timing
+from fxpasses.passes.layout import coverage
 from fxpasses.pipeline import register_all
 from fxpasses.report.codes import CODES
 from fxpasses.rewrite.hazards import MODE_CODES
@@ -34,9 +35,10 @@ PAGES = {
         "fxpasses/passes/README.md",
         "fxpasses/testing/README.md",
         "benchmarks/README.md",
+        "fxpasses/passes/layout/OPERATORS.md",
     )
 }
-README, PASSES, KIT, BENCHMARKS = PAGES.values()
+README, PASSES, KIT, BENCHMARKS, OPERATORS = PAGES.values()
 GENERATED = r"<!-- (means|performance|ablation): begin -->.*?<!-- \1: end -->"
 
 UNSPELLED_CODES = {"check", "profit", "check-error", "rewrite-error", "verify-structure", "verify-numerics"}
@@ -86,7 +88,7 @@ def run_page(path: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
 
 def test_no_page_with_examples_is_forgotten():
-    assert not blocks(BENCHMARKS, "python")
+    assert not blocks(BENCHMARKS + OPERATORS, "python")
     folders = [ROOT, *(ROOT / name for name in ("fxpasses", "benchmarks", "tests"))]
     pages = {page for folder in folders for page in folder.glob("README.md" if folder == ROOT else "**/*.md")}
     assert {str(page.relative_to(ROOT)) for page in pages} == set(PAGES)
@@ -273,6 +275,10 @@ def test_the_options_in_the_table_are_the_fields_with_their_values():
         if choices and all(isinstance(each, str) for each in choices):
             assert re.findall(r'"(\w+)"', values) == list(choices)
             assert fields[name].default == choices[0]
+
+
+def test_the_page_of_operators_is_that_of_the_code():
+    assert coverage.page() == OPERATORS
 
 
 # Form ------------------------------------------------------------------------------------------------------

@@ -67,6 +67,13 @@ def without(frame: Frame, dims: Collection[int]) -> Frame:
     return _numbered([axis for d, axis in enumerate(frame) if d not in dims])
 
 
+def inserted(frame: Frame, dim: int) -> Frame:
+    """The frame with a new dimension: an outer piece of the one that it stands before, or the innermost."""
+    keys = [(kind, place, 1) for kind, place in frame]
+    new = (*frame[dim], 0) if dim < len(frame) else (*frame[-1], 2)
+    return _numbered([*keys[:dim], new, *keys[dim:]])
+
+
 def padded(frame: Frame, rank: int) -> Frame:
     """The frame of a value that is broadcast to more dimensions."""
     missing = rank - len(frame)

@@ -8,7 +8,7 @@ import operator
 import torch
 from torch.fx import Node
 
-from fxpasses.graph.metadata import tensor
+from fxpasses.graph.metadata import tensor, value
 from fxpasses.torch_internals.operators import OpOverload
 
 
@@ -28,6 +28,20 @@ def _gives_views(operator: OpOverload) -> bool:
     """Whether an operator's results are views; every node asks, so it is answered once."""
     aliases = [returned.alias_info for returned in operator._schema.returns]
     return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def is_part_of_tuple(node: Node) -> bool:
+    """Whether a node takes a part out of a tuple that an operator gives, by its place or by its name."""
+    if node.target not in (operator.getitem, getattr):
+        return False
+    return isinstance(node.args[0], Node) and isinstance(value(node.args[0]), (tuple, list))
+
+
+def may_write(node: Node) -> bool:
+    """Whether a node may write to a tensor of the graph, as far as its schema tells."""
+    if not node.op.startswith("call") or node.target is operator.getitem:
+        return False
+    return not isinstance(node.target, OpOverload) or node.target._schema.is_mutable
 
 
 def viewed(view: Node) -> Node:

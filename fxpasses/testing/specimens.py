@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Specimen:
         levels: where the expectation holds; elsewhere only the values are compared.
         grads: whether gradients are compared too; False where autograd refuses the model.
         dynamic: whether the graph is captured with symbolic sizes.
+        options: further fields of `fxpasses.Options`.
     """
 
     label: str
@@ -45,6 +46,11 @@ class Specimen:
     levels: tuple[str, ...] = LEVELS
     grads: bool = True
     dynamic: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_options(self, **options: Any) -> Specimen:
+        """The same under other options."""
+        return replace(self, options=options)
 
     def count_at(self, level: str) -> int | None:
         """The number of applications that is expected at a level."""
@@ -75,7 +81,8 @@ def check_specimen(
     eager, grads = copy.deepcopy(specimen.model), specimen.grads
     # Never left to Dynamo, which would make a size symbolic because of the specimen before.
     symbolic = specimen.dynamic if dynamic is None else dynamic
-    found, answers = _rewritten_answers(specimen, level, {**alone(rule), "profit": "always"}, symbolic)
+    chosen = {**alone(rule), "profit": "always", **specimen.options}
+    found, answers = _rewritten_answers(specimen, level, chosen, symbolic)
     with torch.set_grad_enabled(grads):
         expected = _answers(eager, eager, specimen.inputs, grads)
     reference = copy.deepcopy(specimen.model).double()

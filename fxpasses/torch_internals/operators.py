@@ -6,6 +6,7 @@ Known for torch 2.11, 2.13 and 2.15.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, cast
@@ -59,6 +60,18 @@ def is_elementwise(function: object) -> bool:
 def has_kernel(name: str) -> bool:
     """Whether an operator of that qualified name is registered with a kernel for any device."""
     return torch._C._dispatch_has_kernel(name)
+
+
+def operators_of(namespace: str) -> set[str]:
+    """The names of operators, without overloads, that take or give tensors.
+
+    Args:
+        namespace: ``"aten"``, ``"prims"`` or ``"inductor"``.
+    """
+    importlib.import_module("torch._inductor.inductor_prims")
+    schemas = torch._C._jit_get_all_schemas()
+    names = {str(schema.name).partition("::") for schema in schemas if "Tensor" in str(schema)}
+    return {name for found, _, name in names if found == namespace}
 
 
 def aten_packet(name: str) -> OpOverloadPacket | None:

@@ -11,8 +11,10 @@ All are `Edits`, which can be taken back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Node
 
@@ -22,7 +24,7 @@ from fxpasses.graph.levels import Level
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.passes.layout.convolutions import product_operands
 from fxpasses.passes.layout.edits import Edits, NotMaterialisedError
-from fxpasses.torch_internals.sizes import size_expression
+from fxpasses.torch_internals.sizes import size_expression, size_hint
 
 aten = torch.ops.aten
 
@@ -63,6 +65,8 @@ def strided_copy(edits: Edits, source: Node, before: torch.Tensor, reader: Node)
     sizes, strides = tuple(before.shape), tuple(before.stride())
     if not all(isinstance(number, int) for number in (*sizes, *strides)):
         raise NotMaterialisedError(f"the symbolic strides {strides} of {source} cannot be restored")
+    if edits.context.executor == "eager" and edits.context.level is Level.ATEN:
+        return _padded_copy(edits, source, before, reader)
     options = {"dtype": before.dtype, "device": before.device}
     empty = edits.insert(aten.empty_strided.default, (list(sizes), list(strides)), options, reader, source)
     # Autograd differentiates only the operator that writes.
@@ -71,6 +75,35 @@ def strided_copy(edits: Edits, source: Node, before: torch.Tensor, reader: Node)
     made = tensor(copy)
     if made is None or not strides_agree(before, made):
         raise NotMaterialisedError(f"the strides {strides} of {source} cannot be restored")
+    return copy
+
+
+def _padded_copy(edits: Edits, source: Node, before: torch.Tensor, reader: Node) -> Node:
+    """The same where no operator may write, and autograd may follow: a part of a padded tensor."""
+
+    def insert(target: Any, *args: Any, **kwargs: Any) -> Node:
+        return edits.insert(target, args, kwargs, reader, source)
+
+    given = before.stride()
+    order = sorted(range(before.dim()), key=lambda d: (before.shape[d] > 1, -given[d]))
+    sizes, strides = [before.shape[d] for d in order], [given[d] for d in order]
+    # Behind all others one more dimension, whose stride is 1.
+    room = [
+        1 if position == 0 or sizes[position - 1] == 1 else outer // max(inner, 1)
+        for position, (outer, inner) in enumerate(zip([0, *strides], [*strides, 1], strict=True))
+    ]
+    room = [max(pair) for pair in zip(room, [*sizes, 1], strict=True)]
+    pads = [pad for whole, size in zip(room, [*sizes, 1], strict=True) for pad in (whole - size, 0)]
+    node = insert(aten.unsqueeze.default, insert(aten.permute.default, source, order), len(order))
+    node = insert(aten.constant_pad_nd.default, node, pads[::-1], 0)
+    node = insert(aten.clone.default, node, memory_format=torch.contiguous_format)
+    for d, size in enumerate(sizes):
+        node = insert(aten.slice.Tensor, node, d, 0, size)
+    node = insert(aten.select.int, node, len(order), 0)
+    copy = insert(aten.permute.default, node, [order.index(d) for d in range(len(order))])
+    made = tensor(copy)
+    if made is None or not strides_agree(before, made):
+        raise NotMaterialisedError(f"the strides {given} of {source} cannot be restored")
     return copy
 
 
@@ -134,7 +167,24 @@ def matrix_product(edits: Edits, node: Node) -> Node:
 def same(first: Any, second: Any) -> bool:
     """Whether two sequences of sizes or strides are equal for certain; without a guard."""
     pairs = zip(first, second, strict=True)
-    return all(size_expression(a) == size_expression(b) for a, b in pairs)
+    return all(_equal(size_expression(a), size_expression(b)) for a, b in pairs)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two numbers or expressions are equal, one of them multiplied out or not."""
+    if first == second:
+        return True
+    is_symbolic = isinstance(first, sympy.Basic) or isinstance(second, sympy.Basic)
+    return is_symbolic and bool(sympy.expand(_above_zero(first) - _above_zero(second)) == 0)
+
+
+def _above_zero(given: Any) -> Any:
+    """An expression where sizes are above 0: torch writes contiguous strides with `Max(1, size)`."""
+
+    def is_size(part: Any) -> bool:
+        return type(part).__name__ == "Max" and len(part.args) == 2 and 1 in part.args
+
+    return sympy.sympify(given).replace(is_size, lambda part: max(part.args, key=lambda each: each != 1))
 
 
 def strides_agree(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -142,4 +192,22 @@ def strides_agree(first: torch.Tensor, second: torch.Tensor) -> bool:
     if first.layout is not torch.strided or second.layout is not torch.strided:
         return first.layout == second.layout
     kept = [d for d, size in enumerate(first.shape) if not is_one(size)]
-    return same([first.stride(d) for d in kept], [second.stride(d) for d in kept])
+    if same([first.stride(d) for d in kept], [second.stride(d) for d in kept]):
+        return True
+    # Symbolic sizes of one tensor may be written in two ways; dense strides follow from the sizes.
+    order = _dense_order(first, kept)
+    return order is not None and order == _dense_order(second, kept)
+
+
+def _dense_order(given: torch.Tensor, kept: Sequence[int]) -> list[int] | None:
+    """The dimensions, outermost first, of a tensor of symbolic sizes that has no gaps for any; else None."""
+    if all(isinstance(number, int) for number in (*given.shape, *given.stride())):
+        return None
+    strides = given.stride()
+    order = sorted(kept, key=lambda d: -size_hint(strides[d]))
+    inner: Any = 1
+    for d in reversed(order):
+        if not _equal(size_expression(strides[d]), size_expression(inner)):
+            return None
+        inner = inner * given.shape[d]
+    return order

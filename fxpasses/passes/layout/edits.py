@@ -10,7 +10,7 @@ Metadata follows every edit: strides are those that the operators' fake kernels 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import called_by
 from fxpasses.graph.metadata import set_value, value
 from fxpasses.graph.provenance import Origin
+
+aten = torch.ops.aten
 
 _KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "partitioner_tag")
 
@@ -101,6 +103,19 @@ class Edits:
         if made is None:
             made = evaluator.call(function, node.args, dict(node.kwargs))
         set_value(node, made, like=node)
+
+    def lay_out(self, node: Node, order: Sequence[int]) -> None:
+        """The metadata of a node as that of a dense tensor.
+
+        Args:
+            node: whose metadata it is.
+            order: the dimensions from the outermost to the innermost.
+        """
+        self.remember(node)
+        places, evaluator = [order.index(d) for d in range(len(order))], self.context.evaluator
+        ordered = evaluator.call(aten.permute.default, (node, list(order)), {})
+        dense = evaluator.call(aten.clone.default, (ordered,), {"memory_format": torch.contiguous_format})
+        set_value(node, evaluator.call(aten.permute.default, (dense, places), {}), like=node)
 
     def hand_name_on(self, old: Node, new: Node) -> None:
         """An output keeps its name: an exported program's signature knows it by that."""

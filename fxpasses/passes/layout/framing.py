@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import torch
 from torch.fx import Node
 
-from fxpasses.graph.frames import Frame, agree, is_one, padded, permuted, plain, reshaped, without
+from fxpasses.graph.frames import (
+    CHANNELS,
+    PIXELS,
+    Frame,
+    agree,
+    inserted,
+    is_one,
+    padded,
+    permuted,
+    plain,
+    reshaped,
+    without,
+)
 from fxpasses.graph.layouts import C, L, order_of, order_of_strides
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
+from fxpasses.graph.storage import may_write
+from fxpasses.passes.layout.causes import FORCES_STRIDES
 from fxpasses.passes.layout.labels import Kind, kind_of
+from fxpasses.torch_internals.sizes import size_expression
 
 Framed: TypeAlias = "tuple[Frame, torch.Tensor]"
 
@@ -82,6 +97,26 @@ def is_image(found: torch.Tensor, frame: Frame) -> bool:
     return rank in (4, 5) and not agree(frame, plain(rank), found.shape) and order_of(found) in (C, L)
 
 
+VIEWS = (Kind.EXPANDING, Kind.PERMUTING, Kind.SLICING, Kind.VIEWING)
+"""What operators that give views do."""
+
+
+def agree_in_sizes(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors have the same sizes for certain, without a guard."""
+    return list(map(size_expression, first.shape)) == list(map(size_expression, second.shape))
+
+
+def escapes(view: Node) -> bool:
+    """Whether a view is seen from outside a graph without aliases: as a result, or by a write."""
+    return any(
+        user.op == "output"
+        or base_name(user) in (*FORCES_STRIDES, "as_strided")
+        or (user.args[:1] == (view,) and may_write(user))
+        or (kind_of(user) in VIEWS and escapes(user))
+        for user in view.users
+    )
+
+
 def permutation(node: Node, rank: int) -> list[int] | None:
     """The dimensions of a permuted view, by the dimensions that they are of the value; None if unclear."""
     name, args = base_name(node), list(node.args[1:])
@@ -97,7 +132,7 @@ def permutation(node: Node, rank: int) -> list[int] | None:
     if not isinstance(first, int) or not isinstance(second, int):
         return None
     dims = list(range(rank))
-    if name == "movedim":
+    if name in ("movedim", "moveaxis"):
         dims.insert(second % rank, dims.pop(first % rank))
     else:
         dims[first % rank], dims[second % rank] = dims[second % rank], dims[first % rank]
@@ -110,15 +145,54 @@ _NAMES_OF_DIMS = ("dim0", "axis0", "source", "dim1", "axis1", "destination")
 
 def sliced_frame(node: Node, frame: Frame) -> Frame:
     """The frame of a slice."""
+    if base_name(node) == "getitem":
+        return _indexed_frame(frame, node.args[1])
     if base_name(node) not in _WITHOUT_DIM:
         return frame
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     return without(frame, {dim % len(frame)}) if isinstance(dim, int) else frame
 
 
+def _indexed_frame(frame: Frame, index: object) -> Frame:
+    """The frame of a part that slices, numbers and `None`, for a new dimension of size 1, take."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in parts:
+        at, taken = parts.index(Ellipsis), sum(part is not None for part in parts) - 1
+        parts[at : at + 1] = [slice(None)] * (len(frame) - taken)
+    at = 0
+    for part in parts:
+        if isinstance(part, int):
+            frame = without(frame, {at})
+            continue
+        if part is None:
+            frame = inserted(frame, at)
+        at += 1
+    return frame
+
+
+def stacked_frame(node: Node, frame: Frame) -> Frame | None:
+    """The frame of a stack: the new dimension is an outer piece of the one that it stands before.
+
+    None where it stands behind all others, since kernels then give a contiguous tensor.
+    """
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    if not isinstance(dim, int) or dim % (len(frame) + 1) == len(frame):
+        return None
+    dim %= len(frame) + 1
+    return inserted(frame, dim) if dim else padded(frame, len(frame) + 1)
+
+
+def keeps_no_order(frame: Frame, given: torch.Tensor, dims: Iterable[int]) -> bool:
+    """Whether what a reduction leaves lies in memory the same way under both labels."""
+    kept = {frame[d][0] for d, size in enumerate(given.shape) if d not in dims and not is_one(size)}
+    return not {CHANNELS, PIXELS} <= kept
+
+
 def reduced(node: Node, rank: int) -> set[int]:
     """The dimensions that a reduction sums up; all of them where it names none."""
     given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    if isinstance(given, bool):
+        given = None  # `std(unbiased)` and `all`
     if isinstance(given, int):
         given = [given]
     if not isinstance(given, (list, tuple)) or not all(isinstance(dim, int) for dim in given):

@@ -19,7 +19,6 @@ Whatever goes wrong on the way, the graph is put back as it was.
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,11 +27,12 @@ import torch
 from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
-from fxpasses.graph.frames import is_one
-from fxpasses.graph.layouts import Label, order_of
+from fxpasses.graph.frames import is_one, plain
+from fxpasses.graph.layouts import Label, order_in_memory, order_of
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
-from fxpasses.passes.layout.assign import Assignment
+from fxpasses.graph.storage import is_part_of_tuple
+from fxpasses.passes.layout.assign import Assignment, device_of
 from fxpasses.passes.layout.causes import REPAIR, Cause, Causes
 from fxpasses.passes.layout.copies import (
     COPIES,
@@ -45,7 +45,7 @@ from fxpasses.passes.layout.copies import (
     view_as_traced,
 )
 from fxpasses.passes.layout.edits import Edits, NotMaterialisedError
-from fxpasses.passes.layout.labels import INDEXING
+from fxpasses.passes.layout.labels import FOLLOWING, INDEXING
 from fxpasses.passes.layout.network import Role, fitting
 from fxpasses.passes.layout.settling import Settling
 from fxpasses.torch_internals.fake_tensors import FakeTensor, without_fake_tensors
@@ -161,12 +161,14 @@ class _Carrier:
 
     def _label(self, node: Node) -> None:
         label = self.assignment.label(node)
-        changed = node.target is operator.getitem
+        changed = is_part_of_tuple(node)
         for operand in list(node.all_input_nodes):
             changed |= self.edits.replace(node, operand, self._in_label(operand, label, node))
             changed |= self.edits.is_recomputed(operand)
         if changed:
             self.edits.recompute(node)
+        if self._gives(node, label) and not self._lies(node, label):
+            self._lay_out(node, label)
         if node in self.assignment.network.anew and not self._lies(node, label):
             self._latest[node] = self._copy(node.all_input_nodes[0], label, node.next, node)
             self._replaced.append(node)
@@ -184,6 +186,18 @@ class _Carrier:
         """Whether what an operator makes lies in memory as a label says, or has no label."""
         found, frame = tensor(node), self.assignment.network.frames.get(node)
         return found is None or order_of(found, fitting(frame, found)) in (label, "both")
+
+    def _gives(self, node: Node, label: Label) -> bool:
+        """Whether an operator is known to give a label, whatever torch's metadata say."""
+        if node in self.assignment.network.flexible:
+            return True
+        is_eager_on_cpu = self._context.executor == "eager" and device_of(self._context).type == "cpu"
+        return label == "channels_last" and base_name(node) in FOLLOWING and is_eager_on_cpu
+
+    def _lay_out(self, node: Node, label: Label) -> None:
+        found, frame = tensor(node), self.assignment.network.frames.get(node)
+        assert found is not None, "what lies in no layout is a tensor"
+        self.edits.lay_out(node, order_in_memory(fitting(frame, found) or plain(found.dim()), label))
 
     def _keep(self, node: Node, role: Role) -> None:
         for operand in list(node.all_input_nodes):

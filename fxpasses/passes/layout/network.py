@@ -26,7 +26,7 @@ from fxpasses.devices.sizes import Seconds
 from fxpasses.graph.frames import Frame
 from fxpasses.graph.layouts import C, L, Label
 from fxpasses.passes.layout.boundary import Boundary
-from fxpasses.passes.layout.costs import Cost, seconds_at
+from fxpasses.passes.layout.costs import Cost, CostModel, seconds_at
 from fxpasses.passes.layout.measurable import Measurable
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 
@@ -92,6 +92,7 @@ class Network:
         variables: of every labelled operator.
         frames: what each dimension of a labelled tensor, and of what is made of one, stands for.
         anew: copies that the graph makes itself, and that may be made in either layout.
+        flexible: operators whose generated code gives either label, whatever their metadata say.
         aside: operators and operands that they read in whatever layout these have.
         tensors: the labelled tensors, by node.
         convolutions: of every convolution, its cost and implementation under each label.
@@ -107,6 +108,7 @@ class Network:
     variables: dict[Node, int] = field(default_factory=dict)
     frames: dict[Node, Frame] = field(default_factory=dict)
     anew: set[Node] = field(default_factory=set)
+    flexible: set[Node] = field(default_factory=set)
     aside: set[tuple[Node, Node]] = field(default_factory=set)
     tensors: dict[Node, Tensor] = field(default_factory=dict)
     convolutions: dict[Node, Mapping[Label, Cost]] = field(default_factory=dict)
@@ -234,3 +236,9 @@ class Network:
 def fitting(frame: Frame | None, given: torch.Tensor) -> Frame | None:
     """The frame, unless the tensor is of another rank."""
     return frame if frame is not None and len(frame) == given.dim() else None
+
+
+def price_copies(held: Tensor, given: torch.Tensor, costs: CostModel) -> None:
+    """Gives a tensor the costs of its copies, or new ones."""
+    held.to_contiguous, held.to_channels_last = costs.copy(given, C), costs.copy(given, L)
+    held.factor = costs.copy_factor(given.dtype)

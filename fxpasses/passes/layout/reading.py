@@ -12,8 +12,7 @@ everything that shares its storage has one label.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -21,32 +20,37 @@ from torch.fx import Node
 
 from fxpasses.devices.profile import CONVOLUTION_WEIGHT_GRAD
 from fxpasses.devices.unsafe import FORGETS_PADDING, OVERRUN, forgets_padding, overruns
-from fxpasses.graph.context import Executor, GraphContext
-from fxpasses.graph.frames import CHANNELS, PIXELS, Frame, is_one, plain, without
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.frames import Frame, plain, without
 from fxpasses.graph.layouts import C, L, order_of
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name
-from fxpasses.graph.storage import is_view, viewed
+from fxpasses.graph.storage import is_part_of_tuple, is_view, viewed
 from fxpasses.passes.layout.boundary import Boundary
 from fxpasses.passes.layout.causes import FORCES_STRIDES
 from fxpasses.passes.layout.convolutions import may_be_product, read_convolution, weight_trains
 from fxpasses.passes.layout.costs import CostModel
+from fxpasses.passes.layout.entries import Entries, fixed
 from fxpasses.passes.layout.framing import (
-    common_frame,
+    VIEWS,
+    agree_in_sizes,
+    escapes,
     glued_frame,
     is_image,
+    keeps_no_order,
     reduced,
     sliced_frame,
+    stacked_frame,
     viewed_frame,
 )
-from fxpasses.passes.layout.labels import GROUP_NORMS, INDEXING, Kind, kind_of
-from fxpasses.passes.layout.measurable import directions_of, operator_of
-from fxpasses.passes.layout.network import Network, Priced, Role, Tensor, fitting
-from fxpasses.passes.layout.problem import FIXED_C, FIXED_L
-from fxpasses.torch_internals.operators import OpOverload
+from fxpasses.passes.layout.labels import FOLLOWING, GROUP_NORMS, INDEXING, Kind, kind_of
+from fxpasses.passes.layout.measurable import directions_of
+from fxpasses.passes.layout.network import Network, Priced, Role
+from fxpasses.passes.layout.problem import FIXED_C
 from fxpasses.torch_internals.pytree import tree_leaves
 
-_VIEWS = (Kind.PERMUTING, Kind.SLICING, Kind.VIEWING)
+_JOINS = frozenset(("cat", "concat", "concatenate"))
+"""What lays tensors side by side along a dimension that any frame may have."""
 
 
 def read_network(context: GraphContext, costs: CostModel, boundary: Boundary | None = None) -> Network:
@@ -67,20 +71,7 @@ def read_network(context: GraphContext, costs: CostModel, boundary: Boundary | N
     return reader.network
 
 
-class _Reader:
-    def __init__(self, context: GraphContext, costs: CostModel, executor: Executor) -> None:
-        self.network = Network(generates=costs.generates)
-        self._context = context
-        self._costs = costs
-        self._fused = executor == "fused"
-        # Over a graph that is run as it is: what a compiler gets has its gradients in it.
-        self._autograd_follows = not self._fused and context.initial_modes.grad
-        self._nodes = (next(iter(context.graph.nodes)), context.graph.output_node())
-        self._has_writes = any(map(_may_write, context.graph.nodes))
-        self._borrowed: set[Node] = set()
-        # What is taken for images since nobody says what its dimensions are.
-        self._guessed: set[Node] = set()
-
+class _Reader(Entries):
     def read(self, node: Node) -> None:
         """Gives the node its role, and enters what it makes and reads."""
         if node.op in ("placeholder", "get_attr") or base_name(node) in FORCES_STRIDES:
@@ -88,7 +79,7 @@ class _Reader:
             self._exact(node)
         elif node.op == "output":
             self._give(node)
-        elif node.target is operator.getitem and isinstance(value(node.args[0]), (tuple, list)):  # type: ignore[arg-type]
+        elif is_part_of_tuple(node):
             self._project(node)
         else:
             handler = _HANDLERS.get(kind_of(node)) if node.op.startswith("call") else None  # type: ignore[arg-type]
@@ -112,7 +103,7 @@ class _Reader:
         # Under autograd the gradients would be other operators than those that were measured.
         as_product = not self._autograd_follows and may_be_product(node, sizes)
         price = partial(self._costs.convolution, sizes, dtype, directions, as_product=as_product)
-        if not self._labelled(node, operands):
+        if not self._labelled(node, operands, plain(len(sizes.input))):
             return False
         self.network.convolutions[node] = price()
         self._price(node, Priced(price, partial(directions_of, sizes, dtype, directions)))
@@ -133,19 +124,36 @@ class _Reader:
     def _agnostic(self, node: Node) -> bool:
         operands = self._labelled_operands(node)
         if not operands and not self._fused:
+            return self._unlabelled(node)
+        if base_name(node) in INDEXING and not self._may_index(node):
             return False
+        if not operands:
+            self.network.flexible.add(node)
         return self._labelled(node, operands)
+
+    def _unlabelled(self, node: Node) -> bool:
+        """Operands whose dimensions have one order in both layouts are read as they lie, gaps or not."""
+        results = [leaf for leaf in tree_leaves(value(node)) if isinstance(leaf, torch.Tensor)]
+        if any(order_of(result) == "other" for result in results):
+            return False
+        self.network.roles[node] = Role.FREE
+        self._make_as_traced(node)
+        return True
 
     def _costed(self, node: Node) -> bool:
         operands = self._labelled_operands(node)
         found = next((given for given in map(tensor, operands) if given is not None), None)
-        if found is None or not self._plain_frames(operands):
+        name = base_name(node)
+        if found is None or not (name in _JOINS or self._plain_frames(operands)):
             return False
-        if self.network.generates and base_name(node) in INDEXING:
+        if name in INDEXING and not self._may_index(node):
             return False
-        if base_name(node) in GROUP_NORMS and not self._fused and self._costs.device_type != "cpu":
+        if name in FOLLOWING and self._fused:
+            return False  # a kernel whose strides compiled code would not expect
+        if name in GROUP_NORMS and not self._fused and self._costs.device_type != "cpu":
             return False  # eager's kernels for GPUs read and give contiguous tensors, whatever metadata say
-        is_labelled = self._labelled_at_a_price(node, operands, found.dtype)
+        frame = None if name in _JOINS else plain(found.dim())
+        is_labelled = self._labelled_at_a_price(node, operands, found.dtype, frame)
         if is_labelled and node in self.network.variables and self._pools_unsafely(node, operands):
             self._keep_contiguous(node, FORGETS_PADDING)
         return is_labelled
@@ -165,8 +173,12 @@ class _Reader:
         if given is None:
             return False
         frame, dims = self.network.frames[operands[0]], reduced(node, given.dim())
-        if not dims or not _keeps_no_order(frame, given, dims):
+        if not dims:
             return False
+        if not keeps_no_order(frame, given, dims):
+            if not self._fused:
+                return self._absorbing(node)
+            self.network.flexible.add(node)
         made = next(leaf for leaf in tree_leaves(value(node)) if isinstance(leaf, torch.Tensor))
         left = frame if made.dim() == given.dim() else without(frame, dims)
         return self._labelled_at_a_price(node, operands, given.dtype, left)
@@ -177,6 +189,46 @@ class _Reader:
             return False
         frame = sliced_frame(node, self.network.frames[operands[0]])
         return self._labelled(node, operands, frame)
+
+    def _stacking(self, node: Node) -> bool:
+        operands = self._labelled_operands(node)
+        frames = {self.network.frames[operand] for operand in operands}
+        frame = stacked_frame(node, frames.pop()) if len(frames) == 1 else None
+        return frame is not None and self._labelled(node, operands, frame)
+
+    def _expanding(self, node: Node) -> bool:
+        source, found = (node.args or (None,))[0], tensor(node)
+        given = tensor(source)
+        if not isinstance(source, Node) or given is None or found is None:
+            return False
+        if source in self.network.tensors and agree_in_sizes(given, found):
+            if self._must_share(node, [source]):
+                return False
+            self.network.aside.update((node, other) for other in node.all_input_nodes if other is not source)
+            return self._labelled(node, [source], self.network.frames[source])
+        is_viewed = escapes(node) or any(kind_of(user) in VIEWS for user in node.users)
+        if self._fused and not is_viewed and self._absorbing(node):
+            return True
+        self._borrowed.add(node)
+        if source in self.network.tensors:
+            return False
+        # `expand_as` reads the sizes of another tensor.
+        self.network.roles[node] = Role.FREE
+        self._make_as_traced(node)
+        return True
+
+    def _gathering(self, node: Node) -> bool:
+        if not self._fused:
+            return self._absorbing(node)
+        return self._may_index(node) and self._labelled(node, self._labelled_operands(node))
+
+    def _may_index(self, node: Node) -> bool:
+        """Whether code is generated for an operator in either label, or kernels run whose metadata tell."""
+        if self.network.generates and base_name(node) in INDEXING:
+            return False
+        if self._fused:
+            self.network.flexible.add(node)
+        return bool(self._labelled_operands(node))
 
     def _viewing(self, node: Node) -> bool:
         source = node.args[0] if node.args else node.kwargs.get("input")
@@ -196,23 +248,13 @@ class _Reader:
         is_borrowed = not operands or bool(self._borrowed.intersection(operands))
         if is_borrowed:
             self._borrowed.add(node)
-        may_be_copied = self._fused and kind_of(node) is not Kind.SLICING and not self._escapes(node)
+        may_be_copied = self._fused and kind_of(node) is not Kind.SLICING and not escapes(node)
         return is_borrowed and not (operands and may_be_copied)
-
-    def _escapes(self, view: Node) -> bool:
-        """Whether a view is seen from outside a graph without aliases: as a result, or by a write."""
-        return any(
-            user.op == "output"
-            or base_name(user) in (*FORCES_STRIDES, "as_strided")
-            or (user.args[:1] == (view,) and _may_write(user))
-            or (kind_of(user) in _VIEWS and self._escapes(user))
-            for user in view.users
-        )
 
     def _absorbing(self, node: Node) -> bool:
         """Any strides will do, and those of the result are not their matter."""
-        operands, found = self._labelled_operands(node), tensor(node)
-        if not operands or found is None or any(map(self._is_written, operands)):
+        operands = self._labelled_operands(node)
+        if not operands or any(map(self._is_written, operands)):
             return False
         self.network.roles[node] = Role.FREE
         self._make_as_traced(node)
@@ -243,8 +285,8 @@ class _Reader:
             # No order that the operand may have saves the copy.
             return wanted is torch.contiguous_format and self._absorbing(node)
         self.network.roles[node] = Role.FREE
-        self._use(operands[0], node, _fixed(label))
-        self._make(node, _fixed(label), frame)
+        self._use(operands[0], node, fixed(label))
+        self._make(node, fixed(label), frame)
         return True
 
     def _made_anew(self, node: Node, frame: Frame) -> bool:
@@ -257,164 +299,13 @@ class _Reader:
         return True
 
     def _generating(self, node: Node) -> bool:
+        if self._fused:
+            self.network.flexible.add(node)
         return self._fused and self._labelled(node, [])
 
     def _measuring(self, node: Node) -> bool:
         self.network.roles[node] = Role.FREE
         return True
-
-    # What the handlers share.
-
-    def _labelled_at_a_price(
-        self, node: Node, operands: list[Node], dtype: torch.dtype, frame: Frame | None = None
-    ) -> bool:
-        """Enters an operator that moves data, with what that costs in either layout."""
-        if not self._labelled(node, operands, frame):
-            return False
-        # What is measured is an operator on images, not on views of them.
-        is_measured = self._plain_frames(operands)
-        measurable = (
-            partial(operator_of, node, dtype) if is_measured and not self.network.generates else tuple
-        )
-        price = partial(self._costs.operator, node, dtype, as_measured=is_measured)
-        self._price(node, Priced(price, measurable))
-        return True
-
-    def _price(self, node: Node, priced: Priced) -> None:
-        if node in self.network.variables:
-            self.network.price(node, priced)
-
-    def _labelled(self, node: Node, operands: list[Node], frame: Frame | None = None) -> bool:
-        """Enters a labelled operator, or a free one where neither operands nor results have a label."""
-        results = [leaf for leaf in tree_leaves(value(node)) if isinstance(leaf, torch.Tensor)]
-        aside: set[Node] = set()
-        if operands and frame is None:
-            found = self._common_frame(operands, results)
-            if found is None:
-                return False
-            frame, aside = found
-        if any(order_of(result, fitting(frame, result)) == "other" for result in results):
-            return False
-        if not operands and all(order_of(result, fitting(frame, result)) == "both" for result in results):
-            self.network.roles[node] = Role.FREE
-            return True
-        variable = self.network.variable()
-        self.network.roles[node] = Role.LABELLED
-        self.network.variables[node] = variable
-        kind = kind_of(node)
-        self.network.aside.update((node, operand) for operand in aside)
-        for operand in [operand for operand in operands if operand not in aside]:
-            self._use(operand, node, variable)
-            if kind not in (Kind.PREFERRING, Kind.COSTED, Kind.REDUCING) and self._is_written(operand):
-                self.network.unify(variable, self.network.tensors[operand].producer)
-        self._make(node, variable, frame)
-        if kind not in (Kind.PREFERRING, Kind.COSTED) and self._guessed.issuperset(operands):
-            self._guessed.add(node)
-        return True
-
-    def _common_frame(
-        self, operands: Sequence[Node], results: Sequence[torch.Tensor]
-    ) -> tuple[Frame, set[Node]] | None:
-        """The frame of an operator and what it reads aside of that, as `common_frame` has it."""
-        frames = {self.network.frames[operand] for operand in operands}
-        rank = max((result.dim() for result in results), default=0)
-        if len(frames) == 1 and len(next(iter(frames))) >= rank:
-            return frames.pop(), set()
-        given = [(self.network.frames[operand], tensor(operand)) for operand in operands]
-        found = common_frame([(frame, held) for frame, held in given if held is not None], rank)
-        if found is None:
-            return None
-        frame, is_aside = found
-        return frame, {operand for operand, aside in zip(operands, is_aside, strict=True) if aside}
-
-    def _exact(self, node: Node) -> None:
-        self.network.roles[node] = Role.EXACT
-        for operand in self._labelled_operands(node):
-            if node.op == "output" and operand in self.network.free:
-                continue
-            held = self.network.tensors[operand]
-            self._use(operand, node, _fixed(held.original))
-            if self._is_written(operand):
-                self.network.unify(held.producer, _fixed(held.original))
-        self._make_as_traced(node)
-
-    def _make_as_traced(self, node: Node) -> None:
-        found = tensor(node)
-        order = order_of(found) if found is not None else "both"
-        if order in (C, L):
-            self._make(node, _fixed(order), None)
-            if node.op.startswith("call"):
-                self._guessed.add(node)
-
-    def _give(self, node: Node) -> None:
-        """Results have the strides of the traced graph, but for those that may have others."""
-        for operand in self._labelled_operands(node):
-            if operand in self.network.boundary.free and self._plain_frames([operand]):
-                self.network.free.add(operand)
-        self._exact(node)
-
-    def _project(self, node: Node) -> None:
-        """An element of a tuple has the label that the tuple's maker works in."""
-        (parent, *_) = node.all_input_nodes
-        if self.network.roles.get(parent) is not Role.LABELLED:
-            self._exact(node)
-            return
-        self.network.roles[node] = Role.LABELLED
-        self.network.variables[node] = self.network.variables[parent]
-        self._make(node, self.network.variables[parent], self.network.frames.get(parent))
-
-    def _make(self, node: Node, producer: int, frame: Frame | None) -> None:
-        found = tensor(node)
-        if frame is not None and found is None:
-            self.network.frames[node] = frame
-        if found is None:
-            return
-        frame = fitting(frame, found)
-        if frame is not None:
-            self.network.frames[node] = frame
-        order = order_of(found, frame)
-        if order not in (C, L):
-            return
-        self.network.frames[node] = frame or plain(found.dim())
-        held = Tensor(node, producer, order)
-        price_copies(held, found, self._costs)
-        self.network.tensors[node] = held
-
-    def _use(self, operand: Node, user: Node, variable: int) -> None:
-        self.network.tensors[operand].users.append((user, variable))
-
-    def _labelled_operands(self, node: Node) -> list[Node]:
-        return [operand for operand in node.all_input_nodes if operand in self.network.tensors]
-
-    def _plain_frames(self, operands: Iterable[Node]) -> bool:
-        frames = [self.network.frames[operand] for operand in operands]
-        return all(len(frame) in (4, 5) and frame == plain(len(frame)) for frame in frames)
-
-    def _is_written(self, node: Node) -> bool:
-        return self._has_writes and self._context.written_between([node], *self._nodes) is not None
-
-
-def _keeps_no_order(frame: Frame, given: torch.Tensor, dims: Iterable[int]) -> bool:
-    """Whether what a reduction leaves lies in memory the same way under both labels."""
-    kept = {frame[d][0] for d, size in enumerate(given.shape) if d not in dims and not is_one(size)}
-    return not {CHANNELS, PIXELS} <= kept
-
-
-def price_copies(held: Tensor, given: torch.Tensor, costs: CostModel) -> None:
-    """Gives a tensor the costs of its copies, or new ones."""
-    held.to_contiguous, held.to_channels_last = costs.copy(given, C), costs.copy(given, L)
-    held.factor = costs.copy_factor(given.dtype)
-
-
-def _fixed(label: str) -> int:
-    return FIXED_C if label == C else FIXED_L
-
-
-def _may_write(node: Node) -> bool:
-    """Whether the node may write to a tensor of the graph."""
-    if not node.op.startswith("call") or node.target is operator.getitem:
-        return False
-    return not isinstance(node.target, OpOverload) or node.target._schema.is_mutable
 
 
 _HANDLERS: dict[Kind, Callable[[_Reader, Node], bool]] = {
@@ -423,8 +314,11 @@ _HANDLERS: dict[Kind, Callable[[_Reader, Node], bool]] = {
     Kind.COSTED: _Reader._costed,
     Kind.REDUCING: _Reader._reducing,
     Kind.SLICING: _Reader._slicing,
+    Kind.STACKING: _Reader._stacking,
     Kind.PERMUTING: _Reader._viewing,
     Kind.VIEWING: _Reader._viewing,
+    Kind.EXPANDING: _Reader._expanding,
+    Kind.GATHERING: _Reader._gathering,
     Kind.ABSORBING: _Reader._absorbing,
     Kind.COPYING: _Reader._copying,
     Kind.GENERATING: _Reader._generating,

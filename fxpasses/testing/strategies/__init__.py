@@ -24,6 +24,7 @@ from fxpasses.testing.strategies.conv_bn import CONV_BN
 from fxpasses.testing.strategies.conv_bn import conv_bn as conv_bn
 from fxpasses.testing.strategies.declarative import around as around
 from fxpasses.testing.strategies.layers import Expectation
+from fxpasses.testing.strategies.layouts import layouts as layouts
 from fxpasses.testing.strategies.parallel import PARALLEL_CONV_MERGE
 from fxpasses.testing.strategies.parallel import parallel_conv_merge as parallel_conv_merge
 
@@ -38,6 +39,9 @@ FAMILIES: Mapping[str, Callable[[], SearchStrategy[Specimen]]] = {
     "bn_before_conv": bn_before_conv,
 }
 """Strategies by the name of the rule that they are for."""
+
+OF_PASSES: Mapping[str, Callable[[], SearchStrategy[Specimen]]] = {"layout": layouts}
+"""Strategies by the name of the pass that is no group of rules."""
 
 KINDS: Mapping[str, Mapping[str, Expectation]] = {
     "efficient_conv_bn_eval": CONV_BN,
@@ -63,8 +67,9 @@ def of(rule: AnyRule | str) -> SearchStrategy[Specimen]:
     if isinstance(found, DeclarativeRule):
         return around(found)
     name = rule if isinstance(rule, str) else rule.name
-    if name in FAMILIES:
-        return FAMILIES[name]()
+    family = FAMILIES.get(name) or OF_PASSES.get(name)
+    if family is not None:
+        return family()
     raise FxpassesError(
         f"fuzz does not know how to build models for {name!r}: give `specimens`, a hypothesis strategy of "
         "fxpasses.testing.Specimen, or have the rule give one (`Rule.specimens`)."

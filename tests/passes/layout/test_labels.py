@@ -10,7 +10,7 @@ from torch import nn
 from fxpasses.graph.frames import permuted, plain
 from fxpasses.graph.layouts import C, L, order_of, to_channels_last
 from fxpasses.graph.names import base_name
-from fxpasses.passes.layout.labels import OPERATORS, Kind, kind_of
+from fxpasses.passes.layout.labels import Kind, kind_of, row_of
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,50 @@ def test_dropout_is_elementwise_only_where_it_does_not_drop():
         assert kind_of(node) is kind
 
 
-def test_a_custom_operator_is_unknown():
-    graph = torch.fx.Graph()
-    node = graph.call_function(len, (graph.placeholder("x"),))
-    assert kind_of(node) is None
+def roll(x):
+    """A user's function that is called like an operator of torch."""
+    return x.transpose(2, 3)
+
+
+class Conv2d(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def test_an_operator_of_the_user_is_unknown_whatever_it_is_called():
+    root = nn.Module()
+    root.gather = Conv2d()
+    graph = torch.fx.Graph(root)
+    x = graph.placeholder("x")
+    graph.call_module("gather", (x,))
+    graph.call_function(roll, (x,))
+    graph_module = torch.fx.GraphModule(root, graph)
+    nodes = [node for node in graph_module.graph.nodes if node.op.startswith("call")]
+    assert [kind_of(node) for node in nodes] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("forward", "kind"),
+    [
+        (lambda x: torch.max(x, x), Kind.AGNOSTIC),
+        (lambda x: torch.max(x, 1), Kind.REDUCING),
+        (lambda x: torch.nn.functional.pad(x, (1, 1), mode="circular"), Kind.ABSORBING),
+        (lambda x: torch.nn.functional.pad(x, (1, 1), "circular"), Kind.ABSORBING),
+        (lambda x: torch.nn.functional.pad(x, (1, 1)), Kind.COSTED),
+        (lambda x: x.to(torch.float64), Kind.AGNOSTIC),
+        (lambda x: x.half(), Kind.AGNOSTIC),
+        (lambda x: x.to(memory_format=torch.channels_last), Kind.FORCING),
+        (lambda x: x.half(torch.channels_last), Kind.FORCING),
+        (lambda x: torch.add(x, 1), Kind.AGNOSTIC),
+        (lambda x: torch.special.entr(x), Kind.AGNOSTIC),
+        (lambda x: torch.special.softmax(x, 1), Kind.ABSORBING),
+        (lambda x: torch.nn.functional.native_channel_shuffle(x, 2), Kind.COSTED),
+    ],
+)
+def test_what_an_operator_is_given_may_decide(forward, kind):
+    (*_, node) = [node for node in torch.fx.symbolic_trace(forward).graph.nodes if node.op.startswith("call")]
+    assert kind_of(node) is kind
 
 
 def test_random_operators_are_forcing_since_numbers_are_drawn_in_the_order_of_memory():
-    assert OPERATORS["native_dropout"] is Kind.FORCING
+    assert row_of("native_dropout") is row_of("rand_like") is Kind.FORCING
