@@ -61,7 +61,7 @@ def _clone(edits: Edits, source: Node, wanted: torch.memory_format, before: Node
 def strided_copy(edits: Edits, source: Node, before: torch.Tensor, reader: Node) -> Node:
     """A copy with any strides, such as those of a slice."""
     sizes, strides = tuple(before.shape), tuple(before.stride())
-    if not all(isinstance(number, int) for number in (*sizes, *strides)):
+    if not is_static(before):
         raise NotMaterialisedError(f"the symbolic strides {strides} of {source} cannot be restored")
     options = {"dtype": before.dtype, "device": before.device}
     empty = edits.insert(aten.empty_strided.default, (list(sizes), list(strides)), options, reader, source)
@@ -80,9 +80,8 @@ def view_as_traced(edits: Edits, source: Node, before: torch.Tensor, reader: Nod
     A compiler may lay a tensor out in another order than metadata says and the operators allow, under
     which a view of given strides would be wrong; where no dimensions are left to be ordered it cannot.
     """
-    is_static = all(isinstance(number, int) for number in (*before.shape, *before.stride()))
     is_ordered = before.dim() not in (4, 5) or order_of(before) != "both"
-    if not is_static or (edits.context.executor == "fused" and is_ordered):
+    if not is_static(before) or (edits.context.executor == "fused" and is_ordered):
         edits.remember(source)
         set_value(source, before, like=source)
         return source
@@ -129,6 +128,11 @@ def matrix_product(edits: Edits, node: Node) -> Node:
     sizes = [made.shape[d] for d in there]
     result = edits.insert(aten.reshape.default, (product, sizes), {}, before, node)
     return edits.insert(aten.permute.default, (result, back), {}, before, node)
+
+
+def is_static(found: torch.Tensor) -> bool:
+    """Whether a tensor's sizes and strides are plain numbers."""
+    return all(isinstance(number, int) for number in (*found.shape, *found.stride()))
 
 
 def same(first: Any, second: Any) -> bool:

@@ -10,7 +10,7 @@ Metadata follows every edit: strides are those that the operators' fake kernels 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import called_by
-from fxpasses.graph.metadata import set_value, value
+from fxpasses.graph.metadata import set_value, tensor, value
 
 _KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "partitioner_tag")
 
@@ -99,6 +99,13 @@ class Edits:
         if made is None:
             made = evaluator.call(function, node.args, dict(node.kwargs))
         set_value(node, made, like=node)
+
+    def lay_out(self, node: Node, order: Sequence[int]) -> None:
+        """Has the metadata say that what a node makes lies in memory in an order of its dimensions."""
+        self.remember(node)
+        found = tensor(node)
+        assert found is not None
+        set_value(node, self.context.evaluator.in_order(found, order), like=node)
 
     def hand_name_on(self, old: Node, new: Node) -> None:
         """An output keeps its name: an exported program's signature knows it by that."""

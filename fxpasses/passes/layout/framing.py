@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -12,7 +13,9 @@ from fxpasses.graph.frames import Frame, agree, is_one, padded, permuted, plain,
 from fxpasses.graph.layouts import C, L, order_of, order_of_strides
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
-from fxpasses.passes.layout.labels import Kind, kind_of
+from fxpasses.passes.layout.causes import FORCES_STRIDES
+from fxpasses.passes.layout.labels import VIEWS, Kind, kind_of
+from fxpasses.torch_internals.operators import OpOverload
 
 Framed: TypeAlias = "tuple[Frame, torch.Tensor]"
 
@@ -124,3 +127,21 @@ def reduced(node: Node, rank: int) -> set[int]:
     if not isinstance(given, (list, tuple)) or not all(isinstance(dim, int) for dim in given):
         return set() if given is not None else set(range(rank))
     return {dim % rank for dim in given} or set(range(rank))
+
+
+def escapes(view: Node) -> bool:
+    """Whether a view is seen from outside a graph without aliases: as a result, or by a write."""
+    return any(
+        user.op == "output"
+        or base_name(user) in (*FORCES_STRIDES, "as_strided")
+        or (user.args[:1] == (view,) and may_write(user))
+        or (kind_of(user) in VIEWS and escapes(user))
+        for user in view.users
+    )
+
+
+def may_write(node: Node) -> bool:
+    """Whether the node may write to a tensor of the graph."""
+    if not node.op.startswith("call") or node.target is operator.getitem:
+        return False
+    return not isinstance(node.target, OpOverload) or node.target._schema.is_mutable

@@ -11,7 +11,10 @@ import enum
 
 from torch.fx import Node
 
+from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
+from fxpasses.torch_internals.operators import OpOverload
+from fxpasses.torch_internals.sizes import size_expression
 
 
 class Kind(enum.Enum):
@@ -29,6 +32,10 @@ class Kind(enum.Enum):
     GENERATING = "makes a tensor from nothing"
     MEASURING = "reads the sizes or the type of a tensor, and never what lies where"
     FORCING = "reads and gives the strides of the traced graph"
+
+
+VIEWS = (Kind.PERMUTING, Kind.SLICING, Kind.VIEWING)
+"""Those of views."""
 
 
 def _rows(kind: Kind, names: str) -> dict[str, Kind]:
@@ -112,7 +119,31 @@ def kind_of(node: Node) -> Kind | None:
     name = base_name(node)
     if name == "getattr" and node.args[1:2] and node.args[1] in _MEASURES:
         return Kind.MEASURING
+    if name == "expand" and _keeps_sizes(node):
+        return Kind.VIEWING
     return Kind.AGNOSTIC if name == "dropout" and not _draws(node) else OPERATORS.get(name)
+
+
+def is_generated(node: Node) -> bool:
+    """Whether inductor writes a loop for an operator of ATen, which reads and writes memory in any layout.
+
+    Where the result lies is inductor's choice: as a kernel that it calls needs it, else as what is read lies.
+    A pooling may be such a loop or a call of ATen's kernel, and is not counted.
+    """
+    is_loop = kind_of(node) in (Kind.AGNOSTIC, Kind.GENERATING, Kind.COPYING) or base_name(node) in _LOOPS
+    return is_loop and isinstance(node.target, OpOverload)
+
+
+_LOOPS = ("_unsafe_index", "cat")
+
+
+def _keeps_sizes(node: Node) -> bool:
+    """Whether a view has the sizes of what it views, as that to a batch of one in front of a product."""
+    given, found = tensor(node.args[0] if node.args else node.kwargs.get("self")), tensor(node)
+    if given is None or found is None or given.dim() != found.dim():
+        return False
+    pairs = zip(given.shape, found.shape, strict=True)
+    return all(size_expression(before) == size_expression(after) for before, after in pairs)
 
 
 def _draws(node: Node) -> bool:

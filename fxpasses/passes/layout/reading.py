@@ -33,20 +33,20 @@ from fxpasses.passes.layout.convolutions import may_be_product, read_convolution
 from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.framing import (
     common_frame,
+    escapes,
     glued_frame,
     is_image,
+    may_write,
     reduced,
     sliced_frame,
     viewed_frame,
 )
-from fxpasses.passes.layout.labels import GROUP_NORMS, INDEXING, Kind, kind_of
+from fxpasses.passes.layout.labels import GROUP_NORMS, INDEXING, Kind, is_generated, kind_of
 from fxpasses.passes.layout.measurable import directions_of, operator_of
 from fxpasses.passes.layout.network import Network, Priced, Role, Tensor, fitting
+from fxpasses.passes.layout.prices import price_copies, price_reading
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L
-from fxpasses.torch_internals.operators import OpOverload
 from fxpasses.torch_internals.pytree import tree_leaves
-
-_VIEWS = (Kind.PERMUTING, Kind.SLICING, Kind.VIEWING)
 
 
 def read_network(context: GraphContext, costs: CostModel, boundary: Boundary | None = None) -> Network:
@@ -73,10 +73,11 @@ class _Reader:
         self._context = context
         self._costs = costs
         self._fused = executor == "fused"
+        self._is_compiled_here = self._fused and not costs.generates
         # Over a graph that is run as it is: what a compiler gets has its gradients in it.
         self._autograd_follows = not self._fused and context.initial_modes.grad
         self._nodes = (next(iter(context.graph.nodes)), context.graph.output_node())
-        self._has_writes = any(map(_may_write, context.graph.nodes))
+        self._has_writes = any(map(may_write, context.graph.nodes))
         self._borrowed: set[Node] = set()
         # What is taken for images since nobody says what its dimensions are.
         self._guessed: set[Node] = set()
@@ -139,7 +140,9 @@ class _Reader:
     def _costed(self, node: Node) -> bool:
         operands = self._labelled_operands(node)
         found = next((given for given in map(tensor, operands) if given is not None), None)
-        if found is None or not self._plain_frames(operands):
+        if found is None:
+            return self._is_compiled_here and self._labelled(node, [])
+        if not self._plain_frames(operands) and not (self._is_compiled_here and base_name(node) == "cat"):
             return False
         if self.network.generates and base_name(node) in INDEXING:
             return False
@@ -196,18 +199,8 @@ class _Reader:
         is_borrowed = not operands or bool(self._borrowed.intersection(operands))
         if is_borrowed:
             self._borrowed.add(node)
-        may_be_copied = self._fused and kind_of(node) is not Kind.SLICING and not self._escapes(node)
+        may_be_copied = self._fused and kind_of(node) is not Kind.SLICING and not escapes(node)
         return is_borrowed and not (operands and may_be_copied)
-
-    def _escapes(self, view: Node) -> bool:
-        """Whether a view is seen from outside a graph without aliases: as a result, or by a write."""
-        return any(
-            user.op == "output"
-            or base_name(user) in (*FORCES_STRIDES, "as_strided")
-            or (user.args[:1] == (view,) and _may_write(user))
-            or (kind_of(user) in _VIEWS and self._escapes(user))
-            for user in view.users
-        )
 
     def _absorbing(self, node: Node) -> bool:
         """Any strides will do, and those of the result are not their matter."""
@@ -233,12 +226,22 @@ class _Reader:
         if found is None or self._is_written(operands[0]):
             return False
         label = order_of(found, frame)
-        if self._fused and label == self.network.tensors[operands[0]].original:
-            # It changes nothing, whatever it names.
+        if self._is_compiled_here and label in (C, L) and self._is_given(operands[0]):
+            self.network.aside.add((node, operands[0]))
+            return self._made_anew(node, frame)
+        if self._fused and label in (C, L):
             return self._labelled(node, operands) and self._made_anew(node, frame)
         if label not in (C, L) and wanted is torch.contiguous_format and glued is not None:
             self.network.aside.update((node, operand) for operand in operands)
             return self._made_anew(node, glued)
+        if (
+            label not in (C, L)
+            and wanted is torch.contiguous_format
+            and self._fused
+            and order_of(found) in (C, L)
+        ):
+            self.network.aside.update((node, operand) for operand in operands)
+            return self._made_anew(node, plain(found.dim()))
         if label not in (C, L):
             # No order that the operand may have saves the copy.
             return wanted is torch.contiguous_format and self._absorbing(node)
@@ -288,8 +291,9 @@ class _Reader:
         """Enters a labelled operator, or a free one where neither operands nor results have a label."""
         results = [leaf for leaf in tree_leaves(value(node)) if isinstance(leaf, torch.Tensor)]
         aside: set[Node] = set()
+        movable = self._movable(node, operands)
         if operands and frame is None:
-            found = self._common_frame(operands, results)
+            found = self._common_frame(movable, results)
             if found is None:
                 return False
             frame, aside = found
@@ -302,8 +306,12 @@ class _Reader:
         self.network.roles[node] = Role.LABELLED
         self.network.variables[node] = variable
         kind = kind_of(node)
-        self.network.aside.update((node, operand) for operand in aside)
-        for operand in [operand for operand in operands if operand not in aside]:
+        left = [operand for operand in operands if operand not in movable]
+        self.network.aside.update((node, operand) for operand in (*aside, *left))
+        if left and frame is not None:
+            tensors = [self.network.tensors[operand] for operand in left]
+            self._price(node, Priced(partial(price_reading, tensors, frame, self._costs), tuple))
+        for operand in [operand for operand in movable if operand not in aside]:
             self._use(operand, node, variable)
             if kind not in (Kind.PREFERRING, Kind.COSTED, Kind.REDUCING) and self._is_written(operand):
                 self.network.unify(variable, self.network.tensors[operand].producer)
@@ -311,6 +319,21 @@ class _Reader:
         if kind not in (Kind.PREFERRING, Kind.COSTED) and self._guessed.issuperset(operands):
             self._guessed.add(node)
         return True
+
+    def _movable(self, node: Node, operands: list[Node]) -> list[Node]:
+        """The operands that are wanted in the layout of an operator; the others are read as they lie.
+
+        A loop that inductor writes reads what was made in a given layout for what copying it would cost.
+        """
+        if not self._is_compiled_here or kind_of(node) is not Kind.AGNOSTIC or not is_generated(node):
+            return operands
+        found = [operand for operand in operands if not self._is_given(operand)]
+        return found or operands
+
+    def _is_given(self, operand: Node) -> bool:
+        """Whether an operator makes its result in one layout, whatever is wanted."""
+        producer = self.network.find(self.network.tensors[operand].producer)
+        return operand.op.startswith("call") and producer in (FIXED_C, FIXED_L)
 
     def _common_frame(
         self, operands: Sequence[Node], results: Sequence[torch.Tensor]
@@ -400,21 +423,8 @@ def _keeps_no_order(frame: Frame, given: torch.Tensor, dims: Iterable[int]) -> b
     return not {CHANNELS, PIXELS} <= kept
 
 
-def price_copies(held: Tensor, given: torch.Tensor, costs: CostModel) -> None:
-    """Gives a tensor the costs of its copies, or new ones."""
-    held.to_contiguous, held.to_channels_last = costs.copy(given, C), costs.copy(given, L)
-    held.factor = costs.copy_factor(given.dtype)
-
-
 def _fixed(label: str) -> int:
     return FIXED_C if label == C else FIXED_L
-
-
-def _may_write(node: Node) -> bool:
-    """Whether the node may write to a tensor of the graph."""
-    if not node.op.startswith("call") or node.target is operator.getitem:
-        return False
-    return not isinstance(node.target, OpOverload) or node.target._schema.is_mutable
 
 
 _HANDLERS: dict[Kind, Callable[[_Reader, Node], bool]] = {
