@@ -5,8 +5,10 @@
 
 The graph is the one that inductor's passes would get, after rewriting. A tensor is copied once, however many
 read the copy. `inputs` and `weights` are copied as they come, `outputs` for the user alone; all other copies
-lie `inside`, `repairs` among them: of results that did not follow what an operator reads. `stock` is how many
-stock inductor would make of all these. `--each` prints the plan's copies, with what wanted them.
+lie `inside`, `repairs` among them: of results that did not follow what an operator reads. A loop that
+inductor writes may read the other layout without a copy, and what the graph copies anyway is copied into the
+wanted one: neither is counted. `stock` is how many stock inductor would make of all these. `--each` prints
+the plan's copies, with what wanted them.
 """
 
 from __future__ import annotations

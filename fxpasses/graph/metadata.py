@@ -141,6 +141,11 @@ class FakeEvaluator:
         spec = _Spec(sizes, strides, before.dtype, before.device, False)
         return cast(torch.Tensor, self._built(spec))
 
+    def with_strides(self, given: torch.Tensor, strides: Sequence[int | torch.SymInt]) -> torch.Tensor:
+        """A tensor like `given` with other strides."""
+        with self._mode:
+            return torch.empty_strided(given.shape, strides, dtype=given.dtype, device=given.device)
+
     def _built(self, known: _Result) -> Any:
         """A result of a known description."""
         if known is None or isinstance(known, tuple):

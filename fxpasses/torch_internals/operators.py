@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -55,6 +55,21 @@ def is_elementwise(function: object) -> bool:
         return False
     schema = function._schema
     return not schema.is_mutable and all(returned.alias_info is None for returned in schema.returns)
+
+
+def convolution_kernel(
+    given: torch.Tensor, weight: torch.Tensor, arguments: Mapping[str, Any], bias_sizes: Sequence[int] | None
+) -> str:
+    """Which of eager's kernels a convolution or its gradient gets: ``"Slow2d"``, ``"Mkldnn"``, ...
+
+    Args:
+        given: the input, a fake tensor in whose mode it is asked.
+        weight: the weight, of the same mode.
+        arguments: `stride`, `padding`, `dilation`, `transposed`, `output_padding` and `groups`.
+        bias_sizes: of the bias; None where there is none.
+    """
+    found = torch._C._select_conv_backend(given, weight, bias=None, bias_sizes=bias_sizes, **arguments)
+    return str(found).rpartition(".")[2]
 
 
 def has_kernel(name: str) -> bool:

@@ -3,6 +3,7 @@
 labels        the taxonomy: what each operator does with layouts
 costs         seconds under each label: a device profile, else a roofline
 convolutions  sizes and directions of a convolution, and the matrix product that one may be
+prices        what reading and copying a tensor in another layout costs
 network       the graph as a problem, in expressions of its sizes: roles, variables, tensors
 reading       from a graph to its network
 problem       the problem in numbers: two labels, shared copies

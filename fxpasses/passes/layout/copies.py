@@ -63,7 +63,7 @@ def _clone(edits: Edits, source: Node, wanted: torch.memory_format, before: Node
 def strided_copy(edits: Edits, source: Node, before: torch.Tensor, reader: Node) -> Node:
     """A copy with any strides, such as those of a slice."""
     sizes, strides = tuple(before.shape), tuple(before.stride())
-    if not all(isinstance(number, int) for number in (*sizes, *strides)):
+    if not is_static(before):
         raise NotMaterialisedError(f"the symbolic strides {strides} of {source} cannot be restored")
     if edits.context.executor == "eager" and edits.context.level is Level.ATEN:
         return _padded_copy(edits, source, before, reader)
@@ -113,9 +113,8 @@ def view_as_traced(edits: Edits, source: Node, before: torch.Tensor, reader: Nod
     A compiler may lay a tensor out in another order than metadata says and the operators allow, under
     which a view of given strides would be wrong; where no dimensions are left to be ordered it cannot.
     """
-    is_static = all(isinstance(number, int) for number in (*before.shape, *before.stride()))
     is_ordered = before.dim() not in (4, 5) or order_of(before) != "both"
-    if not is_static or (edits.context.executor == "fused" and is_ordered):
+    if not is_static(before) or (edits.context.executor == "fused" and is_ordered):
         edits.remember(source)
         set_value(source, before, like=source)
         return source
@@ -164,6 +163,11 @@ def matrix_product(edits: Edits, node: Node) -> Node:
     return edits.insert(aten.permute.default, (result, back), {}, before, node)
 
 
+def is_static(found: torch.Tensor) -> bool:
+    """Whether a tensor's sizes and strides are plain numbers."""
+    return all(isinstance(number, int) for number in (*found.shape, *found.stride()))
+
+
 def same(first: Any, second: Any) -> bool:
     """Whether two sequences of sizes or strides are equal for certain; without a guard."""
     pairs = zip(first, second, strict=True)
@@ -201,7 +205,7 @@ def strides_agree(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def _dense_order(given: torch.Tensor, kept: Sequence[int]) -> list[int] | None:
     """The dimensions, outermost first, of a tensor of symbolic sizes that has no gaps for any; else None."""
-    if all(isinstance(number, int) for number in (*given.shape, *given.stride())):
+    if is_static(given):
         return None
     strides = given.stride()
     order = sorted(kept, key=lambda d: -size_hint(strides[d]))

@@ -9,6 +9,9 @@ So a copy to eager's strides is written behind such a norm, and what follows get
 costs nothing where the norm runs as it is. Of 33 operators of torch.nn.functional, called with tensors in
 every order of axes, with slices and with expanded tensors, batch norm is the one whose strides differ (and
 max_pool1d in inference, for one order).
+
+Of the gradient of a convolution's weight, metadata tell wrong strides in dimensions of size 1 where eager has
+no kernel of a library, as for float64 on a CPU: eager's are then the weight's.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.levels import Level, called_by
-from fxpasses.graph.metadata import set_value, tensor
+from fxpasses.graph.metadata import set_value, tensor, value
 from fxpasses.graph.names import base_name
+from fxpasses.graph.schema import bind
+from fxpasses.passes.layout.copies import strides_agree
 from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.rewrite.builder import Builder
+from fxpasses.torch_internals.operators import convolution_kernel
 from fxpasses.torch_internals.sizes import size_hint
 from fxpasses.torch_internals.tensors import is_functorch_wrapped, suggest_memory_format
 
@@ -58,6 +64,69 @@ def write_out_eagers_strides(context: GraphContext) -> None:
             changed.add(_lay_out(context, followers[-1], wanted))
     if changed:
         context.module.recompile()
+
+
+def correct_weight_gradients(context: GraphContext) -> None:
+    """Has a joint graph give the gradients of weights in eager's strides, and its metadata tell them.
+
+    Where nothing follows, they are written out: what compiles the graph asks the same metadata again.
+    """
+    changed: set[Node] = set()
+    for node in list(context.graph.nodes):
+        if not changed.isdisjoint(node.all_input_nodes) and node.op.startswith("call"):
+            _recompute(context, node)
+            changed.add(node)
+        right = _weight_gradient_in_eager(context, node)
+        if right is None:
+            continue
+        of_input, _, of_bias = value(node)
+        set_value(node, (of_input, right, of_bias), like=node)
+        for user in node.users:
+            if user.target is operator.getitem and user.args[1] == 1:
+                set_value(user, right, like=user)
+                changed.add(user)
+                _write_out(context, user, right)
+    if changed:
+        context.module.recompile()
+
+
+def _write_out(context: GraphContext, gradient: Node, right: torch.Tensor) -> None:
+    """Has the graph give a gradient with these strides, if it is a result."""
+    results = [user for user in gradient.users if user.op == "output"]
+    if results:
+        arguments = (gradient, list(right.shape), list(right.stride()))
+        written = Builder(context, gradient.next, gradient, rule="layout").call(
+            aten.as_strided.default, arguments
+        )
+        for result in results:
+            result.replace_input_with(gradient, written)
+
+
+def _weight_gradient_in_eager(context: GraphContext, node: Node) -> torch.Tensor | None:
+    """The gradient of a weight with eager's strides; None where metadata tell them."""
+    bound = bind(node) if node.target is aten.convolution_backward.default else None
+    if not isinstance(bound, dict):
+        return None
+    given, weight, gradient = tensor(bound["input"]), tensor(bound["weight"]), value(node)[1]
+    if given is None or weight is None or gradient is None or given.device.type != "cpu":
+        return None
+    numbers = (*given.shape, *weight.shape, *weight.stride(), *gradient.stride())
+    if not all(type(number) is int for number in numbers) or gradient.stride() == weight.stride():
+        return None
+    arguments = {name: bound[name] for name in _ARGUMENTS}
+    evaluator = context.evaluator
+    with evaluator.mode:
+        kernel = convolution_kernel(
+            evaluator.fake(given), evaluator.fake(weight), arguments, bound["bias_sizes"]
+        )
+    right = evaluator.with_strides(gradient, weight.stride())
+    return right if kernel in _NATIVE and strides_agree(gradient, right) else None
+
+
+_ARGUMENTS = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+
+_NATIVE = ("Slow2d", "SlowTranspose2d")
+"""The kernels that give a weight's gradient in the strides of the weight, whatever the input's are."""
 
 
 def _result_of_norm(node: Node) -> Node | None:

@@ -15,9 +15,10 @@ from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.storage import may_write
 from fxpasses.passes.layout.costs import CostModel
 from fxpasses.passes.layout.framing import common_frame
-from fxpasses.passes.layout.labels import Kind, kind_of
+from fxpasses.passes.layout.labels import Kind, is_generated, kind_of
 from fxpasses.passes.layout.measurable import operator_of
-from fxpasses.passes.layout.network import Network, Priced, Role, Tensor, fitting, price_copies
+from fxpasses.passes.layout.network import Network, Priced, Role, Tensor, fitting
+from fxpasses.passes.layout.prices import price_copies, price_reading
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L
 from fxpasses.torch_internals.pytree import tree_leaves
 
@@ -34,6 +35,7 @@ class Entries:
         self._context = context
         self._costs = costs
         self._fused = executor == "fused"
+        self._is_compiled_here = self._fused and not costs.generates
         # Over a graph that is run as it is: what a compiler gets has its gradients in it.
         self._autograd_follows = not self._fused and context.initial_modes.grad
         self._nodes = (next(iter(context.graph.nodes)), context.graph.output_node())
@@ -65,8 +67,9 @@ class Entries:
         """Enters a labelled operator, or a free one where neither operands nor results have a label."""
         results = [leaf for leaf in tree_leaves(value(node)) if isinstance(leaf, torch.Tensor)]
         aside: set[Node] = set()
+        movable = self._movable(node, operands)
         if operands and frame is None:
-            found = self._common_frame(operands, results)
+            found = self._common_frame(movable, results)
             if found is None:
                 return False
             frame, aside = found
@@ -79,8 +82,14 @@ class Entries:
         self.network.roles[node] = Role.LABELLED
         self.network.variables[node] = variable
         kind = kind_of(node)
-        self.network.aside.update((node, operand) for operand in aside)
-        for operand in [operand for operand in operands if operand not in aside]:
+        if self._is_compiled_here and is_generated(node):
+            self.network.flexible.add(node)
+        left = [operand for operand in operands if operand not in movable]
+        self.network.aside.update((node, operand) for operand in (*aside, *left))
+        if left and frame is not None:
+            tensors = [self.network.tensors[operand] for operand in left]
+            self._price(node, Priced(partial(price_reading, tensors, frame, self._costs), tuple))
+        for operand in [operand for operand in movable if operand not in aside]:
             self._use(operand, node, variable)
             if kind not in (Kind.PREFERRING, Kind.COSTED, Kind.REDUCING) and self._is_written(operand):
                 self.network.unify(variable, self.network.tensors[operand].producer)
@@ -88,6 +97,21 @@ class Entries:
         if kind not in (Kind.PREFERRING, Kind.COSTED) and self._guessed.issuperset(operands):
             self._guessed.add(node)
         return True
+
+    def _movable(self, node: Node, operands: list[Node]) -> list[Node]:
+        """The operands that are wanted in the layout of an operator; the others are read as they lie.
+
+        A loop that inductor writes reads what was made in a given layout for what copying it would cost.
+        """
+        if not self._is_compiled_here or kind_of(node) is not Kind.AGNOSTIC or not is_generated(node):
+            return operands
+        found = [operand for operand in operands if not self._is_given(operand)]
+        return found or operands
+
+    def _is_given(self, operand: Node) -> bool:
+        """Whether an operator makes its result in one layout, whatever is wanted."""
+        producer = self.network.find(self.network.tensors[operand].producer)
+        return operand.op.startswith("call") and producer in (FIXED_C, FIXED_L)
 
     def _common_frame(
         self, operands: Sequence[Node], results: Sequence[torch.Tensor]

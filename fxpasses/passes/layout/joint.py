@@ -37,6 +37,7 @@ from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal, device_of
 from fxpasses.passes.layout.boundary import boundary_of, free_positions, joint_context
 from fxpasses.passes.layout.convolutions import ConvolutionReading, read_convolution, weight_trains
+from fxpasses.passes.layout.eager_strides import correct_weight_gradients
 from fxpasses.passes.layout.labels import Kind, kind_of
 from fxpasses.passes.layout.passes import (
     NAME,
@@ -122,6 +123,7 @@ class JointLayout:
         assert graph.owning_module is not None
         context = joint_context(graph)
         with collector_paused():
+            correct_weight_gradients(context)
             before = draw_graphs([context], "joint-before")
             names = _names_in(graph, self.inputs)
             boundary = boundary_of(context, self.parameters, names, frees=self.frees_results)

@@ -19,6 +19,7 @@ from fxpasses.graph.levels import attribute
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.forced import reason_of
+from fxpasses.torch_internals.operators import OpOverload
 
 
 class Kind(enum.Enum):
@@ -211,6 +212,24 @@ def row_of(name: str) -> Kind | None:
     if name in _CONVERSIONS or re.fullmatch(ELEMENTWISE, name):
         return Kind.AGNOSTIC
     return Kind.FORCING if reason_of(name) is not None else None
+
+
+def is_generated(node: Node) -> bool:
+    """Whether inductor writes a loop on a CPU for an operator of ATen, which reads and writes any layout.
+
+    Where the result lies is inductor's choice: as a kernel that it calls needs it, else as what is read lies.
+    A pooling may be such a loop or a call of ATen's kernel, and is not counted.
+    """
+    name = base_name(node)
+    if not isinstance(node.target, OpOverload) or name in _CALLED or re.fullmatch(ELEMENTWISE, name):
+        return False
+    return name in _LOOPS or kind_of(node) in (Kind.AGNOSTIC, Kind.GENERATING, Kind.COPYING)
+
+
+_LOOPS = ("_unsafe_index", "cat")
+
+_CALLED = _names("argsort digamma gcd igamma igammac msort polygamma soft_margin_loss_backward sort")
+"""Agnostic operators for which inductor calls ATen's kernel, as it does for most special functions."""
 
 
 def _argument(node: Node, position: int, *names: str) -> object:

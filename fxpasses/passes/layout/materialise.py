@@ -9,7 +9,8 @@ The graph is walked once in program order. A labelled operator gets each operand
 gets each operand with the strides of the traced graph; outputs get those strides to the letter, unless they
 are free (`fxpasses.passes.layout.boundary`). Whether a copy is needed is read off the strides that the
 operators really give (their fake kernels tell), not off the plan: where an operator does not follow its
-operands, its result is copied, and the graph stays right.
+operands, its result is copied, and the graph stays right. A loop that inductor writes gives what its readers
+want, so that only its metadata are set: inductor copies by itself where a kernel needs another order.
 A copy is made before its first reader and shared by all of them, unless its source is written to in between.
 Autograd gives the gradient of a copy the strides that the copy has. Where it will run over the graph, inputs
 that require grad are read through a view whose gradient has the strides of the input.
@@ -19,6 +20,7 @@ Whatever goes wrong on the way, the graph is put back as it was.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ from fxpasses.passes.layout.causes import REPAIR, Cause, Causes
 from fxpasses.passes.layout.copies import (
     COPIES,
     copy_of,
+    is_static,
     matrix_product,
     same,
     strided_copy,
@@ -45,7 +48,8 @@ from fxpasses.passes.layout.copies import (
     view_as_traced,
 )
 from fxpasses.passes.layout.edits import Edits, NotMaterialisedError
-from fxpasses.passes.layout.labels import FOLLOWING, INDEXING
+from fxpasses.passes.layout.framing import VIEWS
+from fxpasses.passes.layout.labels import FOLLOWING, INDEXING, kind_of
 from fxpasses.passes.layout.network import Role, fitting
 from fxpasses.passes.layout.settling import Settling
 from fxpasses.torch_internals.fake_tensors import FakeTensor, without_fake_tensors
@@ -167,8 +171,6 @@ class _Carrier:
             changed |= self.edits.is_recomputed(operand)
         if changed:
             self.edits.recompute(node)
-        if self._gives(node, label) and not self._lies(node, label):
-            self._lay_out(node, label)
         if node in self.assignment.network.anew and not self._lies(node, label):
             self._latest[node] = self._copy(node.all_input_nodes[0], label, node.next, node)
             self._replaced.append(node)
@@ -178,6 +180,8 @@ class _Carrier:
             self._latest[node] = matrix_product(self.edits, node)
             self._replaced.append(node)
             return
+        if self._gives(node, label) and not self._lies(node, label):
+            self._lay_out(node, label)
         if not self._lies(node, label):
             self.causes[REPAIR] += 1
             self._latest[node] = self._copy(node, label, node.next)
@@ -271,9 +275,29 @@ class _Carrier:
         copy = latest if held is None else self._shared_copy(operand, held.original, reader)
         made = tensor(copy)
         if made is None or not strides_agree(before, made):
+            seen = None if is_static(before) else self._viewed_again(operand, reader)
+            if seen is not None:
+                return seen
             copy = strided_copy(self.edits, latest, before, reader)
             self.causes[self._why.of(operand, reader)] += 1
         return copy
+
+    def _viewed_again(self, view: Node, reader: Node) -> Node | None:
+        """A view taken again of what it views, restored: of symbolic strides with gaps, as a slice has."""
+        source = view.args[0] if view.args else None
+        is_element = view.target is operator.getitem and isinstance(source, Node) and tensor(source) is None
+        maker = source if is_element else view
+        if not isinstance(maker, Node) or kind_of(maker) not in VIEWS or maker.op != "call_function":
+            return None
+        above = maker.args[0]
+        if not isinstance(above, Node) or not callable(maker.target):
+            return None
+        args = (self._restored(above, reader), *maker.args[1:])
+        seen = self.edits.insert(maker.target, args, dict(maker.kwargs), reader)
+        if is_element:
+            seen = self.edits.insert(operator.getitem, (seen, view.args[1]), {}, reader)
+        before, made = self.edits.traced(view), tensor(seen)
+        return seen if before is not None and made is not None and strides_agree(before, made) else None
 
     def _shared_copy(self, operand: Node, label: Label, reader: Node) -> Node:
         key = (operand, label)

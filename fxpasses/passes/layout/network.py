@@ -26,7 +26,7 @@ from fxpasses.devices.sizes import Seconds
 from fxpasses.graph.frames import Frame
 from fxpasses.graph.layouts import C, L, Label
 from fxpasses.passes.layout.boundary import Boundary
-from fxpasses.passes.layout.costs import Cost, CostModel, seconds_at
+from fxpasses.passes.layout.costs import Cost, seconds_at
 from fxpasses.passes.layout.measurable import Measurable
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem, Value
 
@@ -236,9 +236,3 @@ class Network:
 def fitting(frame: Frame | None, given: torch.Tensor) -> Frame | None:
     """The frame, unless the tensor is of another rank."""
     return frame if frame is not None and len(frame) == given.dim() else None
-
-
-def price_copies(held: Tensor, given: torch.Tensor, costs: CostModel) -> None:
-    """Gives a tensor the costs of its copies, or new ones."""
-    held.to_contiguous, held.to_channels_last = costs.copy(given, C), costs.copy(given, L)
-    held.factor = costs.copy_factor(given.dtype)

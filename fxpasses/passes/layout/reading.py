@@ -43,7 +43,7 @@ from fxpasses.passes.layout.framing import (
     stacked_frame,
     viewed_frame,
 )
-from fxpasses.passes.layout.labels import FOLLOWING, GROUP_NORMS, INDEXING, Kind, kind_of
+from fxpasses.passes.layout.labels import FOLLOWING, GROUP_NORMS, INDEXING, Kind, is_generated, kind_of
 from fxpasses.passes.layout.measurable import directions_of
 from fxpasses.passes.layout.network import Network, Priced, Role
 from fxpasses.passes.layout.problem import FIXED_C
@@ -144,7 +144,9 @@ class _Reader(Entries):
         operands = self._labelled_operands(node)
         found = next((given for given in map(tensor, operands) if given is not None), None)
         name = base_name(node)
-        if found is None or not (name in _JOINS or self._plain_frames(operands)):
+        if found is None:
+            return self._is_compiled_here and is_generated(node) and self._labelled(node, [])
+        if name not in _JOINS and not self._plain_frames(operands):
             return False
         if name in INDEXING and not self._may_index(node):
             return False
@@ -275,12 +277,15 @@ class _Reader(Entries):
         if found is None or self._is_written(operands[0]):
             return False
         label = order_of(found, frame)
-        if self._fused and label == self.network.tensors[operands[0]].original:
-            # It changes nothing, whatever it names.
+        if label in (C, L) and self._is_compiled_here and self._is_given(operands[0]):
+            return self._copied_as_it_lies(node, operands, frame)
+        if label in (C, L) and self._fused:
             return self._labelled(node, operands) and self._made_anew(node, frame)
-        if label not in (C, L) and wanted is torch.contiguous_format and glued is not None:
-            self.network.aside.update((node, operand) for operand in operands)
-            return self._made_anew(node, glued)
+        if label not in (C, L) and wanted is torch.contiguous_format:
+            if glued is None and self._fused and order_of(found) in (C, L):
+                glued = plain(found.dim())
+            if glued is not None:
+                return self._copied_as_it_lies(node, operands, glued)
         if label not in (C, L):
             # No order that the operand may have saves the copy.
             return wanted is torch.contiguous_format and self._absorbing(node)
@@ -288,6 +293,10 @@ class _Reader(Entries):
         self._use(operands[0], node, fixed(label))
         self._make(node, fixed(label), frame)
         return True
+
+    def _copied_as_it_lies(self, node: Node, operands: Sequence[Node], frame: Frame) -> bool:
+        self.network.aside.update((node, operand) for operand in operands)
+        return self._made_anew(node, frame)
 
     def _made_anew(self, node: Node, frame: Frame) -> bool:
         """Enters a copy that the graph makes anyway, which is made in the layout that is wanted of it."""

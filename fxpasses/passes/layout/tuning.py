@@ -27,7 +27,8 @@ from fxpasses.graph.layouts import C, L
 from fxpasses.graph.metadata import tensor
 from fxpasses.passes.layout.costs import CostModel, seconds_at
 from fxpasses.passes.layout.measurable import Measurable
-from fxpasses.passes.layout.network import Network, price_copies
+from fxpasses.passes.layout.network import Network
+from fxpasses.passes.layout.prices import price_copies
 from fxpasses.passes.layout.solve import solve
 from fxpasses.report.layout_plan import Tuning
 from fxpasses.torch_internals.sizes import size_hint

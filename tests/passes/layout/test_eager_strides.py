@@ -1,4 +1,4 @@
-"""Batch norms whose results eager lays out otherwise than torch's metadata say."""
+"""Batch norms and gradients of weights that eager lays out otherwise than torch's metadata say."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import torch
 import torch.nn.functional as F
 from helpers import CAPTURES, randomised
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxpasses
+from fxpasses.graph.context import GraphContext
+from fxpasses.graph.modes import Modes
+from fxpasses.passes.layout.eager_strides import correct_weight_gradients
 from fxpasses.torch_internals.tensors import suggest_memory_format
+from tests.passes.layout.test_layout_models import compiled, traced
+
+aten = torch.ops.aten
 
 
 class Norm(nn.Module):
@@ -108,3 +115,71 @@ def test_symbolic_sizes_are_not_specialised(laid_out):
             torch.testing.assert_close(run(x), model(x), rtol=1e-9, atol=1e-9)
             assert run(x).stride() == model(x).stride()
     assert len(fxpasses.reports()) == 1
+
+
+class Weights(nn.Module):
+    """Convolutions whose weights have dimensions of size 1, over an image that comes channels-last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.pointwise = nn.Conv2d(6, 4, 1)
+        self.transposed = nn.ConvTranspose2d(4, 1, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.pointwise(self.depthwise(x.permute(0, 3, 1, 2)).sigmoid())
+        return self.transposed(y.sigmoid())
+
+
+def gradients_of(call, model, x):
+    parameters = dict(model.named_parameters())
+    return dict(zip(parameters, torch.autograd.grad(call(x).sum(), parameters.values()), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "compile_",
+    [
+        pytest.param(traced(layout="channels_last"), id="traced-channels_last"),
+        pytest.param(traced(layout="contiguous"), id="traced-contiguous"),
+        pytest.param(compiled(layout="channels_last"), id="inductor-channels_last"),
+        pytest.param(compiled(layout="contiguous"), id="inductor-contiguous"),
+    ],
+)
+def test_gradients_of_weights_have_eagers_strides_in_dimensions_of_size_1_too(compile_, dtype):
+    model, x = Weights().to(dtype), torch.randn(2, 8, 8, 6, dtype=dtype)
+    eager = gradients_of(model, model, x)
+    torch.compiler.reset()
+    ours = gradients_of(compile_(model), model, x)
+    assert {name: each.stride() for name, each in ours.items()} == {
+        name: each.stride() for name, each in eager.items()
+    }
+    if dtype is torch.float64:
+        torch.testing.assert_close(ours, eager, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("laid_out", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_metadata_of_a_weights_gradient_tell_the_strides_that_its_kernel_gives(
+    kernel, groups, laid_out, dtype
+):
+    image = torch.randn(2, 6, 8, 8, dtype=dtype)
+    image = image.to(memory_format=torch.channels_last) if laid_out else image
+    weight = torch.randn(6, 6 // groups, kernel, kernel, dtype=dtype)
+
+    def backward(gradient, image, weight):
+        gradients = aten.convolution_backward(
+            gradient, image, weight, None, [1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], groups,
+            [True, True, False],
+        )  # fmt: skip
+        return gradients[1], gradients[1].neg()
+
+    graph = make_fx(backward, tracing_mode="fake")(image, image, weight)
+    correct_weight_gradients(GraphContext(graph, Modes(grad=False), executor="fused"))
+    results = graph.graph.output_node().args[0]
+    expected = [given.stride() for given in backward(image, image, weight)]
+    # Of what follows a gradient in float32, which the correction leaves alone, metadata tell other strides.
+    count = 2 if dtype is torch.float64 else 1
+    assert [result.meta["val"].stride() for result in results][:count] == expected[:count]
