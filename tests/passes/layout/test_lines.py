@@ -101,7 +101,11 @@ def test_results_and_gradients_are_eagers(kind):
     plan = fxpasses.last_report().layout
     convolutions = sum(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
     assert len(plan.convolutions) == 2 * convolutions
-    assert_equal(found, results_and_gradients(model, model, x))
+    expected = results_and_gradients(model, model, x)
+    if kind is Sequences and torch.__version__.startswith("2.11"):
+        # With layout="off", too, the input's gradient has other strides than eager's there.
+        torch.testing.assert_close(found.pop(1), expected.pop(1), rtol=1e-9, atol=1e-9)
+    assert_equal(found, expected)
 
 
 def test_sizes_may_be_dynamic():
