@@ -261,7 +261,7 @@ CODES: Mapping[str, Code] = {
     ),
     # A weight is kept, but not packed for oneDNN
     "unpackable": Code(
-        "a transposed convolution, or a type that oneDNN does not pack on this CPU",
+        "a type that oneDNN does not pack on this CPU, or an `output_padding` as large as the stride",
         "nothing to do: the weight is kept as it is",
     ),
     "other-kernels": Code(

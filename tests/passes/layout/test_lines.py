@@ -133,8 +133,7 @@ def test_sequences_are_not_copied_on_their_way_to_convolutions():
     with torch.no_grad():
         assert_equal([compiled(model)(x)], [model(x)])
     plan = fxpasses.last_report().layout
-    # Glu, a weight, and the result, which eager does not give as [N, T, C].
-    assert plan.causes == {"aten.glu": 1, "aten.unsqueeze": 1, "results": 1}
+    assert plan.causes == {"results": 1}  # which eager does not give as [N, T, C]
 
 
 @pytest.mark.parametrize("options", [{"layout": "contiguous"}, {"layout": "auto", "tune_seconds": 0}])
