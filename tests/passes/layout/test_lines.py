@@ -93,7 +93,9 @@ def results_and_gradients(run, model, x):
     return [*made, *torch.autograd.grad(loss, [x, *model.parameters()])]
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind is Vocoder else pytest.param(kind, marks=pytest.mark.full) for kind in MODELS]
+)
 def test_results_and_gradients_are_eagers(kind):
     model, x = seeded(kind), torch.randn(MODELS[kind], dtype=torch.float64)
     run = compiled(model)
