@@ -209,7 +209,16 @@ CODES: Mapping[str, Code] = {
         "see the rule's own profit",
         ({"profit": "always"},),
     ),
-    "limit": Code("the option `limit` is reached", "raise the limit, or leave it out", ({"limit": None},)),
+    "sizes": Code(
+        "it pays for other sizes than those that the graph was traced with (`remark.sizes`)",
+        "compile with sizes in that range, or take the rewrite whatever it costs",
+        ({"profit": "always"},),
+    ),
+    "limit": Code(
+        "the option `limit` is reached, or torch's compiler bisector has switched it off",
+        "raise the limit, or leave it out",
+        ({"limit": None},),
+    ),
     # Inductor is left out
     "symbolic-strides": Code(
         "inductor failed to compare strides that are symbols: the graph runs operator by operator",
@@ -252,7 +261,7 @@ CODES: Mapping[str, Code] = {
     ),
     # A weight is kept, but not packed for oneDNN
     "unpackable": Code(
-        "a transposed convolution, or a type that oneDNN does not pack on this CPU",
+        "a type that oneDNN does not pack on this CPU, or an `output_padding` as large as the stride",
         "nothing to do: the weight is kept as it is",
     ),
     "other-kernels": Code(

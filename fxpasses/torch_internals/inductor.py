@@ -305,6 +305,10 @@ def image_order() -> OpOverload:
     @lowering.register_lowering(operator, type_promotion_kind=None)
     def lower(given: Any, planar: bool) -> Any:
         rank = len(given.get_size())
+        if rank == 5 and not planar:
+            # Inductor fails on some symbols where it asks for an order, as `failed_on_symbols` has it.
+            strides = torch._prims_common.make_channels_last_strides_for(given.get_size())
+            return ir.ExternKernel.require_exact_strides(given, strides)
         order = list(reversed(range(rank))) if planar or rank != 4 else ir.NHWC_STRIDE_ORDER
         return ir.ExternKernel.require_stride_order(given, order)
 
@@ -313,8 +317,8 @@ def image_order() -> OpOverload:
 
 def in_image_order(given: torch.Tensor, planar: bool) -> torch.Tensor:
     """What `image_order` gives."""
-    channels_last = given.dim() == 4 and not planar
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = torch.contiguous_format if planar else layouts.get(given.dim(), torch.contiguous_format)
     return torch.empty_like(given, memory_format=layout).copy_(given)
 
 

@@ -5,6 +5,7 @@ Known for torch 2.11, 2.13 and 2.15.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -44,23 +45,116 @@ def pack_convolution_weight(
     """A function from a convolution's dense weight to the same in oneDNN's format.
 
     Args:
-        arguments: those of `aten.convolution`, not transposed.
+        arguments: those of `aten.convolution`.
         input_size: the sizes of its input; the format is the best for them.
     """
-    _, _, _, stride, padding, dilation, _, _, groups = arguments
-    given = (list(padding), list(stride), list(dilation), groups, list(input_size))
+    _, _, _, stride, padding, dilation, transposed, output_padding, groups = arguments
+    rest = (list(stride), list(dilation), groups, list(input_size))
+    mkldnn = torch.ops.mkldnn
 
     def pack(weight: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, torch.ops.mkldnn._reorder_convolution_weight(weight, *given))
+        if transposed:
+            given = (list(padding), list(output_padding), *rest)
+            return cast(torch.Tensor, mkldnn._reorder_convolution_transpose_weight(weight, *given))
+        return cast(torch.Tensor, mkldnn._reorder_convolution_weight(weight, list(padding), *rest))
 
     return pack
 
 
+def packed_sizes(arguments: Sequence[Any], dense: Sequence[int]) -> tuple[int, ...]:
+    """The sizes that a packed weight has: filters come first, of a transposed convolution too.
+
+    Args:
+        arguments: those of `aten.convolution`.
+        dense: the sizes of its weight.
+    """
+    *_, transposed, _, groups = arguments
+    channels, filters, *kernel = dense
+    return (filters * groups, channels // groups, *kernel) if transposed else tuple(dense)
+
+
+@functools.cache
+def inductor_tells_packed_weights() -> bool:
+    """Whether inductor takes the sizes of a transposed convolution's constant as those of a dense weight.
+
+    It does, since 2.15, of any constant that is not in oneDNN's format while it compiles; before, of none.
+    """
+    from torch._inductor import mkldnn_ir
+
+    inner = mkldnn_ir._prepare_convolution_fusion_create.__code__.co_consts
+    return any(getattr(code, "co_name", "") == "_is_reordered_deconv_weight" for code in inner)
+
+
 def packed_convolution(arguments: Sequence[Any], packed: Any) -> tuple[OpOverload, tuple[Any, ...]]:
-    """The operator of `aten.convolution` over a packed weight, and its arguments, without an epilogue."""
-    image, _, bias, stride, padding, dilation, _, _, groups = arguments
+    """The operator of `aten.convolution` over a packed weight, and its arguments, without an epilogue.
+
+    Inductor takes that of a transposed convolution with sizes that are numbers; for symbols there is
+    `transposed_convolution`.
+    """
+    image, _, bias, stride, padding, dilation, transposed, output_padding, groups = arguments
+    if transposed:
+        operator = torch.ops.mkldnn._convolution_transpose_pointwise.default
+        given = (padding, output_padding, stride, dilation, groups)
+        return operator, (image, packed, bias, *given, "none", [], "")
     operator = torch.ops.mkldnn._convolution_pointwise.default
     return operator, (image, packed, bias, padding, stride, dilation, groups, "none", [], "")
+
+
+@functools.cache
+def transposed_convolution() -> OpOverload:
+    """The operator of ours for a transposed convolution over a packed weight, of any sizes.
+
+    Its result is channels-last, whatever it reads. Inductor's lowering of oneDNN's makes numbers of sizes.
+    """
+    schema = (
+        "(Tensor image, Tensor packed, Tensor? bias, int[] stride, int[] padding, int[] dilation,"
+        " int[] output_padding, int groups) -> Tensor"
+    )
+    name = "fxpasses::transposed_convolution"
+    torch.library.define(name, schema, tags=(torch.Tag.flexible_layout,))
+    torch.library.impl(name, "CompositeExplicitAutograd", _transposed_convolution)
+    torch.library.register_fake(name, _fake_transposed_convolution)
+    operator: OpOverload = torch.ops.fxpasses.transposed_convolution.default
+    return operator
+
+
+def _transposed_convolution(
+    image: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    *given: Any,
+) -> torch.Tensor:
+    *spatial, groups = given
+    stride, padding, dilation, output_padding = map(list, spatial)
+    arguments = (image, None, bias, stride, padding, dilation, True, output_padding, groups)
+    operator, operands = packed_convolution(arguments, packed)
+    result = cast(torch.Tensor, operator(*operands))
+    return result.contiguous(
+        memory_format=_channels_last(image)
+    )  # oneDNN may take one channel for contiguous
+
+
+def _fake_transposed_convolution(
+    image: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, *given: Any
+) -> torch.Tensor:
+    del bias
+    count, _, *space = image.shape
+    filters, _, *kernel = packed.shape
+    stride, padding, dilation, output_padding = (_expanded(numbers, len(space)) for numbers in given[:-1])
+    extents = [
+        (size - 1) * stride[at] - 2 * padding[at] + dilation[at] * (kernel[at] - 1) + output_padding[at] + 1
+        for at, size in enumerate(space)
+    ]
+    sizes, layout = (count, filters, *extents), _channels_last(image)
+    return torch.empty(sizes, dtype=image.dtype, device=image.device, memory_format=layout)
+
+
+def _expanded(numbers: Sequence[int], dimensions: int) -> Sequence[int]:
+    return numbers if len(numbers) == dimensions else [*numbers] * dimensions
+
+
+def _channels_last(image: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if image.dim() == 4 else torch.channels_last_3d
 
 
 def packed_convolution_onto(

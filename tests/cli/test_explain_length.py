@@ -20,7 +20,11 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("mode", [[], ["--train"], ["--full-train"]], ids=["inference", "train", "full"])
+@pytest.mark.parametrize(
+    "mode",
+    [[], ["--train"], pytest.param(["--full-train"], marks=pytest.mark.full)],
+    ids=["inference", "train", "full"],
+)
 @pytest.mark.parametrize(
     "spec",
     [spec if spec.endswith("v2_100") else pytest.param(spec, marks=pytest.mark.full) for spec in MODELS],

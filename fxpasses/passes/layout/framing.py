@@ -68,7 +68,9 @@ def viewed_frame(node: Node, frame: Frame, given: torch.Tensor) -> Frame | None:
     if found is None or found.dtype != given.dtype:
         return None
     if kind_of(node) is Kind.VIEWING:
-        return reshaped(frame, given.shape, found.shape)
+        viewed, image = reshaped(frame, given.shape, found.shape), plain(found.dim())
+        is_image = viewed is not None and found.dim() in (4, 5) and agree(viewed, image, found.shape)
+        return image if is_image else viewed
     dims = permutation(node, len(frame))
     return None if dims is None else permuted(frame, dims)
 

@@ -33,12 +33,14 @@ from fxpasses.graph.levels import nested_graphs
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import Modes
 from fxpasses.graph.names import canonical
+from fxpasses.graph.views import CONVOLUTIONS
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal, device_of
 from fxpasses.passes.layout.boundary import boundary_of, free_positions, joint_context
 from fxpasses.passes.layout.convolutions import ConvolutionReading, read_convolution, weight_trains
 from fxpasses.passes.layout.eager_strides import correct_weight_gradients
 from fxpasses.passes.layout.labels import Kind, kind_of
+from fxpasses.passes.layout.lines import Lines, read_line
 from fxpasses.passes.layout.passes import (
     NAME,
     enough,
@@ -70,6 +72,7 @@ class JointLayout:
         source: where the costs come from.
         graph_key: what names the graph among all that are compiled with these options.
         frees_results: whether results may have other strides than eager's.
+        plans_lines: whether convolutions of one dimension are planned, too.
         inputs: names and sizes of the graph's inputs, before inductor gave them names of its own.
         parameters: the names of those that are parameters or buffers.
     """
@@ -78,6 +81,7 @@ class JointLayout:
     source: CostSource
     graph_key: str
     frees_results: bool = False
+    plans_lines: bool = False
     inputs: tuple[tuple[str, str], ...] = ()
     parameters: frozenset[str] = frozenset()
     _patches: Mapping[str, Any] = field(default_factory=dict)
@@ -125,12 +129,17 @@ class JointLayout:
         with collector_paused():
             correct_weight_gradients(context)
             before = draw_graphs([context], "joint-before")
+            lines = Lines(context) if self.plans_lines else None
+            if lines:
+                context = joint_context(graph)
             names = _names_in(graph, self.inputs)
             boundary = boundary_of(context, self.parameters, names, frees=self.frees_results)
             positions = free_positions(graph, boundary.free)
             outcome = plan_and_carry_out(
                 context, self.goal, self.source, names, boundary=boundary, for_inductor=True
             )
+            if lines and not outcome.changed:
+                lines.undo()
             record_result_strides(graph, positions)
             drawn = before and outcome.changed
             after = draw_graphs([context], "joint-after", inf) if drawn else ()
@@ -146,9 +155,8 @@ class JointLayout:
     def _key(self) -> str:
         """What the plan depends on besides the graph."""
         measures = str(self.source.tuner is not None)
-        return sidecar.digest(
-            sidecar.sources(), self.goal, self.source.key, measures, str(self.frees_results)
-        )
+        settings = (str(self.frees_results), str(self.plans_lines))
+        return sidecar.digest(sidecar.sources(), self.goal, self.source.key, measures, *settings)
 
     # The plan beside the artifact.
 
@@ -200,6 +208,7 @@ def joint_layout(
     reads = _wanted(graph_module)
     source = cost_source(devices[0], options, reads) if devices and reads else CostSource(None)
     goal: Goal = options.layout
+    plans_lines = goal != "contiguous"
     if options.layout == "auto":
         # Stock inductor decides where too little was measured, and where the user told it how to.
         if _decided_by_user(options):
@@ -207,8 +216,9 @@ def joint_layout(
         if source.tuner is None and not (reads and enough(source.known, len(reads))):
             if not _must_not_be_stocks(graph_module, devices, shared=shared):
                 return None
-            goal = "channels_last"  # as stock inductor on a CPU, but for what it would get wrong
-    found = JointLayout(goal, source, graph_key, options.io == "any")
+            # As stock inductor on a CPU, but for what it would get wrong.
+            goal, plans_lines = "channels_last", False
+    found = JointLayout(goal, source, graph_key, options.io == "any", plans_lines)
     found.see(graph_module, inputs)
     return found
 
@@ -277,8 +287,14 @@ def _unsafe(graph_module: GraphModule) -> list[Node]:
 def _wanted(graph_module: GraphModule) -> list[ConvolutionReading]:
     """The convolutions of a graph; with gradients on, those too."""
     gradients = (CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD) if torch.is_grad_enabled() else ()
-    reads = [read for graph in _all_graphs(graph_module) for _, read in _convolutions(graph)]
+    nodes = [node for graph in _all_graphs(graph_module) for node in graph.graph.nodes]
+    found = (read_line(node) or read_convolution(node) for node in nodes if _may_be_planned(node))
+    reads = [read for read in found if read is not None]
     return [read._replace(directions=(CONVOLUTION_FORWARD, *gradients)) for read in reads]
+
+
+def _may_be_planned(node: Node) -> bool:
+    return kind_of(node) is Kind.PREFERRING or node.target in CONVOLUTIONS
 
 
 def _all_graphs(graph_module: GraphModule) -> list[GraphModule]:

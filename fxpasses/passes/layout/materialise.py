@@ -50,6 +50,7 @@ from fxpasses.passes.layout.copies import (
 from fxpasses.passes.layout.edits import Edits, NotMaterialisedError
 from fxpasses.passes.layout.framing import VIEWS
 from fxpasses.passes.layout.labels import FOLLOWING, INDEXING, kind_of
+from fxpasses.passes.layout.lines import is_line
 from fxpasses.passes.layout.network import Role, fitting
 from fxpasses.passes.layout.settling import Settling
 from fxpasses.torch_internals.fake_tensors import FakeTensor, without_fake_tensors
@@ -116,6 +117,7 @@ class _Carrier:
         self.causes: Counter[Cause] = Counter()
         self.moved = 0
         self._context = context
+        self._has_lines = any(map(is_line, context.graph.nodes))
         self._why = Causes(assignment.network)
         self._settling = Settling(context.graph)
         self._latest: dict[Node, Node] = {}
@@ -246,9 +248,9 @@ class _Carrier:
         Those of a tensor without a label mean nothing on the way, and are not followed through the graph.
         """
         unfollowed = (
-            bool(self.edits.inserted)
+            (bool(self.edits.inserted) or self._has_lines)
             and operand.op.startswith("call")
-            and before.dim() in (4, 5)
+            and before.dim() in (3 if self._has_lines else 4, 4, 5)
             and any(map(is_one, before.shape))
         )
         return unfollowed or not same(before.stride(), after.stride())

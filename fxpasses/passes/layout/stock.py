@@ -2,8 +2,8 @@
 
 The decision is asked of inductor itself (`decide_layout_opt`), over the convolutions of the forward. Where
 it is yes, every 2-D convolution takes input and weight channels-last, and what lies between follows; so it is
-the uniform plan, but for 5-D tensors, which stock leaves alone, and for gradients, which it hands out as they
-are.
+the uniform plan, but for 5-D tensors and convolutions of one dimension, which stock leaves alone, and for
+gradients, which it hands out as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
 from fxpasses.passes.layout.assign import Assignment
 from fxpasses.passes.layout.convolutions import read_convolution
+from fxpasses.passes.layout.lines import is_line
 from fxpasses.passes.layout.network import Network, Tensor
 from fxpasses.passes.layout.problem import FIXED_L
 from fxpasses.report.layout_plan import StockPlan
@@ -35,10 +36,10 @@ def stock_plan(context: GraphContext, assignment: Assignment) -> tuple[StockPlan
     labels: list[Label] = [C] * len(assignment.labels)
     labels[FIXED_L] = L
     if decision:
-        for variable in network.connected_with(node for node in network.convolutions if _rank(node) == 4):
+        for variable in network.connected_with(filter(_is_laid_out, network.convolutions)):
             labels[variable] = L
         for node in network.convolutions:
-            if _rank(node) == 5:
+            if not _is_laid_out(node):
                 labels[network.find(network.variables[node])] = C
     labels = [labels[network.find(variable)] for variable in range(len(labels))]
     copied = [
@@ -85,6 +86,11 @@ def _convolution(sizes: ConvolutionSizes, activation: Node) -> Node:
     operands[0].meta["val"] = given
     operands[1].meta["val"] = given.new_empty(tuple(sizes.weight))
     return graph.call_function(torch.ops.aten.convolution.default, (*operands, None, *sizes.arguments))
+
+
+def _is_laid_out(convolution: Node) -> bool:
+    """Whether stock inductor would lay it out: it is of images, and was so when the graph was traced."""
+    return _rank(convolution) == 4 and not is_line(convolution)
 
 
 def _rank(node: Node) -> int:

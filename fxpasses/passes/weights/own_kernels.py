@@ -29,21 +29,21 @@ OwnKernels = Literal["measured", "always", "never"]
 
 
 def may_be_ours(node: Node) -> bool:
-    """Whether it is a 2-D convolution or a matrix product in float32."""
+    """Whether it is a direct 2-D convolution or a matrix product in float32."""
     found = tensor(node)
     if found is None or found.dtype != torch.float32:
         return False
     if node.target is torch.ops.aten.convolution.default:
-        return found.ndim == 4
+        return found.ndim == 4 and not node.args[6]
     return node.target in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
 
 
 def sizes_of(convolution: Node) -> Sizes | None:
-    """The sizes of a 2-D convolution in float32; None for any other."""
+    """The sizes of a direct 2-D convolution in float32; None for any other."""
     arguments: tuple[Any, ...] = convolution.args
-    image, weight, _, stride, padding, dilation, _, _, groups = arguments
+    image, weight, _, stride, padding, dilation, transposed, _, groups = arguments
     value, filters = tensor(image), tensor(weight)
-    if value is None or filters is None or value.dim() != 4 or value.dtype != torch.float32:
+    if transposed or value is None or filters is None or value.dim() != 4 or value.dtype != torch.float32:
         return None
     kernel, *space = map(_pair, (filters.shape[2:], stride, padding, dilation))
     channels = (

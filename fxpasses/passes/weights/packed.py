@@ -50,6 +50,7 @@ from fxpasses.passes.weights.own_kernels import (
     own_kernel_of_linear,
     sizes_of,
 )
+from fxpasses.passes.weights.packable import convolves_with, sizes_of_packed, unpackable, write_packed
 from fxpasses.passes.weights.products import is_transposition, products_with
 from fxpasses.passes.weights.recipes import (
     ArtifactNotes,
@@ -72,12 +73,7 @@ from fxpasses.torch_internals.inductor import (
     with_joint_pass,
     writes_cpp_wrapper,
 )
-from fxpasses.torch_internals.onednn import (
-    linears_are_onednns,
-    onednn_takes,
-    packed_convolution,
-    packed_linear,
-)
+from fxpasses.torch_internals.onednn import linears_are_onednns, packed_linear, transposed_convolution
 from fxpasses.torch_internals.sizes import size_hint
 
 NAME = "packed_weights"
@@ -162,6 +158,7 @@ class WeightPacking:
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
         """The block in which inductor compiles the graph, or loads what it once made of it."""
+        transposed_convolution()  # which code from the cache may call
         with self._constants_allowed, loading() as loaded:
             yield
         keep()
@@ -229,9 +226,9 @@ class WeightPacking:
         for index, weight in enumerate(placeholders[first:]):
             self._pack_linears(graph, weight, placeholders[first:])
             users = list(weight.users)
-            if not any(_convolves_with(user, weight) for user in users):
+            if not any(convolves_with(user, weight) for user in users):
                 continue
-            reasons = [why for user in users if (why := _unpackable(user, weight)) is not None]
+            reasons = [why for user in users if (why := unpackable(user, weight)) is not None]
             if reasons:
                 self._decline(reasons[0], users[0].name)
                 continue
@@ -271,9 +268,8 @@ class WeightPacking:
         given: Any = tuple(convolution.args[3:])
         recipe = OneDnnRecipe((index,), given, tuple(map(size_hint, image.shape)))
         with graph.inserting_before(convolution):
-            read = self._declare(graph, recipe, found)
-            operator, arguments = packed_convolution(convolution.args, read)
-            written = graph.call_function(operator, arguments)
+            read = self._declare(graph, recipe, found.new_empty(sizes_of_packed(convolution, found)))
+            written = write_packed(graph, convolution, read)
         _replace(graph, convolution, written)
 
     def _constant(self, graph: Graph, name: str, constant: torch.Tensor, value: torch.Tensor) -> Node:
@@ -432,19 +428,3 @@ def _replace(graph: Graph, node: Node, written: Node) -> None:
     inherit(written, (node,), NAME)
     node.replace_all_uses_with(written)
     graph.erase_node(node)
-
-
-def _convolves_with(node: Node, weight: Node) -> bool:
-    return node.target is torch.ops.aten.convolution.default and node.args[1] is weight
-
-
-def _unpackable(node: Node, weight: Node) -> Decline | None:
-    """Why a user of a kept weight cannot take it packed."""
-    if not _convolves_with(node, weight):
-        return Decline("other-reader", "the weight is also read by {}", node, (node.name,))
-    image, found = tensor(node.args[0]), tensor(weight)
-    if image is None or found is None or found.ndim not in (4, 5) or node.args[6]:
-        return Decline("unpackable", "only plain 2-D and 3-D convolutions are packed", node)
-    if image.dtype != found.dtype or not onednn_takes(found.dtype):
-        return Decline("unpackable", "oneDNN does not pack {} on this CPU", node, (found.dtype,))
-    return None

@@ -107,6 +107,7 @@ def split_parameter_work(
         moved = _add_layout_copies(context, stable)
         if packs_linear is not None:
             _add_linear_copies(context, stable, packs_linear)
+            _add_video_copies(context, stable)
     kept = kept_nodes(context, stable)
     if not kept:
         return Decline("no-parameter-work", "no node depends on parameters alone")
@@ -224,6 +225,20 @@ def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: P
             for operand in operands:
                 if isinstance(operand, Node) and operand.op == "placeholder":
                     copies.read(node, operand, None)
+
+
+def _add_video_copies(context: GraphContext, stable: dict[Node, None]) -> None:
+    """Gives the 3-D convolutions with stable operands copies of them, so that they are kept and packed."""
+    copies = _Copies(context, stable)
+    for node in list(context.graph.nodes):
+        if node.target not in CONVOLUTIONS or node in stable:
+            continue
+        operands = [operand for operand in node.all_input_nodes if operand in stable]
+        if not any(metadata_of(operand).ndim == 5 for operand in operands):
+            continue
+        for operand in operands:
+            if operand.op == "placeholder":
+                copies.read(node, operand, None)
 
 
 def _autocast(context: GraphContext, node: Node) -> torch.dtype | None:

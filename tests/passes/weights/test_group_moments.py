@@ -69,7 +69,11 @@ def assert_as_close_as_eager(run: nn.Module, model: nn.Module, x: torch.Tensor) 
     return report
 
 
-@pytest.mark.parametrize("options", [CACHED, PLANNED, CACHED | PLANNED], ids=["cached", "planned", "both"])
+@pytest.mark.parametrize(
+    "options",
+    [CACHED, PLANNED, pytest.param(CACHED | PLANNED, marks=pytest.mark.full)],
+    ids=["cached", "planned", "both"],
+)
 @pytest.mark.parametrize("name", NORMS)
 def test_inference_is_eagers(name, options):
     model = network(*NORMS[name])
@@ -99,9 +103,11 @@ def test_training_gives_eagers_gradients_and_keeps_no_more():
     fxpasses.reset()
     compiled(model, PLANNED)(x).square().sum().backward()
     assert fxpasses.last_report().applied[NAME] == 2
+    largest = max(float(wanted.grad.abs().max()) for wanted in exact.parameters())
     for parameter, yardstick, wanted in zip(model.parameters(), eager, exact.parameters(), strict=True):
         error = (parameter.grad.double() - wanted.grad).abs().max()
-        assert error <= 4 * (yardstick.double() - wanted.grad).abs().max() + 1e-6 * wanted.grad.abs().max()
+        # A bias ahead of a norm has no gradient but rounding.
+        assert error <= 4 * (yardstick.double() - wanted.grad).abs().max() + 1e-6 * largest
         assert parameter.grad.stride() == yardstick.stride()
 
 
