@@ -83,7 +83,7 @@ def operators_of(namespace: str) -> set[str]:
     Args:
         namespace: ``"aten"``, ``"prims"`` or ``"inductor"``.
     """
-    importlib.import_module("torch._inductor.inductor_prims")
+    importlib.import_module("torch._inductor.compile_fx")
     schemas = torch._C._jit_get_all_schemas()
     names = {str(schema.name).partition("::") for schema in schemas if "Tensor" in str(schema)}
     return {name for found, _, name in names if found == namespace}

@@ -72,7 +72,7 @@ FAMILIES = (
         corrcoef vander _compute_linear_combination mvlgamma special_multigammaln cdist _cdist_\w+
         pdist _pdist_\w+ _euclidean_dist dist dist_backward block_diag cartesian_prod combinations
         tril_indices triu_indices _addmm_activation _grouped_mm grouped_mm _?scaled_\w+ _scaled_\w+
-        _int_mm native_norm mT mH matrix_H numpy_T adjoint""",
+        _int_mm quack_symmetric_mm native_norm mT mH matrix_H numpy_T adjoint""",
     ),
     Family(
         "how much it gives depends on the values, or it reads a tensor as one row",
