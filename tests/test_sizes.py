@@ -1,8 +1,9 @@
-"""Files and functions of the package stay short enough to be read in one go."""
+"""Files and functions of the package stay short enough to be read in one go, and no two tests share a name."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,9 @@ def test_a_file_is_short_and_so_are_its_functions(path):
 def test_lines_of_a_function_are_counted():
     source = "def outer():\n    '''Text.'''\n\n    def inner():\n        pass\n    return inner\n"
     assert lengths(source) == {"outer": 6, "inner": 2}
+
+
+def test_no_two_modules_of_tests_have_one_name():
+    """Pytest cannot collect two."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
