@@ -54,8 +54,8 @@ def _is_in_every_level(function: object) -> bool:
     return module in _IN_EVERY_LEVEL or (module == "torch" and name.startswith("sym_"))
 
 
-_IN_EVERY_LEVEL = ("_operator", "torch._C", "torch.amp.autocast_mode", "torch._functorch.predispatch")
-"""Modules whose functions (getitem, arithmetic, mode switches) do."""
+_IN_EVERY_LEVEL = ("_operator", "math", "torch._C", "torch.amp.autocast_mode", "torch._functorch.predispatch")
+"""Modules whose functions (getitem, arithmetic of sizes, mode switches) do."""
 
 
 def nested_graphs(module: GraphModule) -> list[tuple[str, GraphModule, Node]]:

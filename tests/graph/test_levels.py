@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from helpers import CAPTURES, dynamo_graph, graph_of, image, pair
@@ -63,10 +65,15 @@ def test_an_attribute_that_is_not_there_is_none() -> None:
     assert attribute(torch.fx.symbolic_trace(model), "0.wait") is None
 
 
-def test_sums_of_symbolic_sizes_do_not_make_an_aten_graph_a_torch_one() -> None:
+@pytest.mark.parametrize(
+    ("function", "gives"),
+    [(torch.sym_sum, lambda size: ([size, 2],)), (math.trunc, lambda size: (size,))],
+    ids=["sym_sum", "trunc"],
+)
+def test_computing_sizes_does_not_make_an_aten_graph_a_torch_one(function, gives) -> None:
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
     size = graph.call_function(torch.ops.aten.sym_size.int, (x, 0))
-    total = graph.call_function(torch.sym_sum, ([size, 2],))
+    total = graph.call_function(function, gives(size))
     graph.output(graph.call_function(torch.ops.aten.slice.Tensor, (x, 0, 0, total)))
     assert level_of(graph) is not Level.TORCH
