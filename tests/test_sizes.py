@@ -1,4 +1,4 @@
-"""Files and functions of the package stay short enough to be read in one go, and no two tests share a name."""
+"""Files and functions of the package are short enough to be read in one go; no two test modules share a name."""
 
 from __future__ import annotations
 
