@@ -1,4 +1,4 @@
-"""Files and functions of the package are short enough to be read in one go; no two test modules share a name."""
+"""Files and functions of the package can be read in one go; no two modules of tests share a name."""
 
 from __future__ import annotations
 
