@@ -99,6 +99,7 @@ run(torch.randn(2, 3, 9, 9)).sum().backward()
 """
 
 
+@pytest.mark.full
 def test_a_generated_kernel_leads_back_to_the_rewrite_in_what_torch_logs(tmp_path):
     """In training: the log that tlparse draws has rules in its graphs and maps kernels to nodes."""
     environment = {

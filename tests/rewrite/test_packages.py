@@ -205,6 +205,7 @@ def test_an_installed_package_s_rules_fire_count_are_listed_and_fuzzed_and_vanis
     assert "algebra" not in run(target, "-m", "fxpasses", "rules")
 
 
+@pytest.mark.full
 def test_a_broken_package_is_named_and_skipped_with_all_of_its_entry(target, tmp_path):
     entries = [f'{name} = "zzz_broken:{name}"' for name in ("two_of_a_name", "numbers", "fails", "missing")]
     installed(target, tmp_path, "zzz-broken", "0.1", BROKEN, *entries)

@@ -96,7 +96,8 @@ def test_any_labelling_of_random_networks_gives_the_same_values_and_strides(exam
     for_random_networks(examples, seed=2)(labelled)
 
 
-@pytest.mark.parametrize("examples", [1, pytest.param(200, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("examples", [200])
 def test_random_networks_through_inductor_equal_eager(examples):
     for_random_networks(examples, seed=3)(compiled)
 

@@ -259,6 +259,7 @@ def test_stock_inductor_is_not_said_to_lay_them_out():
     assert found == {True: "contiguous", False: "channels_last"}
 
 
+@pytest.mark.full
 def test_a_copy_of_the_model_in_float32_is_close():
     model, x = seeded(Vocoder), torch.randn(2, 20, 40)
     single = copy.deepcopy(model).float()
