@@ -143,7 +143,7 @@ def gradients_of(call, model, x):
         pytest.param(traced(layout="channels_last"), id="traced-channels_last"),
         pytest.param(traced(layout="contiguous"), id="traced-contiguous"),
         pytest.param(compiled(layout="channels_last"), id="inductor-channels_last"),
-        pytest.param(compiled(layout="contiguous"), id="inductor-contiguous"),
+        pytest.param(compiled(layout="contiguous"), id="inductor-contiguous", marks=pytest.mark.full),
     ],
 )
 def test_gradients_of_weights_have_eagers_strides_in_dimensions_of_size_1_too(compile_, dtype):

@@ -195,7 +195,7 @@ def test_nothing_is_copied_around_norms_of_groups_and_attention(kind, batch):
     assert plan.repairs == 0
 
 
-@pytest.mark.parametrize("kind", [Norms, PlainNorms])
+@pytest.mark.parametrize("kind", [Norms, pytest.param(PlainNorms, marks=pytest.mark.full)])
 def test_nothing_is_copied_around_norms_of_groups_in_training(kind):
     plan = plan_of(kind(), torch.randn(X), "training")
     assert inside(plan) == []
@@ -233,8 +233,11 @@ def test_any_labelling_of_a_joint_graph_gives_the_same_outputs_and_gradients(kin
                 torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+_SEEN = [kind if kind in (Norms, Shuffles) else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
+
+
 @pytest.mark.parametrize("mode", ["inference", "training"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", _SEEN)
 def test_compiled_models_equal_eager(kind, mode):
     check(*model_and_input(kind), mode)
 
@@ -247,7 +250,9 @@ def test_compiled_models_equal_eager_in_other_layouts(kind, mode, layout):
     check(*model_and_input(kind), mode, layout=layout)
 
 
-@pytest.mark.parametrize("kind", FREE)
+@pytest.mark.parametrize(
+    "kind", [kind if kind is Norms else pytest.param(kind, marks=pytest.mark.full) for kind in FREE]
+)
 def test_one_compilation_holds_for_all_sizes(kind):
     torch.compiler.reset()
     model, _ = model_and_input(kind)
