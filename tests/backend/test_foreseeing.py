@@ -58,7 +58,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     "limited": {"profit": "always", "limit": 1},
     "disabled": {"profit": "always", "disable": ("efficient_conv_bn_eval", "layout")},
 }
-DEFAULT = {("residual", "cached"), ("attention", "channels_last"), ("residual", "cached, channels_last")}
+DEFAULT = {("residual", "cached"), ("attention", "channels_last")}
 
 
 def reports(model: nn.Module, options: Mapping[str, Any]) -> tuple[fxpasses.Report, fxpasses.Report]:

@@ -67,6 +67,7 @@ def test_a_turn_draws_other_models_than_the_one_before(clock):
     assert len(set(drawn.numbers)) > 50
 
 
+@pytest.mark.full
 def test_what_fails_within_the_time_is_made_simpler_beyond_it(monkeypatch):
     def run(seconds):
         drawn = Drawn()
@@ -81,6 +82,7 @@ def test_what_fails_within_the_time_is_made_simpler_beyond_it(monkeypatch):
     assert len(numbers) > until_it_fails + 1
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_models_and_other_ones_with_a_corpus(tmp_path):
     def drawn(**given):
         found = Drawn(least=0)

@@ -395,7 +395,7 @@ class Skip(nn.Module):
 
 
 @pytest.mark.usefixtures("generated")
-@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("reads", [pytest.param(False, marks=pytest.mark.full), True])
 def test_inductor_concatenates_channels_last_where_the_plan_does(reads):
     model, x = Skip(reads).eval().double(), torch.randn(2, 3, 16, 16).double()
     compiled = torch.compile(model, backend="fxpasses", options={"layout": "channels_last"})

@@ -236,7 +236,7 @@ ALL = [Case.of(seed) for seed in range(CASES)]
 # The first that has what is missing is taken, and static sizes, few dimensions and no C++ take less time.
 _COVERING = covering(sorted(ALL, key=lambda case: (case.dynamic, case.rank)), traits)
 _OTHERS = [case for case in ALL if case not in _COVERING]
-QUICK = [*_COVERING, *sorted(_OTHERS, key=lambda case: "inner" not in MODES[case.mode].options)][:60]
+QUICK = [*_COVERING, *sorted(_OTHERS, key=lambda case: "inner" not in MODES[case.mode].options)][:45]
 """A covering set, filled up with cases that no C++ is compiled for."""
 
 

@@ -256,7 +256,7 @@ def compiled(model: nn.Module, x: torch.Tensor, **options: object) -> torch.Tens
     return torch.compile(model, backend="fxpasses", options=options)(x)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_compiling_measures_and_a_second_compilation_measures_nothing(training):
     model, x = network(16).train(training), torch.randn(2, 3, 24, 24)
     with torch.set_grad_enabled(training):

@@ -54,6 +54,7 @@ def test_where_inductor_lays_out_the_sum_is_said_to_be_the_least():
     assert "kept for the backward pass: at least" in str(report)
 
 
+@pytest.mark.full
 def test_the_sum_is_what_autograd_keeps_with_symbolic_sizes():
     model, x = Net(), torch.randn(2, 3, 12, 12)
     torch._dynamo.mark_dynamic(x, 0)

@@ -56,7 +56,7 @@ def image(dimensions, batch=2, grown=0):
     return torch.randn(batch, 8, *(size + grown for size in SPACE[:dimensions]))
 
 
-@pytest.mark.parametrize("dimensions", LAYERS)
+@pytest.mark.parametrize("dimensions", [2, *(pytest.param(each, marks=pytest.mark.full) for each in (1, 3))])
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_are_packed_and_the_results_are_eagers(kind, dimensions):
     model = net(kind, dimensions)
@@ -65,7 +65,7 @@ def test_they_are_packed_and_the_results_are_eagers(kind, dimensions):
     assert fxpasses.last_report().packed_tensors == 2
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, pytest.param(3, marks=pytest.mark.full)])
+@pytest.mark.parametrize("dimensions", [1, *(pytest.param(each, marks=pytest.mark.full) for each in (2, 3))])
 def test_sizes_may_be_dynamic(dimensions):
     model = net("of groups", dimensions)
     run = compiled(model, dynamic=True)
