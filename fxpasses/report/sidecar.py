@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from fxpasses.report.data import Remark
 from fxpasses.report.whole_files import write_whole
 from fxpasses.torch_internals.inductor import inductor_cache_folder, inductor_caches_are_on
 
@@ -39,6 +41,27 @@ def load(name: str) -> Any:
         ValueError: the file is damaged.
     """
     return json.loads(_path(name).read_text(encoding="utf-8"))
+
+
+def remarks_of(
+    rule: str, name: str, made: Sequence[Remark] | None, patches: Mapping[str, Any]
+) -> list[Remark]:
+    """What a pass remarked: kept under a name where it ran now, else what was kept so before.
+
+    Args:
+        rule: the name of the pass.
+        name: where its remarks are kept.
+        made: what it remarked now; None if the graph came from inductor's cache.
+        patches: inductor's settings.
+    """
+    if made is not None:
+        save(name, [asdict(remark) for remark in made], patches)
+        return list(made)
+    try:
+        return [Remark(**fields) for fields in load(name)]
+    except (OSError, ValueError, TypeError):
+        message = "the graph came from inductor's cache, and the record of this pass is gone"
+        return [Remark(rule, "declined", "no-record", message, node="", stage="check")]
 
 
 def _path(name: str) -> Path:

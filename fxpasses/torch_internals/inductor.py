@@ -184,6 +184,12 @@ def with_joint_pass(
     return {**given, JOINT_SLOT: JointGraphPass()}
 
 
+def joint_key(patches: Mapping[str, Any]) -> str:
+    """What the passes in `JOINT_SLOT` depend on under these settings, a layout plan among them."""
+    held = patches.get(JOINT_SLOT)
+    return str(held.uuid()) if held is not None else ""
+
+
 def with_partition_seen(
     given: Mapping[str, Any],
     see: Callable[[torch.fx.GraphModule, torch.fx.GraphModule, int], None],

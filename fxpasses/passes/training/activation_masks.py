@@ -15,7 +15,7 @@ mobilenetv2_100, batch 8, batch norms frozen, 2 cores: 387 ms a step before, 206
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -142,15 +142,7 @@ class JointMasks:
     def completed(self, report: Report) -> Report:
         """The report with what this pass did, or with what it did when the artifact was made."""
         name = sidecar.digest(NAME, sidecar.sources(), self.graph_key, str(sorted(self._patches)))
-        remarks = self._remarks
-        if remarks is not None:
-            sidecar.save(name, [asdict(remark) for remark in remarks], self._patches)
-        else:
-            try:
-                remarks = [Remark(**fields) for fields in sidecar.load(name)]
-            except (OSError, ValueError, TypeError):
-                message = "the graph came from inductor's cache, and the record of this pass is gone"
-                remarks = [Remark(NAME, "declined", "no-record", message, node="", stage="check")]
+        remarks = sidecar.remarks_of(NAME, name, self._remarks, self._patches)
         return replace(report, remarks=(*report.remarks, *remarks))
 
     def _run(self, graph: Graph) -> None:

@@ -24,7 +24,7 @@ from fxpasses.graph.storage import base_of
 from fxpasses.report import sidecar
 from fxpasses.report.report import Report
 from fxpasses.report.saved import Fate, SavedTensor
-from fxpasses.torch_internals.inductor import with_partition_seen
+from fxpasses.torch_internals.inductor import joint_key, with_partition_seen
 from fxpasses.torch_internals.sizes import size_hint
 
 _NAME = "saved_tensors"
@@ -120,7 +120,8 @@ class SavedTensors:
 
     @functools.cached_property
     def _name(self) -> str:
-        return sidecar.digest(_NAME, sidecar.sources(), self.graph_key, str(sorted(self._patches)))
+        passes = joint_key(self._patches)
+        return sidecar.digest(_NAME, sidecar.sources(), passes, self.graph_key, str(sorted(self._patches)))
 
     def _see(self, forward: GraphModule, backward: GraphModule, results: int) -> None:
         self._found = [*(self._found or ()), *saved_tensors(forward.graph, backward.graph, results)]

@@ -13,7 +13,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -29,7 +29,7 @@ from fxpasses.passes.weights.stride_order import in_order
 from fxpasses.report import sidecar
 from fxpasses.report.data import Remark
 from fxpasses.report.report import Report
-from fxpasses.torch_internals.inductor import JOINT_SLOT, with_joint_pass
+from fxpasses.torch_internals.inductor import joint_key, with_joint_pass
 from fxpasses.torch_internals.sizes import as_arguments, size_expression, size_hint, sizes_of
 
 NAME = "group_moments"
@@ -68,17 +68,8 @@ class GroupMoments:
 
     def completed(self, report: Report) -> Report:
         """The report with what this pass did, or with what it did when the artifact was made."""
-        passes = str(self._patches[JOINT_SLOT].uuid())  # what layouts depend on is part of it
-        name = sidecar.digest(passes, self.graph_key, str(sorted(self._patches)))
-        remarks = self._remarks
-        if remarks is not None:
-            sidecar.save(name, [asdict(remark) for remark in remarks], self._patches)
-        else:
-            try:
-                remarks = [Remark(**fields) for fields in sidecar.load(name)]
-            except (OSError, ValueError, TypeError):
-                message = "the graph came from inductor's cache, and the record of this pass is gone"
-                remarks = [Remark(NAME, "declined", "no-record", message, node="", stage="check")]
+        name = sidecar.digest(joint_key(self._patches), self.graph_key, str(sorted(self._patches)))
+        remarks = sidecar.remarks_of(NAME, name, self._remarks, self._patches)
         return replace(report, remarks=(*report.remarks, *remarks))
 
     @functools.cached_property

@@ -99,10 +99,13 @@ def test_a_folded_weight_is_computed_again_by_its_rule():
 
 
 def test_what_comes_from_the_cache_tells_the_same():
+    """Of its own layout: each has a record of its own."""
     model, x = Net(), torch.randn(2, 3, 12, 12)
-    first, _ = trained(model, x)
+    first, _ = trained(model, x, layout="channels_last")
+    other, _ = trained(model, x, layout="contiguous")
+    assert other.saved != first.saved
     counters.clear()
-    again, _ = trained(model, x)
+    again, _ = trained(model, x, layout="channels_last")
     assert counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"] > 0
     assert again.saved == first.saved
 
