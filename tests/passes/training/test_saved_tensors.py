@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.fx import Graph, GraphModule
 
 import fxpasses
 from benchmarks.models.saved_tensors import saved_bytes
 from fxpasses.cli.model_specs import load_model
+from fxpasses.passes.training.saved_tensors import SavedTensors
 from fxpasses.report.report import Report
+from fxpasses.torch_internals.inductor import with_joint_pass
 
 RULE = "efficient_conv_bn_eval"
 
@@ -108,6 +111,22 @@ def test_what_comes_from_the_cache_tells_the_same():
     again, _ = trained(model, x, layout="channels_last")
     assert counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"] > 0
     assert again.saved == first.saved
+
+
+def test_a_record_is_of_the_passes_that_ran():
+    """A layout plan is one: what it keeps is not what another keeps of the same graph."""
+    graph = Graph()
+    kept = graph.call_function(torch.ops.aten.relu.default, (graph.placeholder("x"),))
+    kept.meta["val"] = torch.empty(2, 3)
+    graph.output([kept])
+    found = []
+    for key in ("one", "two", "one"):
+        seen = SavedTensors("a graph")
+        seen.patches(with_joint_pass({}, lambda graph: None, lambda key=key: key))
+        if not found:
+            seen._see(GraphModule({}, graph), GraphModule({}, Graph()), 0)
+        found.append([one.name for one in seen.completed(Report()).saved])
+    assert found == [["relu_default"], [], ["relu_default"]]
 
 
 def test_inference_and_other_backends_tell_nothing():
