@@ -325,6 +325,8 @@ class WeightPacking:
         """The kernel that reads a weight as another graph has packed it, if there is one."""
         if self.own != "measured" or not isinstance(form, KernelRecipe):
             return None
+        if form.kernel.kind is Kind.WINOGRAD:  # which reads any number of pixels
+            return None if planar else form.kernel
         kernels = kernels_for(sizes, pixels, planar=planar)
         return next((kernel for kernel in kernels if kernel.packing == form.kernel.packing), None)
 

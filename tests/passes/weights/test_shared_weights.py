@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 import fxpasses
+from fxpasses.kernels.choice import KernelTiming
+from fxpasses.kernels.convolution import kernels_for
+from fxpasses.kernels.kernel import Kind
 from fxpasses.passes.weights import kept as kept_weights
-from fxpasses.passes.weights import packed
+from fxpasses.passes.weights import own_kernels, packed
 from fxpasses.torch_internals import constants
 
 OPTIONS = {"weights": "cached"}
@@ -57,13 +60,26 @@ def kept_bytes() -> int:
     return sum(sizes.values())
 
 
+def prefers_winograd(sizes, image, **given):
+    """Finds a kernel of Winograd's the fastest wherever there is one, else torch's."""
+    pixels = image[0] * (image[2] - 2) * (image[3] - 2)
+    kernels = [one for one in kernels_for(sizes, pixels) if one.kind is Kind.WINOGRAD]
+    return KernelTiming(kernels[0] if kernels else None, 1e-6, 1e-3)
+
+
 def assert_fresh(run, model, x):
     with torch.no_grad():
         torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("profit", ["model", pytest.param("always", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "profit",
+    ["model", "winograd", pytest.param("always", marks=pytest.mark.full)],
+)
 def test_five_batch_sizes_keep_no_more_than_one(profit, monkeypatch):
+    if profit == "winograd":  # of other widths for other numbers of tiles, if each graph chose by itself
+        monkeypatch.setattr(own_kernels, "choose", prefers_winograd)
+        profit = "model"
     monkeypatch.setattr(kept_weights, "_alive", weakref.WeakSet())
     model = net()
     run = torch.compile(model, backend="fxpasses", options={**OPTIONS, "profit": profit}, dynamic=False)
