@@ -77,12 +77,13 @@ def assert_fresh(run, model, x):
     ["model", "winograd", pytest.param("always", marks=pytest.mark.full)],
 )
 def test_five_batch_sizes_keep_no_more_than_one(profit, monkeypatch):
+    options = {**OPTIONS, "profit": profit}
     if profit == "winograd":  # of other widths for other numbers of tiles, if each graph chose by itself
         monkeypatch.setattr(own_kernels, "choose", prefers_winograd)
-        profit = "model"
+        options = {**OPTIONS, "inductor": {"force_disable_caches": True}}
     monkeypatch.setattr(kept_weights, "_alive", weakref.WeakSet())
     model = net()
-    run = torch.compile(model, backend="fxpasses", options={**OPTIONS, "profit": profit}, dynamic=False)
+    run = torch.compile(model, backend="fxpasses", options=options, dynamic=False)
     images = [torch.randn(batch, 3, 12, 12) for batch in (2, 3, 5, 8, 13)]
     assert_fresh(run, model, images[0])
     one = kept_bytes()
