@@ -129,12 +129,14 @@ def _winograds(sizes: Sizes, pixels: int, vector: int) -> Iterator[Kernel]:
 
 def _products(sizes: Sizes, pixels: int, vector: int, planar: bool) -> Iterator[Kernel]:
     filters = sizes.filters // sizes.groups * sizes.merged
-    padded = {width: -(-filters // (width * vector)) * width * vector for width in _WIDTHS}
+    # Blocks of four vectors do not fit into the 16 registers of AVX2.
+    widths = _WIDTHS if vector > 8 or pixels == 1 else tuple(width for width in _WIDTHS if width < 4)
+    padded = {width: -(-filters // (width * vector)) * width * vector for width in widths}
     least = min(padded.values())
     few_channels = sizes.channels < vector and sizes.groups == 1 and sizes.kernel[1] > 1
-    # The widest of those that read pixel by pixel computes no more vectors than it must.
-    exact = None if few_channels else max(_WIDTHS)
-    worthwhile = [width for width in _WIDTHS if width == exact or padded[width] <= 1.15 * least]
+    # That with four vectors, of those that read pixel by pixel computes no more vectors than it must.
+    exact = None if few_channels else 4
+    worthwhile = [width for width in widths if width == exact or padded[width] <= 1.15 * least]
     for width in worthwhile[:3]:
         if pixels == 1:
             if width in (1, 4):
