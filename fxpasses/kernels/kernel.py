@@ -82,6 +82,11 @@ class Kernel:
         return self.kind, self.width, self.planar
 
     @property
+    def reads_parts(self) -> bool:
+        """Whether it can read some channels of an image that has more, where they lie."""
+        return self.is_blocked_product or self.kind is Kind.WINOGRAD
+
+    @property
     def is_blocked_product(self) -> bool:
         """Whether it is a product over several pixels at a time, which can gather what it reads."""
         return self.kind is Kind.PRODUCT and not self.single_pixel

@@ -25,7 +25,7 @@ import torch
 
 from fxpasses.kernels.kernel import Kernel, Kind
 
-PRODUCT, MEAN, GATHER, CHAIN = range(4)
+PRODUCT, MEAN, GATHER, CHAIN, SUM, MAX = range(6)
 _FAR = 2**19
 """Bytes of a tensor that the nearer caches do not hold, so that it is better made row by row."""
 _FILTERS = 2**18
@@ -44,6 +44,7 @@ class Reading:
         gate: a value of shape [batch, channels] that the image is multiplied by, or None.
         scale, shift: constants of shape [channels], or None.
         limits: of a clamp afterwards, or None.
+        firsts: the first channel that is read of each value; None where all of all are.
     """
 
     values: tuple[int, ...]
@@ -52,6 +53,7 @@ class Reading:
     scale: int | None = None
     shift: int | None = None
     limits: tuple[float, float] | None = None
+    firsts: tuple[int, ...] | None = None
 
 
 class Convolution(NamedTuple):
@@ -90,11 +92,13 @@ class Step:
 
     Attributes:
         kind: `PRODUCT` is a convolution, `MEAN` each channel's over the pixels, `GATHER` what is read itself,
-            `CHAIN` convolutions of which each reads only what the one before gives, made row by row.
+            `CHAIN` convolutions of which each reads only what the one before gives, row by row, `SUM` the
+            sum of what is read, `MAX` each channel's maximum under a window.
         result: the value that it gives.
         reading: what it reads.
         image: batch, height, width and channels of that, at the hints; a matrix is a batch of single pixels.
         convolutions: the one of a `PRODUCT` or those of a `CHAIN`.
+        window: of a `MAX`: kernel, stride, padding and dilation, height and width each.
     """
 
     kind: int
@@ -102,6 +106,7 @@ class Step:
     reading: Reading
     image: tuple[int, int, int, int]
     convolutions: tuple[Convolution, ...] = ()
+    window: tuple[int, ...] = ()
 
     @property
     def planar(self) -> tuple[int, ...]:
@@ -117,10 +122,11 @@ class Step:
     def words(self) -> list[int]:
         """The step as the operator reads it."""
         reading = self.reading
-        pairs = [word for pair in zip(reading.values, reading.widths, strict=True) for word in pair]
-        words = [self.kind, self.result, len(reading.values), *pairs, self.image[3]]
-        if self.kind == MEAN:
-            return words
+        firsts = reading.firsts or (0,) * len(reading.values)
+        parts = [word for part in zip(reading.values, firsts, reading.widths, strict=True) for word in part]
+        words = [self.kind, self.result, len(reading.values), *parts, self.image[3]]
+        if self.kind in (MEAN, SUM, MAX):
+            return [*words, *self.window]
         words += [-1 if number is None else number for number in (reading.gate, reading.scale, reading.shift)]
         words += [reading.limits is not None, *map(_bits, reading.limits or (0.0, 0.0))]
         if self.kind == CHAIN:

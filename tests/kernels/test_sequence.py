@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 from fxpasses.kernels.sequence import (
     CHAIN,
     GATHER,
+    MAX,
     MEAN,
     PRODUCT,
+    SUM,
     Convolution,
     Reading,
     Step,
@@ -51,7 +54,9 @@ class Program:
         return len(self.constants) - 1
 
     def read(self, reading):
-        image = torch.cat([self.exact[value] for value in reading.values], 1)
+        firsts = reading.firsts or (0,) * len(reading.values)
+        parts = zip(reading.values, firsts, reading.widths, strict=True)
+        image = torch.cat([self.exact[value][:, first : first + width] for value, first, width in parts], 1)
         if reading.gate is not None:
             image = image * self.exact[reading.gate]
         if reading.scale is not None:
@@ -75,12 +80,12 @@ class Program:
 
         return arguments, exact
 
-    def add(self, kind, reading, result, *convolutions):
+    def add(self, kind, reading, result, *convolutions, window=()):
         image = self.read(reading)
-        shape = (image.shape[0], *image.shape[2:], image.shape[1])
-        self.steps.append(
-            Step(kind, len(self.exact), reading, shape, tuple(arguments for arguments, _ in convolutions))
-        )
+        channels = reading.widths[0] if kind == SUM else image.shape[1]
+        shape = (image.shape[0], *image.shape[2:], channels)
+        arguments = tuple(arguments for arguments, _ in convolutions)
+        self.steps.append(Step(kind, len(self.exact), reading, shape, arguments, window))
         self.exact.append(result(image))
         return len(self.exact) - 1
 
@@ -102,12 +107,12 @@ def _renumbered(step, number):
     reading = step.reading
     gate = None if reading.gate is None else number(reading.gate)
     values = tuple(map(number, reading.values))
-    read = Reading(values, reading.widths, gate, reading.scale, reading.shift, reading.limits)
+    read = replace(reading, values=values, gate=gate)
     convolutions = tuple(
         one._replace(summand=None if one.summand is None else number(one.summand))
         for one in step.convolutions
     )
-    return Step(step.kind, number(step.result), read, step.image, convolutions)
+    return replace(step, result=number(step.result), reading=read, convolutions=convolutions)
 
 
 def product(width):
@@ -375,6 +380,87 @@ class Call(ctypes.Structure):
     )
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [product(1), product(2), product(4), Kernel(Kind.WINOGRAD, 2), Kernel(Kind.WINOGRAD, 4)],
+    ids=str,
+)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_some_channels_of_an_image_are_read_where_they_lie(kernel, groups):
+    """Behind and before others, on every border; with groups also where each has some of them."""
+    for first, width, total in ((0, 48, 64), (16, 48, 64), (7, 48, 60), (48, 48, 96)):
+        made = Program([channels_last(2, total, 5, 9)])
+        reading = Reading((0,), (width,), firsts=(first,))
+        if kernel.kind is Kind.WINOGRAD and groups > 1:
+            continue
+        square = made.convolution(
+            Sizes(width, 24, groups, (3, 3), (1, 1), (1, 1), (1, 1)), kernel, None, "silu"
+        )
+        made.add(PRODUCT, reading, square[1], square)
+        if kernel.kind is Kind.PRODUCT and groups == 1:
+            point = made.convolution(_single(width, 33), kernel)
+            made.add(PRODUCT, reading, point[1], point)
+        made.add(GATHER, reading, lambda image: image)
+        results = range(1, len(made.exact))
+        for found, at in zip(made.run(results), results, strict=True):
+            assert_equal(found, made.exact[at])
+
+
+@pytest.mark.parametrize("channels", [3, 16, 37])
+def test_sums_of_images_and_of_some_of_their_channels(channels):
+    made = Program([channels_last(2, channels, 5, 9), channels_last(2, 2 * channels + 1, 5, 9)])
+    for values, firsts in (((0, 0), None), ((0, 1), (0, 1)), ((1, 1, 0), (channels, 0, 0))):
+        reading = Reading(values, (channels,) * len(values), firsts=firsts)
+        whole = made.read(reading)
+        wanted = sum(whole.split(channels, 1))
+        made.add(SUM, reading, lambda image, wanted=wanted: wanted)
+    for found, at in zip(made.run([2, 3, 4]), (2, 3, 4), strict=True):
+        assert_equal(found, made.exact[at])
+
+
+@pytest.mark.parametrize("channels", [3, 16, 37])
+@pytest.mark.parametrize(
+    "window",
+    [(3, 3, 2, 2, 1, 1, 1, 1), (5, 5, 1, 1, 2, 2, 1, 1), (2, 2, 2, 2, 0, 0, 1, 1), (2, 3, 1, 2, 1, 0, 2, 1)],
+    ids=str,
+)
+def test_a_maximum_is_torchs_also_of_what_is_not_finite(window, channels):
+    x = channels_last(2, channels, 9, 12)
+    for value, place in ((float("nan"), (0, 0)), (float("inf"), (3, 4)), (-float("inf"), (8, 11))):
+        x[0, 1, place[0], place[1]] = value
+    x[1, 0] = -float("inf")
+    made = Program([x])
+    space = [window[at : at + 2] for at in (0, 2, 4, 6)]
+    made.add(MAX, made.plain(0), lambda image: functional.max_pool2d(image, *space), window=window)
+    (found,) = made.run([1])
+    assert torch.equal(found.double().nan_to_num(7e7), made.exact[1].nan_to_num(7e7))
+    assert torch.equal(found.isnan(), made.exact[1].isnan())
+
+
+@pytest.mark.parametrize("why", ["depthwise", "few channels", "mean", "max", "one pixel", "sum"])
+def test_steps_that_read_whole_images_refuse_parts_of_them(why):
+    made = Program([channels_last(1, 40, 6, 6)])
+    reading = Reading((0,), (16,), firsts=(16,))
+    few = Reading((0,), (3,), firsts=(1,))
+    if why == "depthwise":
+        deep = made.convolution(_depthwise(16), DEPTHWISE)
+        made.add(PRODUCT, reading, deep[1], deep)
+    elif why == "few channels":
+        stem = made.convolution(Sizes(3, 16, 1, (3, 3), (1, 1), (1, 1), (1, 1)), few_channels(1))
+        made.add(PRODUCT, few, stem[1], stem)
+    elif why == "one pixel":
+        layer = made.convolution(_single(16, 16), Kernel(Kind.PRODUCT, 1, single_pixel=True))
+        made.add(PRODUCT, reading, layer[1], layer)
+    elif why == "mean":
+        made.add(MEAN, reading, lambda image: image.mean((2, 3), keepdim=True))
+    elif why == "max":
+        made.add(MAX, reading, lambda image: image, window=(1, 1, 1, 1, 0, 0, 1, 1))
+    else:
+        made.add(SUM, Reading((0, 0), (16, 15), firsts=(0, 0)), lambda image: image[:, :16])
+    with pytest.raises(RuntimeError, match=r"read some channels|summands of as many"):
+        made.run([1])
+
+
 @pytest.mark.parametrize(("batch", "floats"), [(1, 320), (3, 960)])
 def test_memory_is_used_again_whatever_the_batch(batch, floats):
     steps = [Step(GATHER, 1 + at, Reading((at,), (160,)), (1, 1, 1, 160)) for at in range(10)]
@@ -461,13 +547,14 @@ def test_a_matrix_is_an_image_of_one_pixel():
         (lambda words, given: words[:-1], "ends where its length says"),
         (lambda words, given: [*words[:3], 9, *words[4:]], "no step 9"),
         (lambda words, given: [*words[:4], 7, *words[5:]], "numbered in range"),
-        (lambda words, given: [*words[:7], 8, *words[8:]], "as many channels"),
-        (lambda words, given: [*words[:9], 1, *words[10:]], "a gate of each image"),
+        (lambda words, given: [*words[:8], 8, *words[9:]], "as many channels"),
+        (lambda words, given: [*words[:7], 1, *words[8:]], "the channels that the step reads"),
+        (lambda words, given: [*words[:10], 1, *words[11:]], "a gate of each image"),
         (lambda words, given: given[1].pop(), "out of range|index|at"),
         (lambda words, given: given[1].insert(0, torch.zeros(7)), "packed for this convolution"),
         (lambda words, given: given[0].__setitem__(0, given[0][0].double()), "float32 inputs"),
     ],
-    ids=["cut", "kind", "result", "channels", "gate", "constant", "weight", "dtype"],
+    ids=["cut", "kind", "result", "channels", "part", "gate", "constant", "weight", "dtype"],
 )
 def test_what_does_not_fit_is_refused(spoil, message):
     made = Program([channels_last(1, 16, 4, 4)])

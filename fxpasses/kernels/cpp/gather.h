@@ -19,7 +19,7 @@ namespace {
 struct Source {
   int64_t count;
   const float* const* images;
-  const int64_t* widths;
+  const int64_t *widths, *steps;  // channels that are read of each image; floats from its pixel to the next
   const float *scale, *shift;  // of each channel, or null
   int64_t scale_step;          // floats from the scale of one image of the batch to that of the next
   bool clamped;
@@ -37,7 +37,7 @@ struct Source {
       }
       for (int64_t which = 0; which < count; which++) {
         const int64_t width = widths[which];
-        const float* from = images[which] + place * width;
+        const float* from = images[which] + place * steps[which];
         int64_t c = 0;
         for (; c + VL <= width; c += VL) store(to + c, changed(load(from + c), times, plus, c));
         if (c < width) {

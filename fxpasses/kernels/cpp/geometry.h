@@ -32,4 +32,10 @@ Geometry geometry_of(const int64_t* sizes, int64_t n, int64_t h, int64_t w, int6
   return g;
 }
 
+// Of a window that passes over each channel. Its words: kh, kw, sh, sw, ph, pw, dh, dw.
+Geometry window_of(const int64_t* words, int64_t n, int64_t h, int64_t w, int64_t c) {
+  const int64_t sizes[] = {c, c, words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]};
+  return geometry_of(sizes, n, h, w, c);
+}
+
 }  // namespace

@@ -21,6 +21,8 @@ struct Kernel {
   bool planar;        // reads an image plane by plane
   int64_t code;
 
+  // Whether it can read some channels of an image that has more.
+  bool reads_parts() const { return is_blocked_product() || kind == Kind::WINOGRAD; }
   bool is_blocked_product() const { return kind == Kind::PRODUCT && !single_pixel; }
 };
 

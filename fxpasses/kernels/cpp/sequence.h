@@ -1,7 +1,8 @@
 // The operator `sequence`: steps over numbered values in one call. sequence.py writes the program that it reads.
 //
 //     values   inputs | results | others, in one block of memory
-//     step     kind, result, what it reads, channels [, gate, scale, shift, clamp [, convolutions]]
+//     step     kind, result, what it reads, channels [, gate, scale, shift, clamp [, convolutions]] [, window]
+//     reads    values, of each the first channel and how many
 //
 // A program says nothing of batches, heights and widths: they follow from those of the inputs, and with them where
 // the other values lie in the block. So one program serves all sizes.
@@ -19,8 +20,10 @@
 #include "check.h"
 #include "dispatch.h"
 #include "gather.h"
+#include "maximum.h"
 #include "mean.h"
 #include "memory.h"
+#include "sum.h"
 
 namespace {
 
@@ -75,27 +78,32 @@ struct ConvolutionWords {
   const int64_t* activation() const { return words + 13; }
 };
 
-enum StepKind : int64_t { PRODUCT, MEAN, GATHER, CHAIN };
+enum StepKind : int64_t { PRODUCT, MEAN, GATHER, CHAIN, SUM, MAX };
 
 // The words of one step.
 struct StepWords {
   int64_t kind, result, images;
-  const int64_t* pairs;  // of each image its value and its channels
+  const int64_t* parts;  // of each image its value, the first channel that is read, and how many are
   int64_t channels;
   const int64_t* source = nullptr;  // gate, scale, shift, whether it is clamped, low, high
   int64_t convolutions = 0;
   const int64_t* first = nullptr;
+  const int64_t* window = nullptr;  // of a maximum: kh, kw, sh, sw, ph, pw, dh, dw
 
   explicit StepWords(Reader& read)
-      : kind(read.next()), result(read.next()), images(read.next()), pairs(read.take(2 * images)), channels(read.next()) {
-    if (kind < PRODUCT || kind > CHAIN) refuse("no step " + std::to_string(kind));
+      : kind(read.next()), result(read.next()), images(read.next()), parts(read.take(3 * images)), channels(read.next()) {
+    if (kind < PRODUCT || kind > MAX) refuse("no step " + std::to_string(kind));
     require(images > 0, "a step that reads something");
-    if (kind == MEAN) return;
+    if (kind == MAX) window = read.take(8);
+    if (kind == MEAN || kind == SUM || kind == MAX) return;
     source = read.take(6);
     if (kind != GATHER) convolutions = kind == PRODUCT ? 1 : read.next();
     first = read.take(ConvolutionWords::COUNT * convolutions);
   }
 
+  int64_t value(int64_t which) const { return parts[3 * which]; }
+  int64_t start(int64_t which) const { return parts[3 * which + 1]; }
+  int64_t width(int64_t which) const { return parts[3 * which + 2]; }
   ConvolutionWords convolution(int64_t which) const { return {first + ConvolutionWords::COUNT * which}; }
 };
 
@@ -143,15 +151,17 @@ class Values {
   bool is_input(int64_t value) const { return value < inputs; }
   int64_t floats() const { return size; }
 
-  // The image that a step reads: its values one after another along the channels.
+  // The image that a step reads: its values one after another along the channels, but for a sum one upon another.
   Shape image_of(const StepWords& step) const {
-    Shape image = shape(step.pairs[0]);
+    Shape image = shape(step.value(0));
     int64_t channels = 0;
     for (int64_t which = 0; which < step.images; which++) {
-      const Shape& one = shape(step.pairs[2 * which]);
-      require(one.n == image.n && one.h == image.h && one.w == image.w && one.c == step.pairs[2 * which + 1],
-              "images of equal sizes, of as many channels as the step says");
-      channels += one.c;
+      const Shape& one = shape(step.value(which));
+      require(one.n == image.n && one.h == image.h && one.w == image.w, "images of equal sizes");
+      require(step.start(which) >= 0 && step.width(which) > 0 && step.start(which) + step.width(which) <= one.c,
+              "images of the channels that the step reads");
+      require(step.kind != SUM || step.width(which) == step.width(0), "summands of as many channels");
+      channels = step.kind == SUM ? step.width(0) : channels + step.width(which);
     }
     require(channels == step.channels, "as many channels as the step says");
     image.c = channels;
@@ -172,6 +182,10 @@ class Values {
   Shape result_of(const StepWords& step) const {
     Shape shape = image_of(step);
     if (step.kind == MEAN) return {shape.n, 1, 1, shape.c};
+    if (step.kind == MAX) {
+      const Geometry g = window_of(step.window, shape.n, shape.h, shape.w, shape.c);
+      return {g.n, g.oh, g.ow, g.k};
+    }
     for (int64_t which = 0; which < step.convolutions; which++) {
       const Geometry g = geometry_of(step.convolution(which).sizes(), shape.n, shape.h, shape.w, shape.c);
       shape = {g.n, g.oh, g.ow, g.k};
@@ -205,7 +219,14 @@ class Steps {
     const Shape image = values.image_of(step);
     read_images(step);
     require(!by_planes || step.convolutions > 0, "an input in planes is read by a convolution");
+    require(is_whole || step.kind == SUM || step.kind == GATHER ||
+                (step.kind == PRODUCT && kernel_of(step.convolution(0).kernel()).reads_parts()),
+            "a step that can read some channels of a value");
     if (step.kind == MEAN) return mean(images[0], image.n, image.h * image.w, image.c, out, threads);
+    if (step.kind == MAX)
+      return maximum(window_of(step.window, image.n, image.h, image.w, image.c), images[0], out, threads);
+    if (step.kind == SUM)
+      return sum(images.data(), steps.data(), (int64_t)images.size(), image.n * image.h * image.w, image.c, out, threads);
     const Source source = read_source(step);
     if (step.kind == GATHER) {
       const int64_t same[] = {image.c, 1, 1, 1, 1, 1, 0, 0, 1, 1};
@@ -215,7 +236,8 @@ class Steps {
     stages.clear();
     for (int64_t which = 0; which < step.convolutions; which++) stages.push_back(read_convolution(step, which, image));
     if (step.kind == PRODUCT) {
-      const Stage& one = stages[0];
+      Stage& one = stages[0];
+      if (plain) one.g.image_pixel = steps[0];
       return ::run(one.g, one.kernel, one.after, images[0], plain ? nullptr : &source, one.weight, one.other, out,
                    threads);
     }
@@ -232,20 +254,22 @@ class Steps {
   int threads;
   // Of the step at hand; here so that their memory is used again.
   std::vector<const float*> images;
-  std::vector<int64_t> widths;
-  bool by_planes = false;
+  std::vector<int64_t> widths, steps;
+  bool by_planes = false, is_whole = true;  // whether every value is read with all its channels
   std::vector<Stage> stages;
 
   void read_images(const StepWords& step) {
-    images.clear(), widths.clear();
-    by_planes = false;
+    images.clear(), widths.clear(), steps.clear();
+    by_planes = false, is_whole = true;
     for (int64_t which = 0; which < step.images; which++) {
-      const int64_t value = step.pairs[2 * which];
+      const int64_t value = step.value(which);
+      is_whole &= step.width(which) == values.shape(value).c;
       by_planes |= head.is_planar(value);
       require(!by_planes || values.is_input(value), "only inputs lie plane by plane");
-      images.push_back(values.at(value));
-      widths.push_back(step.pairs[2 * which + 1]);
+      images.push_back(values.at(value) + step.start(which));
+      widths.push_back(step.width(which)), steps.push_back(values.shape(value).c);
     }
+    require(!by_planes || is_whole, "all channels of what lies plane by plane");
   }
 
   const Packed& constant(int64_t which) const {
@@ -259,7 +283,7 @@ class Steps {
 
   Source read_source(const StepWords& step) {
     const int64_t* const words = step.source;
-    Source source{(int64_t)images.size(), images.data(), widths.data(), vector_or_null(words[1], step.channels),
+    Source source{(int64_t)images.size(), images.data(), widths.data(), steps.data(), vector_or_null(words[1], step.channels),
                   vector_or_null(words[2], step.channels), 0};
     if (words[0] >= 0) {
       const Shape image = values.image_of(step), gate{image.n, 1, 1, image.c};
@@ -273,10 +297,9 @@ class Steps {
   // A convolution of the image that was read or, in a chain, of what the stage before it gives.
   Stage read_convolution(const StepWords& step, int64_t which, const Shape& image) const {
     const ConvolutionWords words = step.convolution(which);
-    const Geometry g = which == 0
-                           ? geometry_of(words.sizes(), image.n, image.h, image.w, image.c)
-                           : geometry_of(words.sizes(), image.n, stages.back().g.oh, stages.back().g.ow,
-                                         stages.back().g.k);
+    const Geometry g = which == 0 ? geometry_of(words.sizes(), image.n, image.h, image.w, image.c)
+                            : geometry_of(words.sizes(), image.n, stages.back().g.oh, stages.back().g.ow,
+                                          stages.back().g.k);
     const Kernel kernel = kernel_of(words.kernel());
     const int64_t summand = words.summand();
     require(summand < 0 || !head.is_planar(summand), "a summand that lies pixel by pixel");

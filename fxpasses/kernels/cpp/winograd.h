@@ -49,7 +49,7 @@ inline void transform(const Geometry& g, const Tile& tile, const float* image, c
     for (int64_t j = 0; j < 4; j++) {
       const int64_t y = tile.y - g.ph + i, x = tile.x - g.pw + j;
       const bool inside = (uint64_t)y < (uint64_t)g.h && (uint64_t)x < (uint64_t)g.w;
-      at[i][j] = inside ? image + ((tile.n * g.h + y) * g.w + x) * g.c : zeros;
+      at[i][j] = inside ? image + ((tile.n * g.h + y) * g.w + x) * g.image_pixel : zeros;
     }
   for (int64_t c = 0; c < g.c; c += VL) {
     Vec half[4][4];
@@ -104,7 +104,7 @@ inline Vec direct(const Geometry& g, const Tile& tile, int64_t y, int64_t x, con
     for (int64_t j = 0; j < 3; j++) {
       const int64_t top = tile.y + y - g.ph + i, side = tile.x + x - g.pw + j;
       if ((uint64_t)top >= (uint64_t)g.h || (uint64_t)side >= (uint64_t)g.w) continue;
-      const float* pixel = image + ((tile.n * g.h + top) * g.w + side) * g.c;
+      const float* pixel = image + ((tile.n * g.h + top) * g.w + side) * g.image_pixel;
       const int row = i == 2 ? 3 : (int)i, column = j == 2 ? 3 : (int)j;
       for (int64_t c = 0; c < g.c; c++) {
         Vec tap = transformed(row, column, c);

@@ -42,6 +42,7 @@ class Read:
         scale, shift: vectors of a factor and a term of each channel, or None.
         limits: of a clamp afterwards, or None.
         nodes: what need not be computed any more.
+        firsts, widths: of each image the first channel that is read, and how many are; None for all of all.
     """
 
     images: tuple[Node, ...]
@@ -50,6 +51,8 @@ class Read:
     shift: Node | None = None
     limits: tuple[float, float] | None = None
     nodes: tuple[Node, ...] = ()
+    firsts: tuple[int, ...] | None = None
+    widths: tuple[int, ...] | None = None
 
 
 def read_ahead(image: Node, *, only_reader: bool = True) -> Read:
@@ -111,7 +114,7 @@ def _by_channel(node: Node, target: object) -> tuple[Node, Node] | None:
         if not isinstance(image, Node) or not isinstance(other, Node):
             continue
         vector, value = _vector_of(other), tensor(image)
-        if vector is not None and _alike(value, result):
+        if vector is not None and alike(value, result):
             return image, vector
     return None
 
@@ -141,7 +144,7 @@ def gate_of(node: Node) -> tuple[Node, Node] | None:
         if not isinstance(image, Node) or not isinstance(gate, Node):
             continue
         value, factor = tensor(image), tensor(gate)
-        if not _alike(value, result) or not is_image(factor):
+        if not alike(value, result) or not is_image(factor):
             continue
         assert result is not None
         assert factor is not None
@@ -160,7 +163,8 @@ def _concatenated(node: Node) -> tuple[Node, ...] | None:
     return images if axis in (1, -3) and len(images) == len(parts) else None
 
 
-def _alike(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+def alike(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether they are images of the same sizes."""
     if not is_image(one) or not is_image(other):
         return False
     assert one is not None

@@ -2,7 +2,9 @@
 
     fxpasses.convolution, and through it what it may read ahead     PRODUCT
     mean over height and width                                      MEAN
-    an image times a gate                                           GATHER
+    an image times a gate, some channels of an image                GATHER
+    a sum of two images                                             SUM
+    maxima under a window                                           MAX
     one pixel under another name or shape                           no step: the value gets another name
 
 Which of them can be done at once is `sequence_runs`' question.
@@ -10,8 +12,10 @@ Which of them can be done at once is `sequence_runs`' question.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Graph, Node
@@ -19,10 +23,11 @@ from torch.fx import Graph, Node
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.storage import is_same_pixel
 from fxpasses.kernels.kernel import Kernel
-from fxpasses.kernels.sequence import GATHER, MEAN, PRODUCT
-from fxpasses.passes.weights.read_ahead import RESHAPING, Read, gate_of, is_image, read_ahead
-from fxpasses.passes.weights.stride_order import readers_of, source_of
-from fxpasses.torch_internals.sizes import sizes_of
+from fxpasses.kernels.sequence import GATHER, MAX, MEAN, PRODUCT, SUM
+from fxpasses.passes.weights.read_ahead import RESHAPING, Read, alike, gate_of, is_image, read_ahead
+from fxpasses.passes.weights.sequence_parts import maximum_of, part_of
+from fxpasses.passes.weights.stride_order import readers_of, source_of, value_of
+from fxpasses.torch_internals.sizes import size_hint, sizes_of
 
 aten = torch.ops.aten
 
@@ -36,15 +41,24 @@ class Member:
 
     Attributes:
         node: the node.
-        kind: of the step: `PRODUCT`, `MEAN` or `GATHER`.
+        kind: of the step: `PRODUCT`, `MEAN`, `GATHER`, `SUM` or `MAX`.
         read: what the step reads; None where the value gets another name.
         summand: what is added, or None.
+        window: of a `MAX`, as `Step.window`.
     """
 
     node: Node
     kind: int
     read: Read | None
     summand: Node | None = None
+    window: tuple[int, ...] = ()
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether the step can read some channels of a value where they lie."""
+        if self.read is None:
+            return False
+        return self.kind in (GATHER, SUM) or (self.kind == PRODUCT and kernel_of(self.node).reads_parts)
 
     @property
     def inputs(self) -> list[Node]:
@@ -80,7 +94,7 @@ def members_of(graph: Graph) -> tuple[dict[Node, Member], set[Node]]:
         if node in members or node in absorbed or not node.users:
             continue
         readers = readers_of(node)
-        if not all(user in members or user in absorbed for user in readers):
+        if not all(_serves(user, members, absorbed) for user in readers):
             continue
         if any(map(_reads_planes, readers)):  # what steps give lies in channels-last memory
             continue
@@ -88,6 +102,14 @@ def members_of(graph: Graph) -> tuple[dict[Node, Member], set[Node]]:
         if member is not None:
             members[node] = member
     return members, absorbed
+
+
+def _serves(user: Node, members: Mapping[Node, Member], absorbed: AbstractSet[Node]) -> bool:
+    """Whether only members read what a node gives, or it is one."""
+    if user in members or user in absorbed:
+        return True
+    results = user.users  # of an operator that has several
+    return bool(results) and all(one.target is operator.getitem and one in members for one in results)
 
 
 def _reads_planes(node: Node) -> bool:
@@ -112,6 +134,16 @@ def _other_member(node: Node) -> Member | None:
     found = tensor(node)
     if found is None or not node.args or not isinstance(node.args[0], Node):
         return None
+    if (part := part_of(node)) is not None:
+        whole, first, width = part
+        return Member(node, GATHER, Read((whole,), firsts=(first,), widths=(width,)))
+    if (pooled := maximum_of(node)) is not None:
+        whole, window = pooled
+        return Member(node, MAX, Read((whole,)), window=window)
+    if (summands := _summands_of(node)) is not None:
+        return Member(node, SUM, Read(summands))
+    if node.target is operator.getitem:
+        return None
     given = tensor(source_of(node.args[0]))
     if node.target is aten.mean.dim and not node.kwargs and is_image(given):
         axes = node.args[1]
@@ -129,3 +161,39 @@ def _other_member(node: Node) -> Member | None:
         if sizes_of(image) == (*sizes_of(matrix), 1, 1):
             return Member(node, GATHER, None)
     return None
+
+
+def _summands_of(node: Node) -> tuple[Node, Node] | None:
+    """The two images of equal sizes of which a node is the sum; None where it is none."""
+    if node.target is not aten.add.Tensor or node.kwargs or len(node.args) != 2:
+        return None
+    one, other = (source_of(each) if isinstance(each, Node) else None for each in node.args)
+    if one is None or other is None or not alike(tensor(one), tensor(other)):
+        return None
+    return (one, other) if alike(tensor(one), tensor(node)) else None
+
+
+def with_parts(members: Sequence[Member]) -> list[Member]:
+    """Members of one run, which read the channels of an image where they lie, if they can."""
+    parts: dict[Node, tuple[Node, int, int]] = {}
+    found: list[Member] = []
+    for member in members:
+        if member.read is not None and member.reads_parts and not parts.keys().isdisjoint(member.read.images):
+            member = replace(member, read=_through(member.read, parts))
+        found.append(member)
+        read = member.read
+        if read is not None and member.kind == GATHER and read.gate is None and read.firsts and read.widths:
+            parts[member.node] = read.images[0], read.firsts[0], read.widths[0]
+    return found
+
+
+def _through(read: Read, parts: Mapping[Node, tuple[Node, int, int]]) -> Read:
+    images, firsts, widths = [], [], []
+    for which, image in enumerate(read.images):
+        first = read.firsts[which] if read.firsts else 0
+        whole = value_of(image).shape[1]
+        source, start, _ = parts.get(image, (image, 0, whole))
+        images.append(source)
+        firsts.append(start + first)
+        widths.append(size_hint(read.widths[which] if read.widths else whole))
+    return replace(read, images=tuple(images), firsts=tuple(firsts), widths=tuple(widths))

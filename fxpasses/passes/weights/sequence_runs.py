@@ -8,6 +8,7 @@ A node that writes to memory ends a run too.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -77,9 +78,13 @@ def outer_readers(run: Run) -> dict[Node, bool]:
         node: member.node for member in run.members if member.read is not None for node in member.read.nodes
     }
 
+    several = {member.node.args[0] for member in run.members if member.node.target is operator.getitem}
+
     def is_outer(user: Node) -> bool:
         while user in absorbing:
             user = absorbing[user]
+        if user in several:  # an operator of several results, which members are
+            return any(result not in run.inside for result in user.users)
         return user not in run.inside
 
     return {member.node: any(map(is_outer, readers_of(member.node))) for member in run.members}

@@ -18,8 +18,8 @@ import torch
 from torch.fx import Graph, Node
 
 from fxpasses.graph.provenance import inherit
-from fxpasses.kernels.sequence import PRODUCT, Convolution, Reading, Step, program, shapes_argument
-from fxpasses.passes.weights.sequence_members import Member, Operand, kernel_of, members_of
+from fxpasses.kernels.sequence import PRODUCT, SUM, Convolution, Reading, Step, program, shapes_argument
+from fxpasses.passes.weights.sequence_members import Member, Operand, kernel_of, members_of, with_parts
 from fxpasses.passes.weights.sequence_runs import Run, outer_readers, runs_of
 from fxpasses.passes.weights.stride_order import in_order, value_of
 from fxpasses.torch_internals.fake_tensors import without_fake_tensors
@@ -101,10 +101,11 @@ class _Values:
 def _write(graph: Graph, run: Run, name: str, constant: Constant, replaced: dict[Node, Node]) -> None:
     """Replaces the members of a run by one call, and notes in `replaced` what stands for them now."""
     stays, results = _seen_outside(run)
-    operands = (operand for member in run.members for operand in member.operands)
+    members = with_parts(run.members)
+    operands = (operand for member in members for operand in member.operands)
     outside = ((replaced.get(node, node), planar) for node, planar in operands if node not in run.inside)
     values = _Values(list(dict.fromkeys(outside)), results, replaced)
-    steps = _steps(run, values)
+    steps = _steps(members, values)
     with without_fake_tensors():
         words = torch.tensor(program(steps, values.known, values.others), dtype=torch.int64)
     last = run.members[-1].node
@@ -140,16 +141,21 @@ def _seen_outside(run: Run) -> tuple[set[Node], list[Node]]:
     return stays, [node for node in computed if outer[node] or not stays.isdisjoint(node.users)]
 
 
-def _steps(run: Run, values: _Values) -> list[Step]:
-    """The members of a run as steps, in program order."""
+def _steps(members: Sequence[Member], values: _Values) -> list[Step]:
+    """The members of a run as steps, in program order, but for those whose value no step reads."""
     steps: list[Step] = []
-    for member in run.members:
+    for member in members:
         if member.read is None:
             values.rename(member.node, member.inputs[0])
         else:
             result = values.given_by(member.node)
             steps.append(_step(member, result, [values.of(operand) for operand in member.operands], values))
-    return steps
+    read, needed = set(range(values.known)), []
+    for step in reversed(steps):
+        if step.result in read:
+            needed.append(step)
+            read.update(step.read)
+    return needed[::-1]
 
 
 def _step(member: Member, result: int, operands: Sequence[int], values: _Values) -> Step:
@@ -157,14 +163,14 @@ def _step(member: Member, result: int, operands: Sequence[int], values: _Values)
     read = member.read
     assert read is not None
     images, others = operands[: len(read.images)], iter(operands[len(read.images) :])
-    widths = tuple(size_hint(value_of(image).shape[1]) for image in read.images)
+    widths = read.widths or tuple(size_hint(value_of(image).shape[1]) for image in read.images)
     gate = None if read.gate is None else next(others)
     scale, shift = values.constant(read.scale), values.constant(read.shift)
-    reading = Reading(tuple(images), widths, gate, scale, shift, read.limits)
+    reading = Reading(tuple(images), widths, gate, scale, shift, read.limits, read.firsts)
     count, _, height, width = (*map(size_hint, value_of(read.images[0]).shape), 1, 1)[:4]
-    image = (count, height, width, sum(widths))
+    image = (count, height, width, widths[0] if member.kind == SUM else sum(widths))
     if member.kind != PRODUCT:
-        return Step(member.kind, result, reading, image)
+        return Step(member.kind, result, reading, image, window=member.window)
     arguments: tuple[Any, ...] = member.node.args
     _, filters, _, sizes, _, activation, low, high = arguments
     which = values.constant(filters)

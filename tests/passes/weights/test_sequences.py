@@ -348,3 +348,95 @@ def test_winograds_kernels_follow_one_another_for_sizes_of_all_kinds(dynamic, wi
         model.first[0].weight.mul_(2)
     for shape in shapes:
         assert_eagers(run, model, torch.randn(shape).contiguous(memory_format=torch.channels_last))
+
+
+class Parts(nn.Module):
+    """A block as detectors have: halves, a sum behind an activation, three poolings, a concatenation."""
+
+    def __init__(self, channels=32, depthwise=False):
+        super().__init__()
+        groups = channels if depthwise else 1
+        self.first = nn.Conv2d(16, 2 * channels, 1)
+        self.square = nn.Conv2d(channels, channels, 3, padding=1, groups=groups)
+        self.last = nn.Conv2d(6 * channels, 24, 1)
+
+    def forward(self, x):
+        left, right = nn.functional.silu(self.first(x)).chunk(2, 1)
+        right = right + nn.functional.silu(self.square(right))
+        pooled = [right]
+        for _ in range(3):
+            pooled.append(nn.functional.max_pool2d(pooled[-1], 5, 1, 2))
+        return self.last(torch.cat([left, *pooled, left + right], 1))
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+@pytest.mark.parametrize("shape", [(1, 16, 9, 12), (2, 16, 5, 5)], ids=str)
+def test_halves_sums_and_poolings_are_part_of_one_call(shape, depthwise):
+    model = seeded(lambda: Parts(depthwise=depthwise))
+    run = compiled(model)
+    assert_eagers(run, model, torch.randn(shape))
+    assert calls() == [3]
+    with torch.no_grad():
+        model.square.weight.mul_(2)
+    assert_eagers(run, model, torch.randn(shape))
+
+
+def test_parts_and_maxima_follow_sizes_that_change():
+    model = seeded(Parts)
+    run = torch.compile(
+        model, backend="fxpasses", options={"weights": "cached", "profit": "always"}, dynamic=True
+    )
+    for shape in ((2, 16, 9, 12), (3, 16, 7, 5)):
+        assert_eagers(run, model, torch.randn(shape))
+    assert calls() == [3]
+
+
+class Seen(nn.Module):
+    """A part, a sum or a maximum that something else reads as well."""
+
+    def __init__(self, reader):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(16, 32, 1), nn.Conv2d(32, 16, 1)
+        self.thin = nn.Conv2d(16, 16, 1)
+        self.reader = reader
+
+    def forward(self, x):
+        return self.reader(self, torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        lambda self, x: (self.thin(x[:, :16]), x[:, 16:] * 2),
+        lambda self, x: (self.thin(x[:, 3:19]), x),
+        lambda self, x: (self.thin(x.split(16, 1)[0]), torch.sort(x.split(16, 1)[0], 1)[0]),
+        lambda self, x: self.thin(x.split([10, 16, 6], 1)[1].split(16, 1)[0] + x[:, 16:]),
+        lambda self, x: (self.thin((x[:, :16] + x[:, 16:]).relu()), x[:, :16] + x[:, 16:]),
+        lambda self, x: torch.max_pool2d(self.last(torch.max_pool2d(x, 3, 2, 1)), 2),
+        lambda self, x: self.last(torch.nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=True)),
+        lambda self, x: self.last(torch.nn.functional.max_pool2d(x, (3, 2), (1, 2), (1, 0), (2, 1))),
+        lambda self, x: self.last(torch.nn.functional.max_pool2d(x, 3, return_indices=True)[0]),
+        lambda self, x: [self.last(y) for y in torch.nn.functional.max_pool2d(x, 3, return_indices=True)[:1]],
+        lambda self, x: torch.nn.functional.max_pool2d(self.last(x), 3, return_indices=True),
+        lambda self, x: self.last(x + x.mean((2, 3), keepdim=True)),
+        lambda self, x: self.last(torch.add(x, x, alpha=2)),
+        lambda self, x: self.thin(x[:, ::2]),
+        lambda self, x: self.last(x[:, :, 1:, :-1]),
+        lambda self, x: self.thin(x[:, -16:]) + x[:, :16],
+        lambda self, x: self.last(torch.cat([x[:, :8], x[:, 8:]], 1) + x),
+    ],
+    ids=range(17),
+)
+def test_what_is_seen_elsewhere_or_almost_a_part_is_right(reader):
+    model = seeded(lambda: Seen(reader))
+    x = torch.randn(2, 16, 7, 9)
+    assert_eagers(compiled(model), model, x)
+    sorted_or_not = x.clone()
+    sorted_or_not[0, :, 2, 3] = float("nan")
+    with torch.no_grad():
+        for found, wanted in zip(
+            torch.utils._pytree.tree_leaves(compiled(model)(sorted_or_not)),
+            torch.utils._pytree.tree_leaves(model(sorted_or_not)),
+            strict=True,
+        ):
+            assert torch.equal(found.isnan(), wanted.isnan())
