@@ -13,8 +13,8 @@ DECISIONS = {
     "failed": "not carried out: the graph could not be changed so, and is as it was",
     "no-gain": "nothing to do: no tensor gains by another layout",
     "as-stock": (
-        "as inductor would by itself: what the plan is predicted to gain over that is less than what the "
-        "prediction may be off"
+        "as without a plan: what one is predicted to gain over that is less than what the prediction may be "
+        "off"
     ),
     "no-profile": (
         "not carried out: this device has not been measured, and a roofline does not justify a change; "

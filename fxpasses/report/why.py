@@ -15,7 +15,8 @@ from fxpasses.errors import FxpassesError
 from fxpasses.report.codes import CODES
 from fxpasses.report.data import Attempt, Remark, ReportData
 from fxpasses.report.drawing import LARGEST, DrawnNode, GraphDrawing
-from fxpasses.report.examples import EXAMPLES, Example
+from fxpasses.report.examples import EXAMPLES
+from fxpasses.report.examples.example import Example
 from fxpasses.report.text import in_code, place
 
 
@@ -129,7 +130,7 @@ def _how_far(remark: Remark) -> str:
     """How many operators of the pattern were found, and where the rule stopped."""
     if remark.status == "applied" or not remark.pattern_size:
         return ""
-    stopped = _STAGES.get(remark.stage, "")
+    stopped = _COSTS.get(remark.code) or _STAGES.get(remark.stage, "")
     return f", {remark.matched} of {remark.pattern_size} operators found{stopped and f', {stopped}'}"
 
 
@@ -142,6 +143,9 @@ _STAGES = {
     "verify": "and what was written was not right",
 }
 """Where a rule stopped, in words."""
+
+_COSTS = {"multiple-users": "and what others read would be made twice"}
+"""Reasons of cost that rules look for with those of correctness, so that `profit="always"` changes nothing."""
 
 
 # Places ----------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_a_module_has_the_verdict_of_each_rule_that_looked_at_it(report):
 
 def test_a_refusal_says_how_far_it_got_what_it_means_what_to_do_and_shows_a_case(report):
     text = str(report.why("bn2"))
-    assert "declined [multiple-users], 2 of 2 operators found, and it would not be right" in text
+    assert "declined [multiple-users], 2 of 2 operators found, and what others read would be " in text
     assert CODES["multiple-users"].meaning in text
     assert CODES["multiple-users"].advice in text
     assert "    -     return bn(y) + y\n    +     return bn(y) + conv(x)" in text
