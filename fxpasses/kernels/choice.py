@@ -69,8 +69,24 @@ def choose(
         summand: whether a tensor is added to the result, which oneDNN does in that tensor's memory.
         planar: whether the image is in contiguous memory, not in channels-last.
     """
-    key = f"{sizes!r} image={image} summand={summand} planar={planar} {library.identity()}"
-    return _kept(key, lambda: _measure(sizes, image, summand, planar))
+    return _kept(_key(sizes, image, summand, planar), lambda: _measure(sizes, image, summand, planar))
+
+
+def known(sizes: Sizes, image: tuple[int, int, int, int]) -> KernelTiming | None:
+    """What the store has of a convolution, whatever it adds and however its image lies; None for nothing."""
+    found = own_store("cpu").profile().choices
+    ways = ((summand, planar) for planar in (False, True) for summand in (False, True))
+    keys = (_key(sizes, image, summand, planar) for summand, planar in ways)
+    return next((_timing(found[key]) for key in keys if key in found), None)
+
+
+def _key(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool) -> str:
+    return f"{sizes!r} image={image} summand={summand} planar={planar} {library.identity()}"
+
+
+def _timing(choice: Choice) -> KernelTiming:
+    kernel = None if choice.kernel is None else Kernel.from_code(choice.kernel)
+    return KernelTiming(kernel, choice.seconds, choice.library)
 
 
 def _measure(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool) -> KernelTiming:
@@ -133,10 +149,9 @@ def _kept(key: str, measure: Callable[[], KernelTiming]) -> KernelTiming:
     """What the device's store has under a key, or what is measured now."""
     store = own_store("cpu")  # one for each number of threads
     unwritten = _unwritten[store.path]
-    known = unwritten.get(key) or store.profile().choices.get(key)
-    if known is not None:
-        kernel = None if known.kernel is None else Kernel.from_code(known.kernel)
-        return KernelTiming(kernel, known.seconds, known.library)
+    found = unwritten.get(key) or store.profile().choices.get(key)
+    if found is not None:
+        return _timing(found)
     timing = measure()
     code = None if timing.kernel is None else timing.kernel.code
     unwritten[key] = Choice(code, timing.seconds, timing.theirs)

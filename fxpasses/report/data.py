@@ -142,11 +142,15 @@ class Attempt:
         options: the fields of `fxpasses.Options` that differ.
         gained: how many sites more each rule is applied at, by its name.
         figures: of these applications, added up, as in `Remark.figures`.
+        seconds, otherwise_seconds: what the convolutions take under these options and under the report's
+            own, as far as this device was measured; None where it was not, or not for all of them.
     """
 
     options: Mapping[str, Any]
     gained: Mapping[str, int]
     figures: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    otherwise_seconds: float | None = None
 
 
 @dataclass(frozen=True)

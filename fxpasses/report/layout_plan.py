@@ -244,6 +244,11 @@ class LayoutPlan:
         return self.converted == 0
 
     @property
+    def is_in_force(self) -> bool:
+        """Whether it says what is done: by itself, by inductor, or because nothing is to be done."""
+        return self.decision in ("applied", "as-stock", "no-gain")
+
+    @property
     def measured(self) -> int:
         """Of how many convolutions the costs were measured."""
         return sum(convolution.measured for convolution in self.convolutions)
@@ -259,6 +264,16 @@ class LayoutPlan:
         total = sum(convolution.flops for convolution in self.convolutions)
         known = sum(convolution.flops for convolution in self.convolutions if convolution.measured)
         return known / total if total else None
+
+    @property
+    def seconds_of_convolutions(self) -> float | None:
+        """What the convolutions are predicted to take together; None where one is a guess by the roofline."""
+        if not self.convolutions or self.measured + self.predicted < len(self.convolutions):
+            return None
+        return sum(
+            each.contiguous if each.label == "contiguous" else each.channels_last
+            for each in self.convolutions
+        )
 
     @property
     def gain(self) -> float:

@@ -77,7 +77,7 @@ def memory_line(report: ReportData) -> str:
 
 def is_exact(report: ReportData) -> bool:
     """Whether nothing else is kept: inductor's own layouts may keep copies of inputs and weights."""
-    return report.layout is not None and report.layout.decision in ("applied", "as-stock", "no-gain")
+    return report.layout is not None and report.layout.is_in_force
 
 
 def megabytes(count: int) -> str:

@@ -17,7 +17,7 @@ from fxpasses.report.data import Attempt, Remark, ReportData
 from fxpasses.report.drawing import LARGEST, DrawnNode, GraphDrawing
 from fxpasses.report.examples import EXAMPLES
 from fxpasses.report.examples.example import Example
-from fxpasses.report.text import in_code, place
+from fxpasses.report.text import in_code, place, predicted
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Verdict:
             lines.append(f"  → {self.advice}")
         for attempt in self.tried:
             more = attempt.gained[self.rule]
-            lines.append(f"  → {in_code(attempt.options)} was tried: {more} site{'s' * (more != 1)} more")
+            sites = f"{more} site{'s' * (more != 1)} more{predicted(attempt)}"
+            lines.append(f"  → {in_code(attempt.options)} was tried: {sites}")
         if self.example is not None:
             lines += ["  a like case in a few lines:", *(f"    {line}" for line in self.example.lines())]
         return "\n".join(lines)
@@ -145,7 +146,7 @@ _STAGES = {
 """Where a rule stopped, in words."""
 
 _COSTS = {"multiple-users": "and what others read would be made twice"}
-"""Reasons of cost that rules look for with those of correctness, so that `profit="always"` changes nothing."""
+"""Reasons of cost that rules look for among those of correctness; `profit="always"` overrides none."""
 
 
 # Places ----------------------------------------------------------------------------------------------------
