@@ -15,6 +15,7 @@ from fxpasses.errors import FxpassesError
 from fxpasses.report.codes import CODES
 from fxpasses.report.data import Attempt, Remark, ReportData
 from fxpasses.report.drawing import LARGEST, DrawnNode, GraphDrawing
+from fxpasses.report.edits import edit_here
 from fxpasses.report.examples import EXAMPLES
 from fxpasses.report.examples.example import Example
 from fxpasses.report.text import in_code, place, predicted
@@ -29,6 +30,7 @@ class Verdict:
         remark: its remark; None where it found no site there.
         meaning: what the remark's code means; empty where the code is a rule's own.
         advice: what to do about it.
+        edit: what to change in the model at hand; empty where the graph does not tell.
         example: a model of a few lines that is left alone for the same reason, and the edit that changes it;
             None where there is none.
         tried: options under which the rule was applied more often, where a dry run has tried some.
@@ -38,6 +40,7 @@ class Verdict:
     remark: Remark | None
     meaning: str = ""
     advice: str = ""
+    edit: str = ""
     example: Example | None = None
     tried: tuple[Attempt, ...] = ()
 
@@ -49,6 +52,8 @@ class Verdict:
         lines = [f"{self.rule} at {place(remark)}: {reason}{_how_far(remark)}", f"  {remark.message}"]
         if self.meaning:
             lines.append(f"  that is: {self.meaning}")
+        if self.edit:
+            lines.append(f"  → here: {self.edit}")
         if self.advice:
             lines.append(f"  → {self.advice}")
         for attempt in self.tried:
@@ -122,6 +127,7 @@ def _verdict(report: ReportData, remark: Remark) -> Verdict:
         remark,
         code.meaning if code is not None else "",
         code.advice if code is not None else "",
+        edit_here(_traced(report), remark),
         example,
         tuple(each for each in report.tried if each.options in helps and remark.rule in each.gained),
     )
