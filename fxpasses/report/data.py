@@ -142,8 +142,8 @@ class Attempt:
         options: the fields of `fxpasses.Options` that differ.
         gained: how many sites more each rule is applied at, by its name.
         figures: of these applications, added up, as in `Remark.figures`.
-        seconds, otherwise_seconds: what the convolutions take under these options and under the report's
-            own, as far as this device was measured; None where it was not, or not for all of them.
+        seconds, otherwise_seconds: what convolutions, and copies between layouts, are predicted to take
+            under these options and under the report's own; None where not all of them were measured here.
     """
 
     options: Mapping[str, Any]

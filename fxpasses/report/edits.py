@@ -38,12 +38,13 @@ def edit_here(drawings: Sequence[GraphDrawing], remark: Remark) -> str:
     """What to change at a site; empty where the code or the graph does not tell.
 
     Args:
-        drawings: of traced graphs.
+        drawings: of the report; those of traced graphs count.
         remark: of a rule that declined there.
     """
     for drawing in drawings:
         nodes = {node.name: node for node in drawing.nodes}
-        if drawing.graph == remark.graph and remark.node in nodes and remark.code in _EDITS:
+        is_traced = drawing.stage == "before" and drawing.graph == remark.graph
+        if is_traced and remark.node in nodes and remark.code in _EDITS:
             return _edit(drawing, remark, nodes[remark.node], nodes.get(remark.blamed))
     return ""
 

@@ -267,10 +267,11 @@ class LayoutPlan:
 
     @property
     def seconds_of_convolutions(self) -> float | None:
-        """What the convolutions are predicted to take together; None where one is a guess by the roofline."""
+        """What convolutions and copies are predicted to take; None where one is a guess by the roofline."""
         if not self.convolutions or self.measured + self.predicted < len(self.convolutions):
             return None
-        return sum(
+        copied = sum(edge.seconds for edge in self.cut_edges)
+        return copied + sum(
             each.contiguous if each.label == "contiguous" else each.channels_last
             for each in self.convolutions
         )

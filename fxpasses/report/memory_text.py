@@ -69,9 +69,8 @@ def memory_line(report: ReportData) -> str:
     for fate, words in zip(_FATES, _WORDS, strict=True):
         found = [row for row in rows if row.fate == fate]
         if found:
-            parts.append(
-                f"{words}: {least}{len(found)} tensors, {megabytes(sum(row.bytes for row in found))}"
-            )
+            tensors = f"{len(found)} tensor{'s' * (len(found) != 1)}"
+            parts.append(f"{words}: {least}{tensors}, {megabytes(sum(row.bytes for row in found))}")
     return "; ".join(parts)
 
 

@@ -106,12 +106,12 @@ def _tried(attempt: Attempt) -> str:
 
 
 def predicted(attempt: Attempt) -> str:
-    """How much faster convolutions would be, where all of them were measured; else empty."""
+    """How much faster convolutions would be, copies counted, where all were measured; else empty."""
     if not attempt.seconds or not attempt.otherwise_seconds:
         return ""
     ratio = attempt.otherwise_seconds / attempt.seconds
     now, then = milliseconds(attempt.otherwise_seconds), milliseconds(attempt.seconds)
-    return f"; predicted for convolutions: {ratio:.2f}x ({now} now, {then} then)"
+    return f"; predicted for convolutions and copies: {ratio:.2f}x ({now} now, {then} then)"
 
 
 def in_code(options: Mapping[str, Any]) -> str:

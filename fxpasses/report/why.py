@@ -1,7 +1,7 @@
 """Why a place was rewritten or left alone: every rule's verdict there, and what would change it.
 
-A place is a module's path, a node's name, or a source line. Where no rule looked at a place itself, the sites
-next to it count: those whose anchor reads it, or is read by it, such as the batch norm of a convolution.
+A place is a module's path, a node's name, or a source line. For a rule that did not look at a place itself,
+the sites next to it count: those whose anchor reads it, or is read by it, such as a convolution's batch norm.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ def why(report: ReportData, wanted: str) -> Answer:
     if not remarks and not nodes:
         closest = difflib.get_close_matches(wanted, _known(report), n=3, cutoff=0.4)
         hint = f" The closest: {', '.join(closest)}." if closest else ""
-        raise FxpassesError(
-            f"the report knows no module, node or source line {wanted!r}.{hint} Whole graphs of more than "
-            f"{LARGEST} nodes are not recorded; of these only sites of rules are known."
-        )
+        if not _traced(report):
+            hint += f" A graph of more than {LARGEST} nodes is not recorded: of it only sites are known."
+        raise FxpassesError(f"the report knows no module, node or source line {wanted!r}.{hint}")
     nearby = not remarks
-    if nearby:
-        names = {name for drawing in _traced(report) for name in _next_to(drawing, wanted)}
-        remarks = [remark for remark in report.remarks if remark.node in names]
+    # A rule has its site at a norm, and is asked about at the convolution.
+    names = {name for drawing in _traced(report) for name in _next_to(drawing, wanted)}
+    spoken = {remark.rule for remark in remarks}
+    remarks += [each for each in report.remarks if each.node in names and each.rule not in spoken]
     verdicts = [_verdict(report, remark) for remark in remarks]
     rules = dict.fromkeys([*report.seconds, *(remark.rule for remark in report.remarks if remark.node)])
     silent = [rule for rule in rules if rule not in {remark.rule for remark in remarks}]
@@ -127,7 +127,7 @@ def _verdict(report: ReportData, remark: Remark) -> Verdict:
         remark,
         code.meaning if code is not None else "",
         code.advice if code is not None else "",
-        edit_here(_traced(report), remark),
+        edit_here(report.graphs, remark),
         example,
         tuple(each for each in report.tried if each.options in helps and remark.rule in each.gained),
     )

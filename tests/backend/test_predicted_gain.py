@@ -52,7 +52,7 @@ def test_advice_says_how_much_faster_convolutions_would_be():
     assert cached.options == {"weights": "cached"}
     assert (cached.otherwise_seconds, cached.seconds) == (4e-3, 2e-3)
     assert always.seconds is None
-    words = "predicted for convolutions: 2.00x (4.000 ms now, 2.000 ms then)"
+    words = "predicted for convolutions and copies: 2.00x (4.000 ms now, 2.000 ms then)"
     assert words in " ".join(str(report).split())
     assert words in str(report.why("1"))
     assert fxpasses.Report.from_json(report.to_json()).tried == report.tried

@@ -157,6 +157,16 @@ def test_a_place_that_no_rule_looks_at_answers_for_its_neighbours_and_says_so():
     assert "no rule looks at it" in str(answer)
 
 
+def test_a_rule_that_looks_next_to_a_place_answers_besides_one_that_looks_at_it():
+    """A norm is read by a layer, which reads it; both rules have something to say of that layer."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    with torch.no_grad():
+        answer = fxpasses.explain(model, torch.ones(1, 3, 8, 8)).why("2")
+    found = {(verdict.rule, verdict.remark.module) for verdict in answer.verdicts if verdict.remark}
+    assert found == {("bn_before_conv", "2"), (RULE, "1"), (RULE, "3")}
+    assert not answer.nearby
+
+
 def test_options_that_were_tried_are_part_of_the_answer():
     with torch.no_grad():
         text = str(fxpasses.explain(network(), torch.randn(1, 3, 8, 8)).why("bn1"))
@@ -164,8 +174,14 @@ def test_options_that_were_tried_are_part_of_the_answer():
 
 
 def test_a_place_that_does_not_exist_names_the_closest(report):
-    with pytest.raises(fxpasses.FxpassesError, match=r"'bn3'\. The closest: .*bn[12]"):
+    with pytest.raises(fxpasses.FxpassesError, match=r"'bn3'\. The closest: .*bn[12]") as caught:
         report.why("bn3")
+    assert "not recorded" not in str(caught.value)
+
+
+def test_a_graph_that_is_not_recorded_is_said_to_be_none():
+    with pytest.raises(fxpasses.FxpassesError, match="more than 5000 nodes is not recorded"):
+        Report((Remark(RULE, "declined", "c", "m", "n"),)).why("elsewhere")
 
 
 def test_a_report_from_a_file_answers_as_well(report):
