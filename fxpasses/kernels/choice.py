@@ -6,6 +6,8 @@ written there by `keep`, once a compilation: a store may be large.
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 import time
 from collections import defaultdict, deque
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from fxpasses.devices.caches import far as far_bytes
+from fxpasses.devices.caches import sets_needed
 from fxpasses.devices.own import own_store
 from fxpasses.devices.profile import Choice
 from fxpasses.kernels import library
@@ -34,6 +38,8 @@ _CALL = 10e-6
 _ROUNDS = (5, 15)
 _LONG = 0.02
 """Seconds for which one implementation is measured at most, once the fewest rounds are done."""
+_LINE = 16
+"""Floats of a line of the caches."""
 _FAR = 2**25
 """Bytes of other tensors after which one is near no more."""
 
@@ -59,7 +65,12 @@ class KernelTiming:
 
 
 def choose(
-    sizes: Sizes, image: tuple[int, int, int, int], *, summand: bool = False, planar: bool = False
+    sizes: Sizes,
+    image: tuple[int, int, int, int],
+    *,
+    summand: bool = False,
+    planar: bool = False,
+    far: bool = False,
 ) -> KernelTiming:
     """What a convolution takes with random operands: as the store has it, else by measuring.
 
@@ -68,20 +79,23 @@ def choose(
         image: the sizes of what it reads: batch, channels, height, width.
         summand: whether a tensor is added to the result, which oneDNN does in that tensor's memory.
         planar: whether the image is in contiguous memory, not in channels-last.
+        far: whether the filters are in no cache when they are read, as in a model of many weights.
     """
-    return _kept(_key(sizes, image, summand, planar), lambda: _measure(sizes, image, summand, planar))
+    return _kept(
+        _key(sizes, image, summand, planar, far), lambda: _measure(sizes, image, summand, planar, far)
+    )
 
 
 def known(sizes: Sizes, image: tuple[int, int, int, int]) -> KernelTiming | None:
-    """What the store has of a convolution, whatever it adds and however its image lies; None for nothing."""
+    """What the store has of a convolution, whatever it adds and wherever its operands are; or None."""
     found = own_store("cpu").profile().choices
-    ways = ((summand, planar) for planar in (False, True) for summand in (False, True))
-    keys = (_key(sizes, image, summand, planar) for summand, planar in ways)
+    ways = itertools.product((False, True), repeat=3)
+    keys = (_key(sizes, image, summand, planar, far) for far, planar, summand in ways)
     return next((_timing(found[key]) for key in keys if key in found), None)
 
 
-def _key(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool) -> str:
-    return f"{sizes!r} image={image} summand={summand} planar={planar} {library.identity()}"
+def _key(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool, far: bool) -> str:
+    return f"{sizes!r} image={image} summand={summand} planar={planar} far={far} {library.identity()}"
 
 
 def _timing(choice: Choice) -> KernelTiming:
@@ -89,7 +103,9 @@ def _timing(choice: Choice) -> KernelTiming:
     return KernelTiming(kernel, choice.seconds, choice.library)
 
 
-def _measure(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool) -> KernelTiming:
+def _measure(
+    sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool, far: bool
+) -> KernelTiming:
     with without_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=()):
         x = torch.randn(image)
         if not planar:
@@ -98,22 +114,51 @@ def _measure(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, plan
         bias = torch.randn(sizes.filters)
         space = map(list, (sizes.stride, sizes.padding, sizes.dilation))
         arguments = (x, filters, bias, *space, False, [0, 0], sizes.groups)
-        packed = pack_convolution_weight(arguments, image)(filters)
-        operator, given = packed_convolution(arguments, packed)
+        pack_theirs = pack_convolution_weight(arguments, image)
+        theirs = [pack_theirs(filters) for _ in range(_sets_of_filters(filters) if far else 1)]
+        bound = [packed_convolution(arguments, packed) for packed in theirs]
+        operator, given = bound[0]
         result = operator(*given)
         copies = _copies(x, filters, result)
         images = [x, *(x.clone() for _ in range(copies - 1))]
         ours = kernels_for(sizes, result.shape[0] * result.shape[2] * result.shape[3], planar=planar)
         others = [result.clone() for _ in images] if summand else None
         if others is None:
-            calls = [lambda at: operator(images[at], *given[1:])]
+            calls = [lambda at: operator(images[at % copies], *bound[at % len(bound)][1][1:])]
         else:
-            onto = [packed_convolution_onto((image, *arguments[1:]), packed) for image in images]
-            calls = [lambda at: onto[at](others[at])]
-        for kernel in ours:
+            turns = range(math.lcm(copies, len(theirs)))
+            onto = [
+                packed_convolution_onto((images[at % copies], *arguments[1:]), theirs[at % len(theirs)])
+                for at in turns
+            ]
+            calls = [lambda at: onto[at % len(turns)](others[at % copies])]
+        packed = [pack(sizes, kernel, filters, bias) for kernel in ours]
+        for kernel, weights in zip(ours, _apart(packed) if far else [[one] for one in packed], strict=True):
             added = None if kernel.kind is Kind.DEPTHWISE else others
-            calls.append(_call(sizes, kernel, images, pack(sizes, kernel, filters, bias), added))
+            calls.append(_call(sizes, kernel, images, weights, added))
         return _fastest(ours, calls, copies)
+
+
+def _sets_of_filters(filters: torch.Tensor) -> int:
+    return min(_ROUNDS[1], sets_needed(filters.nbytes, filters.device))
+
+
+def _apart(packed: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """For each packed weight tensors of its size, of which no cache holds one when all are read in turn.
+
+    They hold other numbers, and share memory that is larger than the caches.
+    """
+    cpu = torch.device("cpu")
+    lines = [-(-one.numel() // _LINE) * _LINE for one in packed]
+    pool = torch.full((max(far_bytes(cpu) // 4, *lines),), 0.01)
+    found: list[list[torch.Tensor]] = [[] for _ in packed]
+    start = 0
+    for _ in range(_ROUNDS[1]):
+        for one, length, views in zip(packed, lines, found, strict=True):
+            start = start if start + length <= len(pool) else 0
+            views.append(pool[start : start + one.numel()])
+            start += length
+    return found
 
 
 def choose_linear(rows: int, channels: int, filters: int) -> KernelTiming:
@@ -135,9 +180,9 @@ def _measure_linear(rows: int, channels: int, filters: int) -> KernelTiming:
         x, weight, bias = torch.randn(rows, channels), torch.randn(filters, channels), torch.randn(filters)
         copies = _copies(x, weight, torch.addmm(bias, x, weight.t()))
         images = [x, *(x.clone() for _ in range(copies - 1))]
-        calls = [lambda at: torch.addmm(bias, images[at], weight.t())]
+        calls = [lambda at: torch.addmm(bias, images[at % copies], weight.t())]
         for kernel in ours:
-            calls.append(_call(sizes, kernel, images, pack(sizes, kernel, weight, bias)))
+            calls.append(_call(sizes, kernel, images, [pack(sizes, kernel, weight, bias)]))
         return _fastest(ours, calls, copies)
 
 
@@ -185,12 +230,18 @@ def _call(
     sizes: Sizes,
     kernel: Kernel,
     images: Sequence[torch.Tensor],
-    packed: torch.Tensor,
+    packed: Sequence[torch.Tensor],
     others: Sequence[torch.Tensor] | None = None,
 ) -> Callable[[int], torch.Tensor]:
     rest = (sizes.argument(kernel), kernel.code, 0, 0.0, 0.0)
     summands: Sequence[torch.Tensor | None] = others or [None] * len(images)
-    return lambda at: torch.ops.fxpasses.convolution(images[at], packed, summands[at], *rest)
+
+    def call(at: int) -> torch.Tensor:
+        image, summand = images[at % len(images)], summands[at % len(images)]
+        found: torch.Tensor = torch.ops.fxpasses.convolution(image, packed[at % len(packed)], summand, *rest)
+        return found
+
+    return call
 
 
 def _medians(calls: Sequence[Callable[[int], torch.Tensor]], copies: int) -> list[float]:
@@ -203,7 +254,7 @@ def _medians(calls: Sequence[Callable[[int], torch.Tensor]], copies: int) -> lis
             break
         for times, call in zip(taken, calls, strict=True):
             start = time.perf_counter()
-            result = call(done % copies)
+            result = call(done + 1)
             times.append(time.perf_counter() - start)
             results.append(result)  # stays alive, so that the next result lies elsewhere
     return [statistics.median(times) for times in taken]

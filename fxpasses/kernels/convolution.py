@@ -11,6 +11,8 @@ depthwise    taps by channels, the bias last
 product,     panels of as many output channels as are computed at a time, of which each holds its bias and
 few channels then taps by input channels (planar: input channels by taps)
 sliding      for each vector of output channels its bias, then taps by the input channels of a group
+winograd     panels as a product's, each of 16 products over single pixels: G filter G' for Winograd's
+             F(2x2, 3x3), of which the sixth has the bias
 ============ ===============================================================================================
 
 Groups that are narrower than a vector are merged, with zeros between them, but for a sliding kernel.
@@ -27,6 +29,10 @@ from fxpasses.kernels import library
 from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
 
 _WIDTHS = (4, 2, 3, 1)
+_TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+"""G of Winograd's F(2, 3)."""
+_TILES = {2: 14, 4: 7, 3: 8, 1: 14}
+"""About how many tiles Winograd's kernels compute at a time, by their width."""
 ACTIVATIONS = ("none", "clamp", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu", "leaky_relu")
 """What the operator's argument `activation` counts."""
 
@@ -89,7 +95,15 @@ def kernels_for(sizes: Sizes, pixels: int, *, planar: bool = False) -> tuple[Ker
     if sizes.is_depthwise:
         return (DEPTHWISE,) if sizes.channels >= vector else ()
     sliding = (SLIDING,) if _slides(sizes, vector) else ()
-    return (*_products(sizes, pixels, vector, planar), *sliding)
+    winograd = () if planar else _winograds(sizes, pixels, vector)
+    return (*_products(sizes, pixels, vector, planar), *sliding, *winograd)
+
+
+def takes_winograd(sizes: Sizes) -> bool:
+    """Whether Winograd's kernels can compute a convolution here."""
+    vector = library.vector_length()
+    three = (sizes.kernel, sizes.stride, sizes.dilation, sizes.groups) == ((3, 3), (1, 1), (1, 1), 1)
+    return bool(vector) and three and sizes.channels % vector == 0
 
 
 def _slides(sizes: Sizes, vector: int) -> bool:
@@ -100,14 +114,29 @@ def _slides(sizes: Sizes, vector: int) -> bool:
     return sizes.groups > 1 and fills and three
 
 
+def _winograds(sizes: Sizes, pixels: int, vector: int) -> Iterator[Kernel]:
+    if not takes_winograd(sizes) or pixels < _TILES[1]:
+        return
+    # Those that compute the fewest tiles and output channels that nobody wants.
+    tiles = -(-pixels // 4)
+    computed = {
+        width: -(-tiles // at_a_time) * at_a_time * -(-sizes.filters // (width * vector)) * width
+        for width, at_a_time in _TILES.items()
+        if width > 1 or sizes.filters <= vector
+    }
+    yield from (Kernel(Kind.WINOGRAD, width) for width in sorted(computed, key=computed.__getitem__)[:2])
+
+
 def _products(sizes: Sizes, pixels: int, vector: int, planar: bool) -> Iterator[Kernel]:
     filters = sizes.filters // sizes.groups * sizes.merged
-    padded = {width: -(-filters // (width * vector)) * width * vector for width in _WIDTHS}
+    # Blocks of four vectors do not fit into the 16 registers of AVX2.
+    widths = _WIDTHS if vector > 8 or pixels == 1 else tuple(width for width in _WIDTHS if width < 4)
+    padded = {width: -(-filters // (width * vector)) * width * vector for width in widths}
     least = min(padded.values())
     few_channels = sizes.channels < vector and sizes.groups == 1 and sizes.kernel[1] > 1
-    # The widest of those that read pixel by pixel computes no more vectors than it must.
-    exact = None if few_channels else max(_WIDTHS)
-    worthwhile = [width for width in _WIDTHS if width == exact or padded[width] <= 1.15 * least]
+    # That with four vectors, of those that read pixel by pixel computes no more vectors than it must.
+    exact = None if few_channels else 4
+    worthwhile = [width for width in widths if width == exact or padded[width] <= 1.15 * least]
     for width in worthwhile[:3]:
         if pixels == 1:
             if width in (1, 4):
@@ -140,6 +169,8 @@ def pack(sizes: Sizes, kernel: Kernel, filters: torch.Tensor, bias: torch.Tensor
         by_vectors = filters.reshape(-1, library.vector_length(), *filters.shape[1:])
         vectors = by_vectors.permute(0, 3, 4, 2, 1).flatten(1, 3)
         return torch.cat([bias.view(-1, 1, library.vector_length()), vectors], 1).flatten()
+    if kernel.kind is Kind.WINOGRAD:
+        return _pack_winograd(kernel, filters, bias)
     merged = sizes.merged
     dense = _merged(filters, sizes.groups, merged)  # [supergroups, filters, channels, height, width]
     supergroups, width = dense.shape[:2]
@@ -150,6 +181,19 @@ def pack(sizes: Sizes, kernel: Kernel, filters: torch.Tensor, bias: torch.Tensor
     panels = -(-width // panel)
     rows = torch.nn.functional.pad(rows, (0, panels * panel - width))
     return rows.reshape(supergroups, -1, panels, panel).transpose(1, 2).flatten()
+
+
+def _pack_winograd(kernel: Kernel, filters: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    count, channels = filters.shape[:2]
+    left = filters.new_tensor(_TRANSFORM, dtype=torch.float64)
+    taps = (left @ filters.double() @ left.t()).float()  # rounded once
+    rows = taps.permute(2, 3, 1, 0).reshape(16, channels, count)
+    begins = filters.new_zeros(16, 1, count)
+    begins[5, 0] = bias
+    panel = kernel.width * library.vector_length()
+    panels = -(-count // panel)
+    rows = torch.nn.functional.pad(torch.cat([begins, rows], 1), (0, panels * panel - count))
+    return rows.reshape(16, 1 + channels, panels, panel).permute(2, 0, 1, 3).flatten()
 
 
 def _merged(filters: torch.Tensor, groups: int, merged: int) -> torch.Tensor:

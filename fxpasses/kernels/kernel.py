@@ -8,6 +8,8 @@ kind                code       how it computes
 `Kind.PRODUCT`      11, 14     the same, one pixel at a time
 `Kind.SLIDING`      20         groups with three taps a row, one vector of output channels and several
                                pixels of a row at a time
+`Kind.WINOGRAD`     31-34      3 x 3 taps of stride 1 by 16 products for each 2 x 2 pixels, so many vectors
+                               of output channels at a time
 `Kind.FEW_CHANNELS` 101-104    as a product, but the taps of a row are read as one: for images of few
                                channels, such as the first layer's
 `Kind.FEW_CHANNELS` 201-204    the same over an image in contiguous memory, plane by plane
@@ -29,6 +31,7 @@ class Kind(enum.Enum):
     DEPTHWISE = "depthwise"
     PRODUCT = "product"
     SLIDING = "sliding"
+    WINOGRAD = "winograd"
     FEW_CHANNELS = "few channels"
 
 
@@ -56,6 +59,8 @@ class Kernel:
             return 0
         if self.kind is Kind.SLIDING:
             return 20
+        if self.kind is Kind.WINOGRAD:
+            return 30 + self.width
         memory = 0 if self.kind is Kind.PRODUCT else 200 if self.planar else 100
         return memory + 10 * self.single_pixel + self.width
 
@@ -91,6 +96,7 @@ def _every() -> Iterator[Kernel]:
     yield from (Kernel(Kind.PRODUCT, width) for width in (1, 2, 3, 4))
     yield from (Kernel(Kind.PRODUCT, width, single_pixel=True) for width in (1, 4))
     yield SLIDING
+    yield from (Kernel(Kind.WINOGRAD, width) for width in (1, 2, 3, 4))
     for planar in (False, True):
         yield from (Kernel(Kind.FEW_CHANNELS, width, planar=planar) for width in (1, 2, 3, 4))
 

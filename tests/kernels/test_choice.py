@@ -65,11 +65,11 @@ def test_another_process_finds_what_was_measured_in_the_store(monkeypatch, store
     keep()  # there is nothing to write
 
 
-@pytest.mark.parametrize("changed", ["sizes", "image", "summand", "planar", "threads", "kernels"])
+@pytest.mark.parametrize("changed", ["sizes", "image", "summand", "planar", "far", "threads", "kernels"])
 def test_what_decides_the_time_is_measured_anew(monkeypatch, changed):
     measured = []
     monkeypatch.setattr(choices, "_medians", lambda calls, copies: measured.append(1) or [1.0] * len(calls))
-    sizes, image, given = SIZES, (1, 16, 8, 8), {"summand": False, "planar": False}
+    sizes, image, given = SIZES, (1, 16, 8, 8), {"summand": False, "planar": False, "far": False}
     choose(sizes, image, **given)
     choose(sizes, image, **given)
     assert len(measured) == 1
@@ -112,3 +112,27 @@ def test_few_channels_are_measured_as_they_lie(monkeypatch, planar):
     found = choose(stem, (1, 3, 16, 16), planar=planar)
     assert found.kernel in kernels_for(stem, 64, planar=planar)
     assert {image.is_contiguous() for image in read} == {planar}
+
+
+def test_filters_that_are_far_lie_elsewhere_at_each_turn(monkeypatch):
+    monkeypatch.setattr(choices, "far_bytes", lambda device: 4 * 4 * 1000)
+    packed = [torch.zeros(30), torch.zeros(100), torch.zeros(7)]
+    found = choices._apart(packed)
+    assert [{len(view) for view in views} for views in found] == [{30}, {100}, {7}]
+    turns = [view for views in zip(*found, strict=True) for view in views]
+    taken = [(view.data_ptr(), view.data_ptr() + view.nbytes) for view in turns]
+    read: list[tuple[int, int]] = []
+    for start, stop in taken:
+        earlier = [at for at, one in enumerate(read) if one[0] < stop and start < one[1]]
+        if earlier:  # not before nearly all of the memory was read
+            assert sum(high - low for low, high in read[earlier[-1] + 1 :]) >= 0.6 * 4000
+        read.append((start, stop))
+    assert len(choices._apart([torch.zeros(5000)])[0]) > 1
+
+
+@pytest.mark.parametrize("summand", [False, True])
+def test_far_filters_are_measured(summand):
+    found = choose(SIZES, (1, 16, 8, 8), far=True, summand=summand)
+    assert found.kernel in kernels_for(SIZES, 64)
+    assert found.seconds > 0
+    assert found.theirs > 0

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from fxpasses.kernels import library
-from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack
+from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, kernels_for, pack, takes_winograd
 from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
 
 pytestmark = [pytest.mark.vectors, pytest.mark.needs_kernels]
@@ -28,6 +28,7 @@ REFERENCES = {
     "leaky_relu": lambda x: functional.leaky_relu(x, -0.5),
 }
 ONE_VECTOR = Kernel(Kind.PRODUCT, 1)
+WINOGRAD = tuple(Kernel(Kind.WINOGRAD, width) for width in (1, 2, 3, 4))
 EVERY_PRODUCT = tuple(map(Kernel.from_code, (1, 2, 3, 4, 11, 14)))
 
 
@@ -92,6 +93,8 @@ def every_kernel(sizes: Sizes) -> list[Kernel]:
         found.append(DEPTHWISE)
     if SLIDING in kernels_for(sizes, 100):
         found.append(SLIDING)
+    if takes_winograd(sizes):
+        found += WINOGRAD
     if sizes.groups == 1 and sizes.dilation[1] == 1:
         found += [few_channels(width, planar=planar) for planar in (False, True) for width in (1, 2, 3, 4)]
     return found

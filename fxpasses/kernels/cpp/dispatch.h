@@ -12,6 +12,7 @@
 #include "kernel.h"
 #include "product.h"
 #include "slide.h"
+#include "winograd.h"
 
 namespace {
 
@@ -23,6 +24,9 @@ void check_kernel(const Geometry& g, const Kernel& kernel, const float* other) {
           "a depthwise convolution");
   require(kernel.kind != Kind::FEW_CHANNELS || (g.groups == 1 && g.dw == 1 && !kernel.single_pixel),
           "taps end to end need one group without dilation, and several pixels at a time");
+  require(kernel.kind != Kind::WINOGRAD || (g.groups == 1 && g.kh * g.kw == 9 && g.kh == 3 && g.sh * g.sw == 1 &&
+                                            g.dh * g.dw == 1 && g.c % VL == 0),
+          "3 x 3 taps end to end, stride 1, one group, and channels that fill vectors");
 }
 
 // `g` is of one group, but of all where each channel has a filter.
@@ -30,8 +34,9 @@ void check_packed(const Packed& weight, const Geometry& g, const Kernel& kernel)
   const int64_t wide = kernel.width * VL;
   const int64_t wanted = kernel.kind == Kind::DEPTHWISE ? (g.kh * g.kw + 1) * g.c
                          : kernel.kind == Kind::SLIDING ? g.out_pixel * (g.kh * 3 * g.c + 1)
-                                                        : (g.k + wide - 1) / wide * wide * g.groups *
-                                                              (g.kh * g.kw * g.c + 1);
+                         : kernel.kind == Kind::WINOGRAD
+                             ? (g.k + wide - 1) / wide * wide * TAPS * (g.c + 1)
+                             : (g.k + wide - 1) / wide * wide * g.groups * (g.kh * g.kw * g.c + 1);
   require(weight.count == wanted, "a weight packed for this convolution");
 }
 
@@ -58,6 +63,8 @@ void run(Geometry g, const Kernel& kernel, const Activation& after, const float*
                                        : (narrow ? sliding<2, true> : sliding<2, false>);
     return run_sliding(g, after, image, zeros.data(), weight.floats, add, to, threads);
   }
+  if (kernel.kind == Kind::WINOGRAD)
+    return winograd_for(kernel)(g, after, image, zeros.data(), weight.floats, add, to, threads);
   product_for(kernel)(g, after, image, zeros.data(), weight.floats, add, to, source, threads);
 }
 

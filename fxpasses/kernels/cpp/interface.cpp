@@ -3,7 +3,7 @@
 //
 // `product` takes any convolution, `few_channels` does the same where the taps of a row lie end to end, also in an
 // image that lies plane by plane; `slide` takes groups of few channels with three taps a row, `depthwise` one filter a
-// channel (dispatch.h). Images are float32, in channels-last memory; weights come packed (convolution.py).
+// channel, `winograd` three taps each way in fewer multiplications (dispatch.h). Images are float32, in channels-last memory; weights come packed (convolution.py).
 //
 // At batch 1 a convolution of a small network takes tens of microseconds, as much as oneDNN spends on looking
 // up its primitive. These kernels have nothing to look up. A sequence is many of them, one after another, so

@@ -11,7 +11,7 @@ namespace {
 
 using std::int64_t;
 
-enum class Kind { DEPTHWISE, PRODUCT, SLIDING, FEW_CHANNELS };
+enum class Kind { DEPTHWISE, PRODUCT, SLIDING, FEW_CHANNELS, WINOGRAD };
 
 // Which loops compute a convolution. The operator takes a number, of which kernel.py has a table.
 struct Kernel {
@@ -28,6 +28,7 @@ struct Kernel {
 Kernel kernel_of(int64_t code) {
   if (code == 0) return {Kind::DEPTHWISE, 1, false, false, code};
   if (code == 20) return {Kind::SLIDING, 1, false, false, code};
+  if (31 <= code && code <= 34) return {Kind::WINOGRAD, code - 30, false, false, code};
   const int64_t memory = code / 100, pixels = code % 100 / 10, width = code % 10;
   const bool is_known = pixels == 0 ? 1 <= width && width <= 4 : pixels == 1 && (width == 1 || width == 4);
   if (code <= 0 || memory > 2 || !is_known) refuse("no kernel " + std::to_string(code));

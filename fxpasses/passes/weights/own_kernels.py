@@ -82,7 +82,7 @@ def own_kernel(
 
 
 def own_kernel_of_convolution(
-    own: OwnKernels, convolution: Node, sizes: Sizes, *, planar: bool
+    own: OwnKernels, convolution: Node, sizes: Sizes, *, planar: bool, far: bool
 ) -> Kernel | Decline | None:
     """The same for a convolution of those sizes, with a summand where one follows it."""
     value, result = tensor(convolution.args[0]), tensor(convolution)
@@ -94,7 +94,7 @@ def own_kernel_of_convolution(
         own,
         sizes,
         math.prod(map(size_hint, result.shape)) // sizes.filters,
-        lambda: choose(sizes, (count, channels, height, width), summand=summand, planar=planar),
+        lambda: choose(sizes, (count, channels, height, width), summand=summand, planar=planar, far=far),
         planar=planar,
     )
 

@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import torch
 from torch.fx import Graph, Node
 
+from fxpasses.devices.caches import far
 from fxpasses.errors import FxpassesError
 from fxpasses.graph.decline import Decline
 from fxpasses.graph.locations import location_of, module_of
@@ -197,6 +198,12 @@ class WeightPacking:
         return replace(report, remarks=remarks, packed_tensors=len(self.packed))
 
     @functools.cached_property
+    def _far(self) -> bool:
+        """Whether the weights are more than the largest cache holds beside the images."""
+        weights = (one for one in self.examples[-self.kept :] if isinstance(one, torch.Tensor))
+        return 4 * sum(weight.nbytes for weight in weights) > far(torch.device("cpu"))
+
+    @functools.cached_property
     def _key(self) -> str | None:
         """What is packed depends on this, beside the graph and kernels' times; None keeps caches away."""
         if writes_cpp_wrapper():
@@ -311,7 +318,7 @@ class WeightPacking:
         pixels = math.prod(map(size_hint, result.shape)) // sizes.filters
         kernel = self._kernel_in_use(form, sizes, pixels, planar=planar)
         if kernel is None:
-            kernel = own_kernel_of_convolution(self.own, convolution, sizes, planar=planar)
+            kernel = own_kernel_of_convolution(self.own, convolution, sizes, planar=planar, far=self._far)
         if isinstance(kernel, Kernel):
             self._write(graph, convolution, (image, weight, bias), kept, sizes, kernel)
             return True
@@ -325,6 +332,8 @@ class WeightPacking:
         """The kernel that reads a weight as another graph has packed it, if there is one."""
         if self.own != "measured" or not isinstance(form, KernelRecipe):
             return None
+        if form.kernel.kind is Kind.WINOGRAD:  # which reads any number of pixels
+            return None if planar else form.kernel
         kernels = kernels_for(sizes, pixels, planar=planar)
         return next((kernel for kernel in kernels if kernel.packing == form.kernel.packing), None)
 

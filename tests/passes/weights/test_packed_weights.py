@@ -18,6 +18,7 @@ from fxpasses.kernels.choice import KernelTiming
 from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 from fxpasses.passes.weights import kept as kept_weights
 from fxpasses.passes.weights import own_kernels as own_kernels_module
+from fxpasses.passes.weights import packed as packed_module
 
 pytestmark = pytest.mark.vectors
 
@@ -455,6 +456,22 @@ def test_what_is_faster_is_taken(monkeypatch):
     model = net()
     assert_fresh(compiled(model, inductor=ANEW), model)
     assert fxpasses.last_report().applied["own_kernels"] == OWN_IN_NET
+
+
+@pytest.mark.needs_kernels
+@pytest.mark.parametrize(("cache", "far"), [(2**30, False), (2**9, True)])
+def test_filters_are_measured_as_far_where_all_are_more_than_a_cache_holds(monkeypatch, cache, far):
+    seen = []
+
+    def slower(sizes, image, **given):
+        seen.append(given["far"])
+        return KernelTiming(None, 1e-3, 1e-3)
+
+    monkeypatch.setattr(own_kernels_module, "choose", slower)
+    monkeypatch.setattr(packed_module, "far", lambda device: 2 * cache)
+    model = net()
+    assert_fresh(compiled(model, inductor=ANEW), model)
+    assert set(seen) == {far}
 
 
 @pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])

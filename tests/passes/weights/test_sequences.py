@@ -10,7 +10,9 @@ from helpers import randomised
 from torch import nn
 
 import fxpasses
-from fxpasses.kernels.kernel import Kernel
+from fxpasses.kernels import convolution
+from fxpasses.kernels.kernel import Kernel, Kind
+from fxpasses.passes.weights import own_kernels
 
 pytestmark = [pytest.mark.vectors, pytest.mark.needs_kernels]
 
@@ -303,3 +305,46 @@ def test_several_threads_share_a_sequence():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(call, inputs * 5))
     assert all(torch.equal(a, b) for a, b in zip(found, wanted * 5, strict=True))
+
+
+class Residual(nn.Module):
+    """Two convolutions of three taps each way, the second of which is added to."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32))
+
+    def forward(self, x):
+        x = self.first(x)
+        return torch.relu(x + self.second(x))
+
+
+@pytest.fixture
+def winograd_first(monkeypatch):
+    """Takes a kernel of Winograd's wherever there is one."""
+
+    def kernels_for(*given, **named):
+        return sorted(convolution.kernels_for(*given, **named), key=lambda one: one.kind is not Kind.WINOGRAD)
+
+    monkeypatch.setattr(own_kernels, "kernels_for", kernels_for)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_winograds_kernels_follow_one_another_for_sizes_of_all_kinds(dynamic, winograd_first):
+    model = seeded(Residual)
+    run = torch.compile(
+        model,
+        backend="fxpasses",
+        options={"weights": "cached", "profit": "always"},
+        dynamic=dynamic,
+    )
+    shapes = [(2, 16, 9, 14), (3, 16, 6, 7), (2, 16, 2, 3)] if dynamic else [(2, 16, 9, 14)]
+    for shape in shapes:
+        assert_eagers(run, model, torch.randn(shape).contiguous(memory_format=torch.channels_last))
+    assert calls() == [2]
+    with torch.no_grad():
+        model.second[1].running_mean.add_(1)
+        model.first[0].weight.mul_(2)
+    for shape in shapes:
+        assert_eagers(run, model, torch.randn(shape).contiguous(memory_format=torch.channels_last))
