@@ -13,8 +13,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import GraphModule, Node
 
 from fxpasses.backend.compilation import Compilation
-from fxpasses.backend.foreseeing import attempts, foresee
-from fxpasses.backend.rewriting import rewrite
+from fxpasses.backend.foreseeing import Trial, attempts, foresee, trial
 from fxpasses.backend.undisturbed import undisturbed
 from fxpasses.errors import FxpassesError, UnknownOptionError
 from fxpasses.options import Options
@@ -197,9 +196,10 @@ def explain(
 def _explain_graph(
     program: GraphModule | ExportedProgram, inputs: tuple[Any, ...], options: Options
 ) -> Report:
-    def run(chosen: Options) -> Report:
-        # Nothing keeps weights between the calls of a graph module.
-        return Report() if chosen.weights == "cached" else _optimize(program, inputs or None, chosen).report
+    def run(chosen: Options) -> Trial:
+        if chosen.weights == "cached":
+            return Trial(Report())  # nothing keeps weights between the calls of a graph module
+        return Trial(_optimize(program, inputs or None, chosen).report)
 
     report = _optimize(program, inputs or None, options).report
     return dataclasses.replace(report, dry_run=True, tried=attempts(report, options, run))
@@ -212,10 +212,8 @@ def _explain_with_dynamo(
     errors: list[FxpassesError] = []
 
     def trace_only(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        def run(chosen: Options) -> Report:
-            compilation = Compilation(gm, example_inputs, chosen)
-            rewrite(compilation)
-            return compilation.report
+        def run(chosen: Options) -> Trial:
+            return trial(Compilation(gm, example_inputs, chosen))
 
         try:
             report = foresee(Compilation(gm, example_inputs, options), measures=measures)

@@ -8,26 +8,31 @@ of a backward pass (a plan is made for the forward one).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import GraphModule, Node
 
 from fxpasses.backend.compilation import Compilation
 from fxpasses.backend.rewriting import executor_of, rewrite
-from fxpasses.backend.steps.weights import KeptWeights, PackedWeights
+from fxpasses.backend.steps.weights import KeptWeights, PackedWeights, packs
+from fxpasses.devices.sizes import ConvolutionSizes
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.modes import Modes
 from fxpasses.graph.names import base_name
+from fxpasses.kernels.choice import KernelTiming, known
+from fxpasses.kernels.convolution import Sizes
 from fxpasses.options import Options
-from fxpasses.passes.layout.convolutions import is_weight_of
+from fxpasses.passes.layout.convolutions import is_weight_of, read_convolution
 from fxpasses.passes.layout.joint import foreseen
 from fxpasses.report.codes import CODES
 from fxpasses.report.data import Attempt
 from fxpasses.report.grouping import added
 from fxpasses.report.report import Report
 from fxpasses.torch_internals.aot_autograd import is_module_tensor
+from fxpasses.torch_internals.sizes import size_hint
 
 
 def foresee(compilation: Compilation, *, measures: bool) -> Report:
@@ -72,7 +77,54 @@ def _context(graph_module: GraphModule, compilation: Compilation) -> GraphContex
     return GraphContext(graph_module, modes, executor=executor_of(compilation.options))
 
 
-def attempts(report: Report, options: Options, run: Callable[[Options], Report]) -> tuple[Attempt, ...]:
+class Trial(NamedTuple):
+    """A dry run under other options.
+
+    Attributes:
+        report: what came of it.
+        seconds: what its convolutions take together; None where that is not known.
+    """
+
+    report: Report
+    seconds: float | None = None
+
+
+def trial(compilation: Compilation) -> Trial:
+    """Rewrites a graph, as a dry run under other options."""
+    rewrite(compilation)
+    return Trial(compilation.report, _kept_seconds(compilation) if packs(compilation) else None)
+
+
+def _kept_seconds(compilation: Compilation) -> float | None:
+    """What convolutions over kept weights take, as the device's store has it; None if one is not there."""
+    total = 0.0
+    for node in compilation.graph_module.graph.nodes:
+        found = read_convolution(node)
+        if found is None:
+            continue
+        timing = _known_timing(found.sizes) if found.dtype == torch.float32 else None
+        if timing is None:
+            return None
+        total += timing.seconds if timing.pays else timing.theirs
+    return total
+
+
+def _known_timing(found: ConvolutionSizes) -> KernelTiming | None:
+    stride, padding, dilation, transposed, _, groups = found.arguments
+    if transposed or len(found.input) != 4:
+        return None
+    space = (_pair(given) for given in (found.weight[2:], stride, padding, dilation))
+    count, channels, height, width = map(size_hint, found.input)
+    sizes = Sizes(channels, size_hint(found.weight[0]), groups, *space)
+    return known(sizes, (count, channels, height, width))
+
+
+def _pair(given: Sequence[Any]) -> tuple[int, int]:
+    height, width = map(size_hint, given)
+    return height, width
+
+
+def attempts(report: Report, options: Options, run: Callable[[Options], Trial]) -> tuple[Attempt, ...]:
     """The options that the table of reason codes would change, each tried; those that apply more are told.
 
     Args:
@@ -87,7 +139,12 @@ def attempts(report: Report, options: Options, run: Callable[[Options], Report])
         chosen = replace(options, **change)
         if chosen == options:
             continue
-        attempt = _attempt(report, run(replace(chosen, verify="off", keep_repro=False)))
+        tried = run(replace(chosen, verify="off", keep_repro=False))
+        attempt = _attempt(report, tried.report)
+        plan = report.layout
+        now = plan.seconds_of_convolutions if plan is not None and plan.is_in_force else None
+        if tried.seconds is not None and now is not None:
+            attempt = replace(attempt, seconds=tried.seconds, otherwise_seconds=now)
         if attempt.gained:
             found.append(replace(attempt, options=change))
     return tuple(found)

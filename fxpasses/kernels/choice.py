@@ -6,6 +6,7 @@ written there by `keep`, once a compilation: a store may be large.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -80,8 +81,26 @@ def choose(
         planar: whether the image is in contiguous memory, not in channels-last.
         far: whether the filters are in no cache when they are read, as in a model of many weights.
     """
-    key = f"{sizes!r} image={image} summand={summand} planar={planar} far={far} {library.identity()}"
-    return _kept(key, lambda: _measure(sizes, image, summand, planar, far))
+    return _kept(
+        _key(sizes, image, summand, planar, far), lambda: _measure(sizes, image, summand, planar, far)
+    )
+
+
+def known(sizes: Sizes, image: tuple[int, int, int, int]) -> KernelTiming | None:
+    """What the store has of a convolution, whatever it adds and wherever its operands are; or None."""
+    found = own_store("cpu").profile().choices
+    ways = itertools.product((False, True), repeat=3)
+    keys = (_key(sizes, image, summand, planar, far) for far, planar, summand in ways)
+    return next((_timing(found[key]) for key in keys if key in found), None)
+
+
+def _key(sizes: Sizes, image: tuple[int, int, int, int], summand: bool, planar: bool, far: bool) -> str:
+    return f"{sizes!r} image={image} summand={summand} planar={planar} far={far} {library.identity()}"
+
+
+def _timing(choice: Choice) -> KernelTiming:
+    kernel = None if choice.kernel is None else Kernel.from_code(choice.kernel)
+    return KernelTiming(kernel, choice.seconds, choice.library)
 
 
 def _measure(
@@ -175,10 +194,9 @@ def _kept(key: str, measure: Callable[[], KernelTiming]) -> KernelTiming:
     """What the device's store has under a key, or what is measured now."""
     store = own_store("cpu")  # one for each number of threads
     unwritten = _unwritten[store.path]
-    known = unwritten.get(key) or store.profile().choices.get(key)
-    if known is not None:
-        kernel = None if known.kernel is None else Kernel.from_code(known.kernel)
-        return KernelTiming(kernel, known.seconds, known.library)
+    found = unwritten.get(key) or store.profile().choices.get(key)
+    if found is not None:
+        return _timing(found)
     timing = measure()
     code = None if timing.kernel is None else timing.kernel.code
     unwritten[key] = Choice(code, timing.seconds, timing.theirs)

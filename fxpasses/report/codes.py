@@ -99,10 +99,6 @@ CODES: Mapping[str, Code] = {
     ),
     "another-result": Code("one of several results is missing", "use all results of the pattern"),
     # It would not give eager's answers
-    "multiple-users": Code(
-        "somebody else reads the convolution's result, or one inside the pattern",
-        "give the other reader something else to read: the result after the norm, or one computed anew",
-    ),
     "channel-axis": Code(
         "the norm's channels are not the convolution's output channels, as for a linear layer on [N, T, C]",
         "put the channels last in the norm's input: flatten [N, T, C] to [N * T, C] around the pair",
@@ -145,7 +141,7 @@ CODES: Mapping[str, Code] = {
     ),
     "no-metadata": Code(
         "a tensor's shape and dtype are not known",
-        "pass example inputs, or trace with fake tensors",
+        "pass example inputs, or trace with fake tensors; a pass of yours gives what it writes meta",
     ),
     "mutation": Code(
         "something that the convolution or the norm reads is, or may be, written to in between",
@@ -184,6 +180,10 @@ CODES: Mapping[str, Code] = {
         "see the pattern's handler",
     ),
     # It would not pay
+    "multiple-users": Code(
+        "somebody else reads the convolution's result, or one inside the pattern: it would be made twice",
+        "give the other reader something else to read: the result after the norm, or one computed anew",
+    ),
     "nothing-saved": Code(
         "gamma or the scale is frozen, so the convolution's result is not kept for the backward pass",
         "nothing to do: memory stays as it is; unfreeze gamma if it was meant to train",
@@ -234,7 +234,7 @@ CODES: Mapping[str, Code] = {
         "nothing to do: the library's kernel would be wrong; 16 channels or more avoid it on a CPU",
     ),
     "not-certain": Code(
-        "a plan would win by less than its prediction may be off; layouts are as stock inductor has them",
+        "a plan would win by less than its prediction may be off; layouts are as they are without one",
         "measure more (`fxpasses tune`, or a larger tune_seconds), or let a race decide (race=True)",
     ),
     "shared-storage": Code(
@@ -274,7 +274,7 @@ CODES: Mapping[str, Code] = {
     ),
     "inputs-changed": Code(
         "AOTAutograd gave the compiled graph other inputs than the captured one has",
-        "nothing to do: the weights are kept, and not packed",
+        "the weights are kept, and not packed: write to no input that shares memory with another",
     ),
     # A convolution is left to oneDNN
     "no-kernels": Code(

@@ -142,11 +142,15 @@ class Attempt:
         options: the fields of `fxpasses.Options` that differ.
         gained: how many sites more each rule is applied at, by its name.
         figures: of these applications, added up, as in `Remark.figures`.
+        seconds, otherwise_seconds: what convolutions, and copies between layouts, are predicted to take
+            under these options and under the report's own; None where not all of them were measured here.
     """
 
     options: Mapping[str, Any]
     gained: Mapping[str, int]
     figures: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    otherwise_seconds: float | None = None
 
 
 @dataclass(frozen=True)

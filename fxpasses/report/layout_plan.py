@@ -13,8 +13,8 @@ DECISIONS = {
     "failed": "not carried out: the graph could not be changed so, and is as it was",
     "no-gain": "nothing to do: no tensor gains by another layout",
     "as-stock": (
-        "as inductor would by itself: what the plan is predicted to gain over that is less than what the "
-        "prediction may be off"
+        "as without a plan: what one is predicted to gain over that is less than what the prediction may be "
+        "off"
     ),
     "no-profile": (
         "not carried out: this device has not been measured, and a roofline does not justify a change; "
@@ -244,6 +244,11 @@ class LayoutPlan:
         return self.converted == 0
 
     @property
+    def is_in_force(self) -> bool:
+        """Whether it says what is done: by itself, by inductor, or because nothing is to be done."""
+        return self.decision in ("applied", "as-stock", "no-gain")
+
+    @property
     def measured(self) -> int:
         """Of how many convolutions the costs were measured."""
         return sum(convolution.measured for convolution in self.convolutions)
@@ -259,6 +264,17 @@ class LayoutPlan:
         total = sum(convolution.flops for convolution in self.convolutions)
         known = sum(convolution.flops for convolution in self.convolutions if convolution.measured)
         return known / total if total else None
+
+    @property
+    def seconds_of_convolutions(self) -> float | None:
+        """What convolutions and copies are predicted to take; None where one is a guess by the roofline."""
+        if not self.convolutions or self.measured + self.predicted < len(self.convolutions):
+            return None
+        copied = sum(edge.seconds for edge in self.cut_edges)
+        return copied + sum(
+            each.contiguous if each.label == "contiguous" else each.channels_last
+            for each in self.convolutions
+        )
 
     @property
     def gain(self) -> float:

@@ -69,15 +69,14 @@ def memory_line(report: ReportData) -> str:
     for fate, words in zip(_FATES, _WORDS, strict=True):
         found = [row for row in rows if row.fate == fate]
         if found:
-            parts.append(
-                f"{words}: {least}{len(found)} tensors, {megabytes(sum(row.bytes for row in found))}"
-            )
+            tensors = f"{len(found)} tensor{'s' * (len(found) != 1)}"
+            parts.append(f"{words}: {least}{tensors}, {megabytes(sum(row.bytes for row in found))}")
     return "; ".join(parts)
 
 
 def is_exact(report: ReportData) -> bool:
     """Whether nothing else is kept: inductor's own layouts may keep copies of inputs and weights."""
-    return report.layout is not None and report.layout.decision in ("applied", "as-stock", "no-gain")
+    return report.layout is not None and report.layout.is_in_force
 
 
 def megabytes(count: int) -> str:

@@ -6,6 +6,8 @@ import json
 
 from fxpasses.report.data import ReportData
 from fxpasses.report.drawing import LARGEST, STAGES
+from fxpasses.report.edits import edit_here
+from fxpasses.report.examples import EXAMPLES
 from fxpasses.report.grouping import applications, reasons, site
 from fxpasses.report.layout_plan import DECISIONS, how_sure
 from fxpasses.report.memory_text import memory_line, memory_rows
@@ -16,6 +18,7 @@ def render_html(report: ReportData) -> str:
     """The report as one page that needs nothing from the network and holds the report's JSON."""
     import jinja2
 
+    found = reasons(report)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fxpasses.report", "templates"),
         autoescape=True,
@@ -29,9 +32,11 @@ def render_html(report: ReportData) -> str:
         notes=notes(report),
         applied=applications(report),
         seconds=report.seconds,
-        reasons=reasons(report),
+        reasons=found,
         remarks=report.remarks,
         site=site,
+        edits=[edit_here(report.graphs, reason.example) for reason in found],
+        examples=EXAMPLES,
         statuses=sorted({remark.status for remark in report.remarks}),
         rules=sorted({remark.rule for remark in report.remarks}),
         layout=report.layout,

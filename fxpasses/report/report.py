@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,9 +159,17 @@ def _tried(parts: Iterable[Report]) -> tuple[Attempt, ...]:
             group[0].options,
             dict(sum((Counter(each.gained) for each in group), Counter[str]())),
             added(each.figures for each in group),
+            _together([each.seconds for each in group]),
+            _together([each.otherwise_seconds for each in group]),
         )
         for group in found.values()
     )
+
+
+def _together(seconds: Sequence[float | None]) -> float | None:
+    """The sum, where all are known."""
+    known = [each for each in seconds if each is not None]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 def _numbered(parts: Iterable[Report]) -> tuple[GraphDrawing, ...]:

@@ -1,7 +1,7 @@
 """Why a place was rewritten or left alone: every rule's verdict there, and what would change it.
 
-A place is a module's path, a node's name, or a source line. Where no rule looked at a place itself, the sites
-next to it count: those whose anchor reads it, or is read by it, such as the batch norm of a convolution.
+A place is a module's path, a node's name, or a source line. For a rule that did not look at a place itself,
+the sites next to it count: those whose anchor reads it, or is read by it, such as a convolution's batch norm.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from fxpasses.errors import FxpassesError
 from fxpasses.report.codes import CODES
 from fxpasses.report.data import Attempt, Remark, ReportData
 from fxpasses.report.drawing import LARGEST, DrawnNode, GraphDrawing
-from fxpasses.report.examples import EXAMPLES, Example
-from fxpasses.report.text import in_code, place
+from fxpasses.report.edits import edit_here
+from fxpasses.report.examples import EXAMPLES
+from fxpasses.report.examples.example import Example
+from fxpasses.report.text import in_code, place, predicted
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Verdict:
         remark: its remark; None where it found no site there.
         meaning: what the remark's code means; empty where the code is a rule's own.
         advice: what to do about it.
+        edit: what to change in the model at hand; empty where the graph does not tell.
         example: a model of a few lines that is left alone for the same reason, and the edit that changes it;
             None where there is none.
         tried: options under which the rule was applied more often, where a dry run has tried some.
@@ -37,6 +40,7 @@ class Verdict:
     remark: Remark | None
     meaning: str = ""
     advice: str = ""
+    edit: str = ""
     example: Example | None = None
     tried: tuple[Attempt, ...] = ()
 
@@ -48,11 +52,14 @@ class Verdict:
         lines = [f"{self.rule} at {place(remark)}: {reason}{_how_far(remark)}", f"  {remark.message}"]
         if self.meaning:
             lines.append(f"  that is: {self.meaning}")
+        if self.edit:
+            lines.append(f"  → here: {self.edit}")
         if self.advice:
             lines.append(f"  → {self.advice}")
         for attempt in self.tried:
             more = attempt.gained[self.rule]
-            lines.append(f"  → {in_code(attempt.options)} was tried: {more} site{'s' * (more != 1)} more")
+            sites = f"{more} site{'s' * (more != 1)} more{predicted(attempt)}"
+            lines.append(f"  → {in_code(attempt.options)} was tried: {sites}")
         if self.example is not None:
             lines += ["  a like case in a few lines:", *(f"    {line}" for line in self.example.lines())]
         return "\n".join(lines)
@@ -96,14 +103,14 @@ def why(report: ReportData, wanted: str) -> Answer:
     if not remarks and not nodes:
         closest = difflib.get_close_matches(wanted, _known(report), n=3, cutoff=0.4)
         hint = f" The closest: {', '.join(closest)}." if closest else ""
-        raise FxpassesError(
-            f"the report knows no module, node or source line {wanted!r}.{hint} Whole graphs of more than "
-            f"{LARGEST} nodes are not recorded; of these only sites of rules are known."
-        )
+        if not _traced(report):
+            hint += f" A graph of more than {LARGEST} nodes is not recorded: of it only sites are known."
+        raise FxpassesError(f"the report knows no module, node or source line {wanted!r}.{hint}")
     nearby = not remarks
-    if nearby:
-        names = {name for drawing in _traced(report) for name in _next_to(drawing, wanted)}
-        remarks = [remark for remark in report.remarks if remark.node in names]
+    # A rule has its site at a norm, and is asked about at the convolution.
+    names = {name for drawing in _traced(report) for name in _next_to(drawing, wanted)}
+    spoken = {remark.rule for remark in remarks}
+    remarks += [each for each in report.remarks if each.node in names and each.rule not in spoken]
     verdicts = [_verdict(report, remark) for remark in remarks]
     rules = dict.fromkeys([*report.seconds, *(remark.rule for remark in report.remarks if remark.node)])
     silent = [rule for rule in rules if rule not in {remark.rule for remark in remarks}]
@@ -120,6 +127,7 @@ def _verdict(report: ReportData, remark: Remark) -> Verdict:
         remark,
         code.meaning if code is not None else "",
         code.advice if code is not None else "",
+        edit_here(report.graphs, remark),
         example,
         tuple(each for each in report.tried if each.options in helps and remark.rule in each.gained),
     )
@@ -129,7 +137,7 @@ def _how_far(remark: Remark) -> str:
     """How many operators of the pattern were found, and where the rule stopped."""
     if remark.status == "applied" or not remark.pattern_size:
         return ""
-    stopped = _STAGES.get(remark.stage, "")
+    stopped = _COSTS.get(remark.code) or _STAGES.get(remark.stage, "")
     return f", {remark.matched} of {remark.pattern_size} operators found{stopped and f', {stopped}'}"
 
 
@@ -142,6 +150,9 @@ _STAGES = {
     "verify": "and what was written was not right",
 }
 """Where a rule stopped, in words."""
+
+_COSTS = {"multiple-users": "and what others read would be made twice"}
+"""Reasons of cost that rules look for among those of correctness; `profit="always"` overrides none."""
 
 
 # Places ----------------------------------------------------------------------------------------------------

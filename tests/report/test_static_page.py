@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shutil
 import subprocess
 from dataclasses import replace
@@ -10,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fxpasses.report.data import Remark
+from fxpasses.report.drawing import DrawnNode, GraphDrawing
 from fxpasses.report.page import render_html
 from fxpasses.report.report import Report
 from tests.report.test_text import IDLE, remark_of, report_of
@@ -150,3 +152,23 @@ def test_save_html_writes_the_page(tmp_path) -> None:  # type: ignore[no-untyped
     report = hostile_report()
     report.save_html(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_html(report)
+
+
+def test_the_page_says_what_to_edit_here_and_shows_a_like_case() -> None:
+    drawn = GraphDrawing(
+        "before",
+        "torch",
+        (
+            DrawnNode("y", "call_function", "conv2d", (), module="conv"),
+            DrawnNode("z", "call_function", "batch_norm", (0,), module="bn"),
+            DrawnNode("a", "call_function", "add", (1, 0), location="/m/net.py:7"),
+        ),
+    )
+    remark = Remark("efficient_conv_bn_eval", "declined", "multiple-users", "m", "z", module="bn", blamed="a")
+    page = html.unescape(render_html(Report((remark,), graphs=(drawn,))))
+    assert "→ here: `add` (m/net.py:7) also reads the result of conv: have it read that of bn" in page
+    assert "<summary>A like case in a few lines</summary>" in page
+    assert "\n-     return bn(y) + y\n" in page
+    page = html.unescape(render_html(Report((replace(remark, code="a-rule-s-own"),), graphs=(drawn,))))
+    assert "→ here" not in page
+    assert "A like case" not in page

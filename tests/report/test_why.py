@@ -51,10 +51,76 @@ def test_a_module_has_the_verdict_of_each_rule_that_looked_at_it(report):
 
 def test_a_refusal_says_how_far_it_got_what_it_means_what_to_do_and_shows_a_case(report):
     text = str(report.why("bn2"))
-    assert "declined [multiple-users], 2 of 2 operators found, and it would not be right" in text
+    assert "declined [multiple-users], 2 of 2 operators found, and what others read would be " in text
     assert CODES["multiple-users"].meaning in text
     assert CODES["multiple-users"].advice in text
     assert "    -     return bn(y) + y\n    +     return bn(y) + conv(x)" in text
+
+
+def edit_at(forward, place: str) -> str:
+    """What is to be edited in a network of another forward, as `why` says."""
+
+    class Other(Network):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return forward(self, x)
+
+    found = fxpasses.explain(Other().eval(), torch.randn(1, 3, 8, 8))
+    (edit,) = [verdict.edit for verdict in found.why(place).verdicts if verdict.rule == RULE]
+    return edit
+
+
+def test_the_other_reader_is_named_with_its_line_and_what_to_do_about_it(report):
+    _, first = inspect.getsourcelines(Network.forward)
+    line, text = f"(report/test_why.py:{first + 3})", str(report.why("bn2"))
+    conv2 = f"conv2 (report/test_why.py:{first + 2})"
+    assert f"→ here: `add` {line} also reads the result of {conv2}: have it read that of bn2 {line}" in text
+
+
+def test_a_module_that_also_reads_is_named_by_its_path():
+    def forward(self, x):
+        y = self.conv1(x)
+        return self.bn1(y), self.conv2(y)
+
+    edit = edit_at(forward, "bn1")
+    assert edit.startswith("conv2 (report/test_why.py:")
+    assert "also reads the result of conv1 (" in edit
+
+
+def test_a_result_that_is_also_returned_is_named_and_the_edit_makes_the_rule_fire():
+    def forward(self, x):
+        y = self.conv1(x)
+        return self.bn1(y), y
+
+    def after(self, x):
+        return self.bn1(self.conv1(x)), self.conv1(x)
+
+    edit = edit_at(forward, "bn1")
+    assert edit.startswith("the model also returns the result of conv1 (report/test_why.py:")
+    assert "a second call of conv1" in edit
+    assert edit_at(after, "bn1") == ""  # it is applied
+
+
+def test_what_a_norm_reads_is_named():
+    edit = edit_at(lambda self, x: self.bn2(self.bn1(self.conv1(x)).relu()), "bn2")
+    assert "bn2 (report/test_why.py:" in edit
+    assert "reads `relu` (report/test_why.py:" in edit
+
+
+def test_a_write_in_between_is_named():
+    def forward(self, x):
+        x, scale = x.clone(), self.bn1.weight.clone()
+        y = self.conv1(x)
+        x.mul_(3), scale.mul_(5)
+        return nn.functional.batch_norm(y, self.bn1.running_mean, self.bn1.running_var, scale), x
+
+    assert edit_at(forward, "batch_norm").startswith("`mul` (report/test_why.py:")
+
+
+def test_a_report_without_the_graph_names_nothing():
+    remark = Remark(RULE, "declined", "multiple-users", "m", "bn", module="bn", blamed="add")
+    (verdict,) = Report((remark,)).why("bn").verdicts
+    assert verdict.edit == ""
+    assert "here:" not in str(verdict)
 
 
 def test_an_application_is_a_verdict_too(report):
@@ -91,6 +157,16 @@ def test_a_place_that_no_rule_looks_at_answers_for_its_neighbours_and_says_so():
     assert "no rule looks at it" in str(answer)
 
 
+def test_a_rule_that_looks_next_to_a_place_answers_besides_one_that_looks_at_it():
+    """A norm is read by a layer, which reads it; both rules have something to say of that layer."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    with torch.no_grad():
+        answer = fxpasses.explain(model, torch.ones(1, 3, 8, 8)).why("2")
+    found = {(verdict.rule, verdict.remark.module) for verdict in answer.verdicts if verdict.remark}
+    assert found == {("bn_before_conv", "2"), (RULE, "1"), (RULE, "3")}
+    assert not answer.nearby
+
+
 def test_options_that_were_tried_are_part_of_the_answer():
     with torch.no_grad():
         text = str(fxpasses.explain(network(), torch.randn(1, 3, 8, 8)).why("bn1"))
@@ -98,8 +174,14 @@ def test_options_that_were_tried_are_part_of_the_answer():
 
 
 def test_a_place_that_does_not_exist_names_the_closest(report):
-    with pytest.raises(fxpasses.FxpassesError, match=r"'bn3'\. The closest: .*bn[12]"):
+    with pytest.raises(fxpasses.FxpassesError, match=r"'bn3'\. The closest: .*bn[12]") as caught:
         report.why("bn3")
+    assert "not recorded" not in str(caught.value)
+
+
+def test_a_graph_that_is_not_recorded_is_said_to_be_none():
+    with pytest.raises(fxpasses.FxpassesError, match="more than 5000 nodes is not recorded"):
+        Report((Remark(RULE, "declined", "c", "m", "n"),)).why("elsewhere")
 
 
 def test_a_report_from_a_file_answers_as_well(report):

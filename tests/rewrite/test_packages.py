@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -140,76 +141,76 @@ print(json.dumps(told))
 """
 
 
-def installed(target: Path, work: Path, name: str, version: str, source: str, *entries: str) -> None:
-    """Builds a wheel of one module and installs it into a folder."""
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+
+
+def pip(python: Path, *arguments: str) -> None:
+    """Has pip work on another environment, which need not have it."""
+    subprocess.run([*PIP, "--python", str(python), *arguments], check=True, capture_output=True)
+
+
+def installed(python: Path, work: Path, name: str, version: str, source: str, *entries: str) -> None:
+    """Builds a wheel of one module and installs it into an environment."""
     module = name.replace("-", "_")
     project = work / name
     project.mkdir()
     text = PYPROJECT.format(name=name, version=version, module=module, entries="\n".join(entries))
     (project / "pyproject.toml").write_text(text)
     (project / f"{module}.py").write_text(source)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    build = [
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "--no-index",
-        "--wheel-dir",
-        str(work),
-        str(project),
-    ]
-    subprocess.run([*pip, *build], check=True, capture_output=True)
+    alone = ("--no-deps", "--no-index")
+    build = ("wheel", "--no-build-isolation", *alone, "--wheel-dir", str(work), str(project))
+    subprocess.run([*PIP, *build], check=True, capture_output=True)
     (wheel,) = work.glob(f"{module}-*.whl")
-    install = ["install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
-    subprocess.run([*pip, *install], check=True, capture_output=True)
+    pip(python, "install", *alone, str(wheel))
 
 
-def run(target: Path, *arguments: str) -> str:
-    """What a process prints that finds the installed packages."""
-    environment = {**os.environ, "PYTHONPATH": f"{target}{os.pathsep}{ROOT}", "COLUMNS": "200"}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=target.parent)
+def run(python: Path, *arguments: str) -> str:
+    """What a process of an environment prints, which finds our packages behind its own."""
+    paths = (str(ROOT), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"}
+    command = [str(python), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=python.parent)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def used(target: Path) -> dict[str, object]:
-    return json.loads(run(target, "-c", USE).splitlines()[-1])
+def used(python: Path) -> dict[str, object]:
+    return json.loads(run(python, "-c", USE).splitlines()[-1])
 
 
 @pytest.fixture
-def target(tmp_path):
-    folder = tmp_path / "site"
-    folder.mkdir()
+def python(tmp_path):
+    """The Python of an environment with two rules of another package."""
+    venv.create(tmp_path / "environment", with_pip=False, symlinks=True)
+    python = tmp_path / "environment" / "bin" / "python"
     entries = ('functions = "fxpasses_algebra:rules"', 'classes = "fxpasses_algebra:LogSoftmax"')
-    installed(folder, tmp_path, "fxpasses-algebra", "1.2", ALGEBRA, *entries)
-    return folder
+    installed(python, tmp_path, "fxpasses-algebra", "1.2", ALGEBRA, *entries)
+    return python
 
 
-def test_an_installed_package_s_rules_fire_count_are_listed_and_fuzzed_and_vanish(target):
-    told = used(target)
+def test_an_installed_package_s_rules_fire_count_are_listed_and_fuzzed_and_vanish(python):
+    told = used(python)
     assert told["applied"] == {"log_softmax": 1, "double_negation": 1}
     assert told["rules"][-3:] == ["log_softmax", "double_negation", "layout"]
     assert min(told["fuzzed"]) >= 4
     assert told["warnings"] == []
-    listed = {line.split()[0]: line for line in run(target, "-m", "fxpasses", "rules").splitlines() if line}
+    listed = {line.split()[0]: line for line in run(python, "-m", "fxpasses", "rules").splitlines() if line}
     assert "fxpasses-algebra 1.2" in listed["double_negation"]
     assert "Two negations are none." in listed["double_negation"]
     assert "log(softmax(x)) becomes" in listed["log_softmax"]
     assert "fxpasses-algebra" not in listed["efficient_conv_bn_eval"]
-    shutil.rmtree(target)  # what `pip uninstall` does with a folder that only this package is in
-    target.mkdir()
-    told = used(target)
+    pip(python, "uninstall", "--yes", "fxpasses-algebra")
+    told = used(python)
     assert told["applied"] == {}
     assert {"double_negation", "log_softmax"}.isdisjoint(told["rules"])
-    assert "algebra" not in run(target, "-m", "fxpasses", "rules")
+    assert "algebra" not in run(python, "-m", "fxpasses", "rules")
 
 
 @pytest.mark.full
-def test_a_broken_package_is_named_and_skipped_with_all_of_its_entry(target, tmp_path):
+def test_a_broken_package_is_named_and_skipped_with_all_of_its_entry(python, tmp_path):
     entries = [f'{name} = "zzz_broken:{name}"' for name in ("two_of_a_name", "numbers", "fails", "missing")]
-    installed(target, tmp_path, "zzz-broken", "0.1", BROKEN, *entries)
-    told = used(target)
+    installed(python, tmp_path, "zzz-broken", "0.1", BROKEN, *entries)
+    told = used(python)
     assert told["applied"] == {"log_softmax": 1, "double_negation": 1}
     assert "fine" not in told["rules"]
     reasons = (

@@ -77,6 +77,8 @@ def plan_and_carry_out(
     if plan.decision in ("no-profile", "not-measured"):
         return Outcome(layout=plan.not_carried_out(plan.decision))
     if plan.is_contiguous and not plan.cut_edges:
+        if plan.decision == "as-stock":
+            return Outcome((_done(plan, context),), layout=plan.not_carried_out("as-stock"))
         return Outcome(layout=plan.not_carried_out("no-gain"))
     if goal != "auto" and for_inductor:
         assignment = assignment.with_plan(stock=stock_plan(context, assignment)[0])

@@ -1,88 +1,12 @@
-"""Reason codes by example: models of a few lines that a rule leaves alone, and what is to be changed.
-
-    source           a model and its input; the rule declines there with the code
-    old -> new       the edit after which the rule fires
-    number           where rewriting would be wrong: an element of the result, eager's and the rewrite's
-
-The tests run each: the source is declined, the edited source is rewritten, and a number is what comes out
-when the refusal is overridden.
-"""
+"""Examples of the rules that fold into convolutions and linear layers, and of what is kept between calls."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from fxpasses.report.text import in_code
-
-PRELUDE = "import math\nimport torch\nfrom torch import nn\nimport torch.nn.functional as F\n"
-"""What every source may use."""
-
-
-@dataclass(frozen=True)
-class Number:
-    """What would come out wrong.
-
-    Attributes:
-        expression: of the model and its input, as Python.
-        eager: its value in eager mode.
-        rewritten: its value if the rule were applied.
-    """
-
-    expression: str
-    eager: float
-    rewritten: float
-
-
-@dataclass(frozen=True)
-class Example:
-    """A site that a rule leaves alone, and what changes that.
-
-    Attributes:
-        source: defines ``model`` and its input ``x``.
-        old, new: what to replace in the source, so that the rule fires; empty where options do it.
-        options: those under which it is declined.
-        options_after: those under which the edited source is rewritten; None for the same.
-        rule: the rule that is meant.
-        grad: whether gradients are recorded.
-        number: what would come out wrong, where that is known.
-    """
-
-    source: str
-    old: str = ""
-    new: str = ""
-    options: Mapping[str, Any] = field(default_factory=lambda: {"profit": "always"})
-    options_after: Mapping[str, Any] | None = None
-    rule: str = "efficient_conv_bn_eval"
-    grad: bool = False
-    number: Number | None = None
-
-    @property
-    def edited(self) -> str:
-        """The source after the edit."""
-        return self.source.replace(self.old, self.new) if self.old else self.source
-
-    def lines(self) -> list[str]:
-        """The source with the edit marked as in a patch, then what would be wrong."""
-        old, new = ([line for line in text.splitlines() if line] for text in (self.source, self.edited))
-        found = []
-        for line in old:
-            found.append(f"  {line}" if line in new else f"- {line}")
-            if line not in new:
-                found += [f"+ {other}" for other in new if other not in old and f"+ {other}" not in found]
-        if self.options_after is not None:
-            before = {name: value for name, value in self.options.items() if name not in self.options_after}
-            found += [f"- {in_code(before)}"] * bool(before) + [f"+ {in_code(self.options_after)}"]
-        if self.number is not None:
-            number = self.number
-            found.append(
-                f"rewritten as it stands, {number.expression} would be {number.rewritten:g}; eager gives "
-                f"{number.eager:g}"
-            )
-        return found
-
+from fxpasses.report.examples.example import Example, Number
 
 _PAIR = "conv, bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval()\nx = torch.randn(2, 3, 8, 8)\n"
 _ONES = """\
@@ -90,30 +14,27 @@ conv, bn = nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.BatchNorm2d(1, eps=1e-1
 nn.init.ones_(conv.weight), nn.init.ones_(bn.bias)
 x = torch.ones(1, 1, 3, 3)
 """
+_CACHED: Mapping[str, Any] = {
+    "options": "{'weights': 'cached'}",
+    "rule": "kept_weights",
+    "fires": "report.kept_tensors",
+}
 
-
-def _rule(parameters: str, pattern: str, replacement: str, more: str = "", examples: str = "") -> str:
-    """A rule made of functions."""
-    examples = examples or "torch.randn(2, 3), " * (parameters.count(",") + 1)
-    return (
-        "import fxpasses\n"
-        f"@fxpasses.rewrite(name='example', examples=({examples}))\n"
-        "class rule:\n"
-        f"    def pattern({parameters}): return {pattern}\n"
-        f"    def replacement({parameters}): return {replacement}\n{more}"
-        "x = torch.randn(2, 3)\n"
-    )
-
-
-_CLAMPED = _rule("a", "torch.exp(torch.clamp(a, max=0.0))", "torch.clamp(torch.exp(a), max=1.0)")
-_NEGATED = "torch.neg(torch.neg(a))"
-_MINE: Mapping[str, Any] = {"rule": "example"}
-_CACHED: Mapping[str, Any] = {"options": {"weights": "cached"}, "rule": "kept_weights"}
-
-EXAMPLES: Mapping[str, Example] = {
-    # The pattern is not there
+FOLDING: Mapping[str, Example] = {
     "training-mode": Example(
         _PAIR + "bn.train()\ndef model(x): return bn(conv(x))\n", "bn.train()", "bn.eval()"
+    ),
+    "no-statistics": Example(
+        "graph = torch.fx.Graph()\n"
+        "x, w, mean, var = (graph.placeholder(name) for name in ('x', 'w', 'mean', 'var'))\n"
+        "conv = graph.call_function(F.conv2d, (x, w))\n"
+        "graph.output(graph.call_function(F.batch_norm, (conv, None, None)))\n"
+        "sizes = (2, 3, 8, 8), (8, 3, 3, 3), (8,), (8,), (2, 8, 6, 6), (2, 8, 6, 6)\n"
+        "for node, size in zip(graph.nodes, sizes): node.meta['val'] = torch.empty(size, device='meta')\n"
+        "model = torch.fx.GraphModule({}, graph)\n",
+        "None, None",
+        "mean, var",
+        run="report = fxpasses.explain(model, options=OPTIONS)",
     ),
     "no-producer": Example(
         _PAIR + "def model(x): return bn(torch.cat([conv(x), conv(-x)]))\n",
@@ -147,6 +68,14 @@ EXAMPLES: Mapping[str, Example] = {
         "def model(x): return bn(torch.addmm(b, x, w, beta=2))\n",
         "torch.addmm(b, x, w, beta=2)",
         "torch.addmm(2 * b, x, w)",
+    ),
+    "non-constant": Example(
+        "w, bn = torch.randn(4, 1, 3, 3), nn.BatchNorm2d(4).eval()\n"
+        "x = torch.randn(2, 2, 8, 8)\n"
+        "torch._dynamo.mark_dynamic(x, 1)\n"
+        "def model(x): return bn(F.conv2d(x, w, groups=x.shape[1]))\n",
+        "torch._dynamo.mark_dynamic(x, 1)\n",
+        "",
     ),
     "unknown-module": Example(
         "conv, bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)\n"
@@ -187,27 +116,6 @@ EXAMPLES: Mapping[str, Example] = {
         "self.up(x, output_size=[18, 18])",
         "self.up(x)",
     ),
-    # The pattern of a rule made of functions is half there
-    "other-operator": Example(
-        _CLAMPED + "def model(x): return torch.exp(x.sin())\n", "x.sin()", "x.clamp(max=0.0)", **_MINE
-    ),
-    "other-constant": Example(
-        _CLAMPED + "def model(x): return torch.exp(x.clamp(max=2.0))\n", "max=2.0", "max=0.0", **_MINE
-    ),
-    "other-operand": Example(
-        _rule("a", "a * torch.sigmoid(a)", "F.silu(a)") + "def model(x): return x.cos() * torch.sigmoid(x)\n",
-        "x.cos() * torch.sigmoid(x)",
-        "x * torch.sigmoid(x)",
-        **_MINE,
-    ),
-    "operand-kind": Example(
-        _rule("a, b", "torch.exp(a + b)", "a.exp() * math.exp(b)", examples="torch.randn(2, 3), 0.5")
-        + "def model(x): return torch.exp(x.cos() + x.sum())\n",
-        "x.sum()",
-        "2.0",
-        **_MINE,
-    ),
-    # It would not give eager's answers
     "multiple-users": Example(
         _PAIR + "def model(x):\n    y = conv(x)\n    return bn(y) + y\n", "bn(y) + y", "bn(y) + conv(x)"
     ),
@@ -260,6 +168,13 @@ EXAMPLES: Mapping[str, Example] = {
         "torch.zeros(8, requires_grad=True)",
         "torch.zeros(8)",
     ),
+    "symbolic-channels": Example(
+        "bn, x = nn.BatchNorm2d(4).eval(), torch.randn(2, 4, 8, 8)\n"
+        "torch._dynamo.mark_dynamic(x, 1)\n"
+        "def model(x): return bn(F.conv_transpose2d(x, x.new_ones(x.shape[1], 2, 3, 3), groups=2))\n",
+        "torch._dynamo.mark_dynamic(x, 1)\n",
+        "",
+    ),
     "dtype": Example(
         "conv, scale = nn.Conv2d(3, 8, 3), torch.rand(8, 1, 1, dtype=torch.float64)\n"
         "x = torch.randn(2, 3, 8, 8)\n"
@@ -276,6 +191,24 @@ EXAMPLES: Mapping[str, Example] = {
         "    x = torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127)\n",
         "",
     ),
+    "no-metadata": Example(
+        "from fxpasses.passes.folding.conv_bn import EfficientConvBnEval\n"
+        + _PAIR
+        + "def model(x): return bn(conv(x))\n"
+        + "def double(context, options):\n"
+        + "    (conv,) = context.graph.find_nodes(op='call_function', target=torch.conv2d)\n"
+        + "    with context.graph.inserting_before(conv):\n"
+        + "        weight = context.graph.call_function(torch.mul, (conv.args[1], 2))\n"
+        + "    conv.update_arg(1, weight)\n"
+        + "    return fxpasses.Outcome(changed=True)\n"
+        + "class Later(EfficientConvBnEval):\n"
+        + "    name, after = 'later', ('double',)\n",
+        "    conv.update_arg(1, weight)\n",
+        "    weight.meta.update(conv.args[1].meta)\n    conv.update_arg(1, weight)\n",
+        options="{'profit': 'always', 'disable': ('efficient_conv_bn_eval',), "
+        "'rules': (fxpasses.GraphPass('double', double), Later())}",
+        rule="later",
+    ),
     "mutation": Example(
         "conv, bn = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=1e-12).eval()\n"
         "nn.init.ones_(conv.weight)\n"
@@ -289,45 +222,10 @@ EXAMPLES: Mapping[str, Example] = {
         "scale",
         number=Number("model(x)[0].max()", 5.0, 15.0),
     ),
-    "aliasing": Example(
-        _rule("a", _NEGATED, "a") + "def model(x): return torch.neg(torch.neg(x))\n",
-        "torch.neg(torch.neg(x))",
-        "torch.neg(torch.neg(x.exp()))",
-        number=Number("model(x).data_ptr() == x.data_ptr()", False, True),
-        **_MINE,
-    ),
-    "mixed-dtypes": Example(
-        _rule("a, b", "torch.exp(torch.add(torch.cos(a), b))", "torch.exp(torch.cos(a)) * torch.exp(b)")
-        + "def model(x): return torch.exp(torch.cos(x) + x.double())\n",
-        "x.double()",
-        "x",
-        **_MINE,
-    ),
-    "order": Example(
-        _rule(
-            "a, b",
-            "(y := torch.sin(a)), torch.exp(y * b)",
-            "torch.sin(a), torch.exp(torch.sin(a) * b)",
-        )
-        + "def model(x):\n"
-        + "    y = x.sin()\n"
-        + "    b = y.exp()\n"
-        + "    return y, torch.exp(y * b)\n",
-        "y.exp()",
-        "x.sin().exp()",
-        **_MINE,
-    ),
     "functorch": Example(
         _PAIR + "def model(x): return torch.vmap(lambda y: bn(conv(y)))(x[None])\n",
         "torch.vmap(lambda y: bn(conv(y)))(x[None])",
         "bn(conv(x))[None]",
-    ),
-    "check": Example(
-        _rule("a", _NEGATED, "a", "    def check(match): return match.tensor('a').ndim == 1\n")
-        + "def model(x): return torch.neg(torch.neg(x.exp()))\n",
-        "x.exp()",
-        "x.exp().flatten()",
-        **_MINE,
     ),
     "grad-mode": Example(
         _PAIR + "def model(x):\n    with torch.no_grad():\n        y = conv(x)\n    return bn(y)\n",
@@ -349,24 +247,32 @@ EXAMPLES: Mapping[str, Example] = {
         "    with torch.autocast('cpu', torch.bfloat16):\n        y = conv(x)\n",
         "    y = conv(x)\n",
     ),
+    "stream": Example(
+        _PAIR
+        + "def model(x):\n"
+        + "    with torch.fx.traceback.annotate({'stream': 1}):\n"
+        + "        y = conv(x)\n"
+        + "    return bn(y)\n",
+        "    with torch.fx.traceback.annotate({'stream': 1}):\n        y = conv(x)\n",
+        "    y = conv(x)\n",
+    ),
     "region": Example(
         _PAIR + "def model(x):\n    with torch.inference_mode():\n        y = conv(x)\n    return bn(y)\n",
         "    with torch.inference_mode():\n        y = conv(x)\n",
         "    y = conv(x)\n",
     ),
-    # It would not pay
     "nothing-saved": Example(
         _PAIR + "bn.requires_grad_(False)\ndef model(x): return bn(conv(x))\n",
         "bn.requires_grad_(False)",
         "bn.requires_grad_(True)",
-        options={},
+        options="{}",
         grad=True,
     ),
     "adds-weight-gradient": Example(
         _PAIR + "conv.requires_grad_(False)\ndef model(x): return bn(conv(x))\n",
         "conv.requires_grad_(False)",
         "conv.requires_grad_(True)",
-        options={},
+        options="{}",
         grad=True,
     ),
     "small-result": Example(
@@ -374,25 +280,17 @@ EXAMPLES: Mapping[str, Example] = {
         "def model(x): return a(x) + b(x)\n",
         "torch.randn(1, 16, 2, 2)",
         "torch.randn(8, 16, 64, 64)",
-        options={},
+        options="{}",
         rule="parallel_conv_merge",
     ),
     "live-weights": Example(
-        _PAIR + "def model(x): return bn(conv(x))\n", options={}, options_after={"weights": "cached"}
-    ),
-    "profit": Example(
-        _rule("a", _NEGATED, "a", "    def profit(match): return False\n")
-        + "def model(x): return torch.neg(torch.neg(x.exp()))\n",
-        options={},
-        options_after={"profit": "always"},
-        **_MINE,
+        _PAIR + "def model(x): return bn(conv(x))\n", options="{}", options_after="{'weights': 'cached'}"
     ),
     "limit": Example(
         _PAIR + "def model(x): return bn(conv(x))\n",
-        options={"profit": "always", "limit": 0},
-        options_after={"profit": "always"},
+        options="{'profit': 'always', 'limit': 0}",
+        options_after="{'profit': 'always'}",
     ),
-    # weights="cached" keeps nothing
     "no-parameter-work": Example(
         "conv, x = nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8)\ndef model(x): return F.conv2d(x, x)\n",
         "F.conv2d(x, x)",
@@ -406,34 +304,4 @@ EXAMPLES: Mapping[str, Example] = {
         "(2 * w)",
         **_CACHED,
     ),
-    # The rule failed, and the graph is as it was
-    "check-error": Example(
-        _rule("a", _NEGATED, "a", "    def check(match): return match.tensor('b').ndim == 2\n")
-        + "def model(x): return torch.neg(torch.neg(x.exp()))\n",
-        "match.tensor('b')",
-        "match.tensor('a')",
-        **_MINE,
-    ),
-    "rewrite-error": Example(
-        _rule("a", _NEGATED, "a.sum()") + "def model(x): return torch.neg(torch.neg(x.exp()))\n",
-        "return a.sum()",
-        "return a",
-        **_MINE,
-    ),
-    "verify-structure": Example(
-        _rule("a", _NEGATED, "a.t().contiguous().t()")
-        + "def model(x): return torch.neg(torch.neg(x.exp()))\n",
-        "return a.t().contiguous().t()",
-        "return a",
-        options={"verify": "structure"},
-        **_MINE,
-    ),
-    "verify-numerics": Example(
-        _rule("a", _NEGATED, "torch.neg(a)") + "def model(x): return torch.neg(torch.neg(x.exp()))\n",
-        "return torch.neg(a)",
-        "return a",
-        options={"verify": "numerics"},
-        **_MINE,
-    ),
 }
-"""An example of each code that has one."""
