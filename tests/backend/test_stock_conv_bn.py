@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import pair, randomised
+from helpers import pair, randomised, sampled_cases
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
@@ -92,7 +92,7 @@ GETS_WRONG = {
 TAKEN_OVER = [("declined", "taken-over")]
 
 
-@pytest.mark.parametrize("switched", [GLOBALLY, BY_OPTIONS])
+@pytest.mark.parametrize("switched", sampled_cases([GLOBALLY, BY_OPTIONS], [GLOBALLY]))
 @pytest.mark.parametrize("case", GETS_WRONG)
 def test_what_inductors_pass_gets_wrong_is_right(case, switched):
     factory, inputs, pairs = GETS_WRONG[case]
@@ -131,8 +131,16 @@ def test_other_rules_still_have_to_pay():
     assert "conv_affine" not in report.applied
 
 
-@pytest.mark.parametrize("options", [{"disable": (RULE,)}, {"passes": ("layout",)}], ids=str)
-@pytest.mark.parametrize("switched", [GLOBALLY, BY_OPTIONS])
+@pytest.mark.parametrize(
+    ("options", "switched"),
+    [
+        ({"disable": (RULE,)}, GLOBALLY),
+        ({"passes": ("layout",)}, BY_OPTIONS),
+        pytest.param({"disable": (RULE,)}, BY_OPTIONS, marks=pytest.mark.full),
+        pytest.param({"passes": ("layout",)}, GLOBALLY, marks=pytest.mark.full),
+    ],
+    ids=str,
+)
 def test_where_our_rule_is_left_out_inductors_pass_runs(options, switched):
     found, report = run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(), switched, **options)
     assert found == (0, 1)
@@ -140,7 +148,7 @@ def test_where_our_rule_is_left_out_inductors_pass_runs(options, switched):
 
 
 def test_a_graph_without_a_norm_has_no_remark():
-    found, report = run(nn.Conv2d(3, 4, 3).double(), image())
+    found, report = run(nn.Conv2d(3, 4, 3).double(), image(), grad=False)
     assert found == (0, 0)
     assert not remarks_on_the_setting(report)
 
@@ -176,7 +184,7 @@ def test_a_checkpointed_pair_is_rewritten_once():
 
 def test_a_limit_holds_for_inductors_pass_too():
     """Or the search for the rewrite that breaks a model would find it everywhere."""
-    found, _ = run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(), limit=0)
+    found, _ = run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(), grad=False, limit=0)
     assert found == (0, 0)
 
 
@@ -196,5 +204,5 @@ def test_another_inner_backend_has_no_such_pass():
 
 def test_the_setting_is_as_it_was_afterwards():
     with inductor_config.patch(SETTING):
-        run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image())
+        run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(), grad=False)
         assert inductor_config.efficient_conv_bn_eval_fx_passes

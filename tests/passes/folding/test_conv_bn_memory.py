@@ -56,8 +56,15 @@ def test_a_folded_weight_would_be_seen_if_it_were_kept(monkeypatch):
     assert kept(output, model) > 2 * ACTIVATION + 2 * weight
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    ("inner", "dynamic"),
+    [
+        ("aot_eager", False),
+        ("aot_eager", True),
+        ("inductor", False),
+        pytest.param("inductor", True, marks=pytest.mark.full),
+    ],
+)
 def test_gradients_are_right_when_the_fold_is_recomputed(inner, dynamic):
     eager = blocks()
     model = copy.deepcopy(eager)

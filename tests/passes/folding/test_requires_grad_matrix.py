@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import sampled_cases
 from torch import nn
 
 import fxpasses
@@ -84,7 +85,7 @@ def small() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4)).eval()
 
 
-@pytest.mark.parametrize("what", EXPECTED)
+@pytest.mark.parametrize("what", sampled_cases(EXPECTED, ["all", "conv frozen", "input only", "none"]))
 def test_a_small_network_keeps_no_more_than_stock(what: str) -> None:
     check(small(), what, {"efficient_conv_bn_eval": EXPECTED[what]})
 

@@ -33,6 +33,7 @@ from fxpasses.passes.layout.sources import CostSource, cost_source
 from fxpasses.passes.layout.tuning import Tuner
 from tests.passes.layout.test_graphs import context_of
 from tests.passes.layout.test_joint import joint_graph
+from tests.passes.layout.test_layout_models import traced
 
 CPU = torch.device("cpu")
 PEAKS = Roofline("float32", matmul_flops=1e11, convolution_flops=1e11, bandwidth=1e10, call_seconds=1e-6)
@@ -379,16 +380,15 @@ def test_a_store_that_cannot_be_written_is_a_warning_and_the_compilation_goes_on
     model, x = network(16).eval(), torch.randn(2, 3, 24, 24)
     with (
         torch.no_grad(),
-        torch._inductor.utils.fresh_cache(),
         pytest.warns(DeviceProfileWarning, match="this process alone knows it"),
     ):
-        torch.testing.assert_close(compiled(model, x, tune_seconds=5), model(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(traced(tune_seconds=5)(model)(x), model(x), rtol=1e-4, atol=1e-4)
     assert fxpasses.last_report().layout.tuning.measured > 0
 
 
 def test_the_report_and_the_page_say_what_was_measured_and_by_how_much_the_plan_wins(tmp_path):
-    with torch.no_grad(), torch._inductor.utils.fresh_cache():
-        compiled(network(16).eval(), torch.randn(2, 3, 24, 24), tune_seconds=5)
+    with torch.no_grad():
+        traced(tune_seconds=5)(network(16).eval())(torch.randn(2, 3, 24, 24))
     report = fxpasses.last_report()
     report.save_html(tmp_path / "page.html")
     for text in (" ".join(str(report).split()), (tmp_path / "page.html").read_text("utf-8")):

@@ -126,7 +126,11 @@ class Stem(nn.Module):
 
 @pytest.mark.parametrize(
     ("activation", "dynamic"),
-    [(nn.ReLU, False), pytest.param(nn.ReLU, True, marks=pytest.mark.full), (nn.ReLU6, False)],
+    [
+        (nn.ReLU6, False),
+        pytest.param(nn.ReLU, False, marks=pytest.mark.full),
+        pytest.param(nn.ReLU, True, marks=pytest.mark.full),
+    ],
 )
 def test_inside_inductor_outputs_and_gradients_are_eagers_in_float64(activation, dynamic):
     model = Stem(activation).eval().double()
