@@ -334,6 +334,24 @@ def sampled_cases(cases: Iterable[Any], kept: Iterable[Any]) -> list[Any]:
     return [case if case in kept else pytest.param(case, marks=pytest.mark.full) for case in cases]
 
 
+def at_some_levels(names: Iterable[str]) -> list[Any]:
+    """Captures and names for `parametrize`; all but two captures of each name are for the full run.
+
+    The default run has each name under Dynamo, and the next one in turn under another of `SAMPLED`.
+    """
+    others = ("export", "symbolic_trace")
+    return [
+        pytest.param(
+            capture,
+            name,
+            id=f"{name}-{capture}",
+            marks=() if capture in ("compile", others[at % 2]) else pytest.mark.full,
+        )
+        for at, name in enumerate(names)
+        for capture in EVERYWHERE
+    ]
+
+
 def pairwise(*axes: Mapping[str, Any]) -> list[Any]:
     """The product of axes, each from names to values, for `parametrize`; most of it is for the full run.
 

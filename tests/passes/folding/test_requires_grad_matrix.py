@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import sampled_cases
 from torch import nn
 
 import fxpasses
@@ -85,7 +84,14 @@ def small() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4)).eval()
 
 
-@pytest.mark.parametrize("what", sampled_cases(EXPECTED, ["all", "conv frozen", "input only", "none"]))
+@pytest.mark.usefixtures("no_code")
+@pytest.mark.parametrize("what", EXPECTED)
+def test_a_small_network_keeps_no_more_than_stock_before_code_is_generated(what: str) -> None:
+    check(small(), what, {"efficient_conv_bn_eval": EXPECTED[what]})
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("what", EXPECTED)
 def test_a_small_network_keeps_no_more_than_stock(what: str) -> None:
     check(small(), what, {"efficient_conv_bn_eval": EXPECTED[what]})
 

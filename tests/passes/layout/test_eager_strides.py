@@ -148,9 +148,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
             compile_,
             dtype,
             id=f"{how}-{name}",
-            marks=pytest.mark.full
-            if how in GENERATED and (how, name) != ("inductor-channels_last", "float64")
-            else (),
+            marks=pytest.mark.full if how in GENERATED else (),
         )
         for name, dtype in DTYPES.items()
         for how, compile_ in {**TRACED, **GENERATED}.items()

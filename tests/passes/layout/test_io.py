@@ -115,7 +115,7 @@ def step(model: nn.Module, x: torch.Tensor, **options: Any) -> tuple[list[torch.
     ("training", "given"),
     [
         pytest.param(True, "contiguous", id="training-contiguous"),
-        pytest.param(False, "channels_last", id="frozen_statistics-channels_last"),
+        pytest.param(False, "channels_last", id="frozen_statistics-channels_last", marks=pytest.mark.full),
         pytest.param(True, "channels_last", id="training-channels_last", marks=pytest.mark.full),
         pytest.param(False, "contiguous", id="frozen_statistics-contiguous", marks=pytest.mark.full),
     ],
@@ -284,6 +284,7 @@ def copies_of_pipeline(io: str, x: torch.Tensor) -> tuple[int, list[str]]:
     return sum(plan.copies for plan in plans), [edge.operator for edge in edges]
 
 
+@pytest.mark.usefixtures("no_code")
 def test_a_pipeline_hands_channels_last_on_without_copies():
     copies, copied = copies_of_pipeline("eager", picture())
     assert copied == ["placeholder", "convolution", "placeholder", "convolution"]

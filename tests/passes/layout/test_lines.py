@@ -117,6 +117,7 @@ def test_results_and_gradients_are_eagers(kind, compile_):
     assert_equal(found, expected)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_sizes_may_be_dynamic():
     model = seeded(Vocoder)
     run = torch.compile(model, backend="fxpasses", options={"layout": "channels_last"}, dynamic=True)

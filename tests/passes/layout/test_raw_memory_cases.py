@@ -180,6 +180,7 @@ def test_results_that_share_memory_are_eagers_with_gradients_on(views, more, nor
         torch.testing.assert_close(got.grad, want.grad, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usefixtures("no_code")
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize(
     ("views", "shares"),

@@ -257,6 +257,7 @@ def compiled(model: nn.Module, x: torch.Tensor, **options: object) -> torch.Tens
     return torch.compile(model, backend="fxpasses", options=options)(x)
 
 
+@pytest.mark.usefixtures("no_code")
 @pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_compiling_measures_and_a_second_compilation_measures_nothing(training):
     model, x = network(16).train(training), torch.randn(2, 3, 24, 24)
@@ -277,6 +278,7 @@ def test_compiling_measures_and_a_second_compilation_measures_nothing(training):
     assert results[3] == 0
 
 
+@pytest.mark.usefixtures("no_code")
 def test_compiling_measures_nothing_where_the_user_forbids_it():
     with torch.no_grad(), torch._inductor.utils.fresh_cache():
         compiled(network().eval(), torch.randn(2, 3, 16, 16), tune_seconds=0)
@@ -347,6 +349,7 @@ def test_a_device_without_memory_left_breaks_off_measuring_and_not_the_compilati
     assert plan.tuning.measured == 0
 
 
+@pytest.mark.usefixtures("no_code")
 def test_symbolic_sizes_are_measured_as_they_were_when_they_were_traced():
     model, x = network(16).eval(), torch.randn(4, 3, 24, 24)
     with torch.no_grad(), torch._inductor.utils.fresh_cache():

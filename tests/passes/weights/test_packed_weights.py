@@ -507,7 +507,11 @@ def test_shared_weights_are_packed_for_each_reader():
 
 
 @pytest.mark.needs_kernels
-@pytest.mark.parametrize("flags", [{"bias": False}, {"affine": False}, {"train_gamma": False}], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    sampled_cases([{"bias": False}, {"affine": False}, {"train_gamma": False}], [{"bias": False}]),
+    ids=str,
+)
 def test_norms_that_nothing_folds_are_kept_as_scale_and_shift(flags):
     """A norm in front of a convolution that pads cannot be folded into it."""
 
