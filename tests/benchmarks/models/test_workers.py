@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import each_once
 from torch import nn
 
 from benchmarks.models.accuracy import Reference, judge, make_reference
@@ -103,13 +102,8 @@ def prepare(case: Case, variant: str, tmp_path) -> tuple[Server, Prepared]:
     return server, reply
 
 
-@pytest.mark.parametrize(
-    ("mode", "variant"),
-    each_once(
-        {mode: mode for mode in ("inference", "frozen-training", "training")},
-        {variant: variant for variant in ("eager", "fxpasses:inner=eager")},
-    ),
-)
+@pytest.mark.parametrize("mode", ["inference", "frozen-training", "training"])
+@pytest.mark.parametrize("variant", ["eager", "fxpasses:inner=eager"])
 def test_a_right_variant_is_ready_for_its_turn(mode, variant, tmp_path):
     case = Case(f"{TINY}tiny", mode=mode, batch=4, size=8)
     server, reply = prepare(case, variant, tmp_path)
