@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import getpass
+import importlib
 import os
+import shutil
 import sys
 import tempfile
 
@@ -15,6 +19,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Processes that wait to compile Triton's kernels take seconds to start, and a CPU has nothing for them.
 os.environ.setdefault("TORCH_WARM_POOL", "0")
+
+# A third of the time that a kernel of inductor's takes to compile goes into linking it to torch's libraries,
+# which gold does in half of that. GCC looks for its linker here first.
+if gold := shutil.which("ld.gold"):
+    linker = os.path.join(tempfile.gettempdir(), f"fxpasses_{getpass.getuser()}_linker")
+    os.makedirs(linker, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.symlink(gold, os.path.join(linker, "ld"))
+    os.environ.setdefault("COMPILER_PATH", linker)
 
 # Workers, and processes that tests start, would else compile all modules anew, each of them.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
@@ -57,6 +70,30 @@ def pytest_runtest_setup(item):
 
         if reason := missing():
             pytest.skip(reason)
+
+
+@pytest.fixture
+def no_code(monkeypatch):
+    """The graphs that inductor would generate code for are run operator by operator.
+
+    Its passes and ours inside it run, and so does AOTAutograd's partitioner: for tests of those, without the
+    seconds that generating C++ and compiling it take.
+    """
+    from torch._inductor import config
+
+    module = importlib.import_module("torch._inductor.compile_fx")
+
+    def run_as_it_is(graph_module, inputs, **_):
+        def call(given):
+            return graph_module(*given)
+
+        call._boxed_call = True
+        return call
+
+    compile_fx = functools.partial(module.compile_fx, inner_compile=run_as_it_is)
+    monkeypatch.setattr(module, "compile_fx", compile_fx)
+    with config.patch(fx_graph_cache=False):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -328,13 +328,46 @@ def covering(cases: Sequence[CaseT], traits: Callable[[CaseT], set[Any]]) -> lis
     return chosen
 
 
+def sampled_cases(cases: Iterable[Any], kept: Iterable[Any]) -> list[Any]:
+    """The cases for `parametrize` of one argument; all but those kept are for the full run."""
+    kept = list(kept)
+    return [case if case in kept else pytest.param(case, marks=pytest.mark.full) for case in cases]
+
+
+def at_some_levels(names: Iterable[str]) -> list[Any]:
+    """Captures and names for `parametrize`; all but two captures of each name are for the full run.
+
+    The default run has each name under Dynamo, and the next one in turn under another of `SAMPLED`.
+    """
+    others = ("export", "symbolic_trace")
+    return [
+        pytest.param(
+            capture,
+            name,
+            id=f"{name}-{capture}",
+            marks=() if capture in ("compile", others[at % 2]) else pytest.mark.full,
+        )
+        for at, name in enumerate(names)
+        for capture in EVERYWHERE
+    ]
+
+
 def pairwise(*axes: Mapping[str, Any]) -> list[Any]:
     """The product of axes, each from names to values, for `parametrize`; most of it is for the full run.
 
     The default run has each two values of different axes together in one case at least.
     """
+    return _covered(axes, 2)
+
+
+def each_once(*axes: Mapping[str, Any]) -> list[Any]:
+    """`pairwise`, of which the default run has each value in one case at least."""
+    return _covered(axes, 1)
+
+
+def _covered(axes: Sequence[Mapping[str, Any]], together: int) -> list[Any]:
     products = list(itertools.product(*axes))
-    kept = covering(products, lambda names: set(itertools.combinations(enumerate(names), 2)))
+    kept = covering(products, lambda names: set(itertools.combinations(enumerate(names), together)))
     return [
         pytest.param(
             *(axis[name] for axis, name in zip(axes, names, strict=True)),

@@ -74,7 +74,7 @@ def _handed_over(**arguments):
         seen["max_autotune"] = config.max_autotune
         seen["epilogue_fusion"] = config.epilogue_fusion
 
-    settings = {"post_grad_custom_post_pass": spy, "force_disable_caches": True}
+    settings = {"joint_custom_post_pass": spy, "force_disable_caches": True}
     options = arguments.setdefault("options", {})
     options["inductor"] = {**options.get("inductor", {}), **settings}
     backend(*_graph(), **arguments)(X)
@@ -93,12 +93,14 @@ def _graph():
     return captured[0]
 
 
+@pytest.mark.usefixtures("no_code")
 def test_mode_reaches_inductor():
     with torch.no_grad():
         assert _handed_over()["max_autotune"] is False
         assert _handed_over(mode="max-autotune-no-cudagraphs")["max_autotune"] is True
 
 
+@pytest.mark.usefixtures("no_code")
 def test_settings_of_inductor_reach_it_unchanged_and_stay_local():
     from torch._inductor import config
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import pair, randomised
+from helpers import pair, randomised, sampled_cases
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
@@ -92,7 +92,8 @@ GETS_WRONG = {
 TAKEN_OVER = [("declined", "taken-over")]
 
 
-@pytest.mark.parametrize("switched", [GLOBALLY, BY_OPTIONS])
+@pytest.mark.usefixtures("no_code")
+@pytest.mark.parametrize("switched", sampled_cases([GLOBALLY, BY_OPTIONS], [GLOBALLY]))
 @pytest.mark.parametrize("case", GETS_WRONG)
 def test_what_inductors_pass_gets_wrong_is_right(case, switched):
     factory, inputs, pairs = GETS_WRONG[case]
@@ -102,6 +103,7 @@ def test_what_inductors_pass_gets_wrong_is_right(case, switched):
     assert remarks_on_the_setting(report) == TAKEN_OVER
 
 
+@pytest.mark.usefixtures("no_code")
 def test_inference_is_rewritten_once_as_the_setting_says_although_it_does_not_pay():
     found, report = run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(), grad=False)
     assert found == (1, 0)
@@ -109,12 +111,14 @@ def test_inference_is_rewritten_once_as_the_setting_says_although_it_does_not_pa
     assert "inductor's own setting, against the cost model (live-weights" in applied.message
 
 
+@pytest.mark.usefixtures("no_code")
 def test_without_the_setting_a_pair_has_to_pay_and_nothing_is_said():
     found, report = run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(), OFF, grad=False)
     assert found == (0, 0)
     assert [each.code for each in report.declined] == ["live-weights"]
 
 
+@pytest.mark.usefixtures("no_code")
 def test_other_rules_still_have_to_pay():
     """A scale and a shift per channel, which inductor's pass does not look at either."""
 
@@ -131,16 +135,26 @@ def test_other_rules_still_have_to_pay():
     assert "conv_affine" not in report.applied
 
 
-@pytest.mark.parametrize("options", [{"disable": (RULE,)}, {"passes": ("layout",)}], ids=str)
-@pytest.mark.parametrize("switched", [GLOBALLY, BY_OPTIONS])
+@pytest.mark.usefixtures("no_code")
+@pytest.mark.parametrize(
+    ("options", "switched"),
+    [
+        ({"disable": (RULE,)}, GLOBALLY),
+        ({"passes": ("layout",)}, BY_OPTIONS),
+        pytest.param({"disable": (RULE,)}, BY_OPTIONS, marks=pytest.mark.full),
+        pytest.param({"passes": ("layout",)}, GLOBALLY, marks=pytest.mark.full),
+    ],
+    ids=str,
+)
 def test_where_our_rule_is_left_out_inductors_pass_runs(options, switched):
     found, report = run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(), switched, **options)
     assert found == (0, 1)
     assert not remarks_on_the_setting(report)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_a_graph_without_a_norm_has_no_remark():
-    found, report = run(nn.Conv2d(3, 4, 3).double(), image())
+    found, report = run(nn.Conv2d(3, 4, 3).double(), image(), grad=False)
     assert found == (0, 0)
     assert not remarks_on_the_setting(report)
 
@@ -174,9 +188,10 @@ def test_a_checkpointed_pair_is_rewritten_once():
     assert run(randomised(Checkpointed()), image())[0] == (1, 0)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_a_limit_holds_for_inductors_pass_too():
     """Or the search for the rewrite that breaks a model would find it everywhere."""
-    found, _ = run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(), limit=0)
+    found, _ = run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(), grad=False, limit=0)
     assert found == (0, 0)
 
 
@@ -194,7 +209,8 @@ def test_another_inner_backend_has_no_such_pass():
     assert not remarks_on_the_setting(report)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_the_setting_is_as_it_was_afterwards():
     with inductor_config.patch(SETTING):
-        run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image())
+        run(pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(), grad=False)
         assert inductor_config.efficient_conv_bn_eval_fx_passes

@@ -280,8 +280,11 @@ for layout in sys.argv[1:]:
 @pytest.mark.parametrize(
     "codes",
     [
-        {"auto": "applied unsafe-kernel", "off": "unsafe-kernel"},
-        pytest.param({"channels_last": "applied unsafe-kernel", "contiguous": ""}, marks=pytest.mark.full),
+        {"auto": "applied unsafe-kernel"},
+        pytest.param(
+            {"off": "unsafe-kernel", "channels_last": "applied unsafe-kernel", "contiguous": ""},
+            marks=pytest.mark.full,
+        ),
     ],
     ids=" ".join,
 )

@@ -117,13 +117,14 @@ def compiled(folder):
 
 
 @pytest.fixture
-def unoptimised(monkeypatch):
-    """Kernels that are compiled in a third of the time."""
-    monkeypatch.setattr(build, "_FLAGS", tuple(flag for flag in build._FLAGS if flag != "-O3"))
+def small(monkeypatch):
+    """A library that says for which vectors it is, and has no kernels, which take long to compile."""
+    text = f'extern "C" int fxpasses_vector_length() {{ return {library.vector_length()}; }}'
+    monkeypatch.setattr(build, "source", lambda main: text)
 
 
 @needs_kernels
-@pytest.mark.usefixtures("unoptimised")
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("is_torn", [False, True])
 def test_a_library_is_compiled_once_for_all_who_ask(compiler, tmp_path, is_torn):
     """Where there is none, or a file that is none."""
@@ -153,14 +154,14 @@ def test_a_library_is_compiled_once_for_all_processes(compiler, tmp_path):
 
 
 @needs_kernels
-@pytest.mark.usefixtures("unoptimised")
+@pytest.mark.usefixtures("small")
 def test_where_the_cache_cannot_be_written_the_process_has_kernels_all_the_same(compiler, tmp_path):
     (tmp_path / "cache").write_text("a file, where a folder should be")
     assert library._kernels(VECTORS, compiler).fxpasses_vector_length() == library.vector_length()
 
 
 @needs_kernels
-@pytest.mark.usefixtures("unoptimised")
+@pytest.mark.usefixtures("small")
 def test_a_library_of_the_package_is_taken_before_any_is_compiled(compiler, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "PREBUILT", tmp_path / "prebuilt")
     made = build.prebuilt(VECTORS)

@@ -24,7 +24,7 @@ from fxpasses.testing.captures import rewrite_at
 from fxpasses.testing.specimens import _answers, _nudged_answers
 from fxpasses.testing.strategies.parallel import _Window
 
-SAMPLED = {"torch": 5, "symbolic_trace": 15, "pre_dispatch": 6, "export": 5, "aten": 5}
+SAMPLED = {"torch": 3, "symbolic_trace": 10, "pre_dispatch": 3, "export": 3, "aten": 3}
 """Models at each level; how many depends on what a capture takes."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import SAMPLED, Spelled, check_rule, image, randomised
+from helpers import Spelled, at_some_levels, check_rule, image, randomised
 from torch import nn
 
 import fxpasses
@@ -58,8 +58,7 @@ CASES: dict[str, tuple[Callable[[Any, torch.Tensor], Any], int | str]] = {
 }
 
 
-@pytest.mark.parametrize("capture", SAMPLED)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("capture", "case"), at_some_levels(CASES))
 def test_a_batch_norm_before_a_layer(capture: str, case: str) -> None:
     spell, outcome = CASES[case]
     if capture == "aten" and case == "another axis":

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import SAMPLED, Spelled, check_rule, image, randomised
+from helpers import SAMPLED, Spelled, at_some_levels, check_rule, image, randomised
 from torch import nn
 
 import fxpasses
@@ -94,8 +94,7 @@ DECOMPOSED = {"unbatched", "linear"}
 three dimensions becomes a `bmm` there, which has no weight of its own to fold into.)"""
 
 
-@pytest.mark.parametrize("capture", SAMPLED)
-@pytest.mark.parametrize("spelling", FOLDED)
+@pytest.mark.parametrize(("capture", "spelling"), at_some_levels(FOLDED))
 def test_chains_are_folded_whole(capture: str, spelling: str) -> None:
     rule = "affine_across_views" if capture == "aten" and spelling in DECOMPOSED else RULE
     check(capture, spelled(FOLDED[spelling]), (image(),), 1, rule=rule)
@@ -299,8 +298,7 @@ ACROSS: dict[str, tuple[Callable[[Any, torch.Tensor], Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("capture", SAMPLED)
-@pytest.mark.parametrize("case", ACROSS)
+@pytest.mark.parametrize(("capture", "case"), at_some_levels(ACROSS))
 def test_an_affine_step_is_moved_across_what_carries_channels_along(capture: str, case: str) -> None:
     spell, count = ACROSS[case]
     if (

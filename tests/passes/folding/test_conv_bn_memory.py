@@ -34,6 +34,7 @@ def kept(output: torch.Tensor, model: nn.Module) -> int:
     return saved_bytes([output], [*model.parameters(), *model.buffers(), X])
 
 
+@pytest.mark.usefixtures("no_code")
 def test_only_one_activation_a_block_is_kept_and_no_folded_weight():
     model = blocks()
     compiled = torch.compile(model, backend="fxpasses", options=NO_LAYOUT)
@@ -45,6 +46,7 @@ def test_only_one_activation_a_block_is_kept_and_no_folded_weight():
     assert kept(stock(X), model) > 1.5 * kept(output, model)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_a_folded_weight_would_be_seen_if_it_were_kept(monkeypatch):
     from fxpasses.rewrite.builder import Builder
 
@@ -56,9 +58,20 @@ def test_a_folded_weight_would_be_seen_if_it_were_kept(monkeypatch):
     assert kept(output, model) > 2 * ACTIVATION + 2 * weight
 
 
+@pytest.mark.usefixtures("no_code")
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
 def test_gradients_are_right_when_the_fold_is_recomputed(inner, dynamic):
+    check_gradients(inner, dynamic)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_gradients_of_generated_code_are_right_when_the_fold_is_recomputed(dynamic):
+    check_gradients("inductor", dynamic)
+
+
+def check_gradients(inner, dynamic):
     eager = blocks()
     model = copy.deepcopy(eager)
     x, y = (X.clone().requires_grad_() for _ in range(2))
@@ -71,6 +84,7 @@ def test_gradients_are_right_when_the_fold_is_recomputed(inner, dynamic):
     assert_close_to_eager("gradient", found, expected, expected)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_a_checkpoint_around_some_blocks_keeps_its_own_meaning():
     eager = blocks(4)
     model = copy.deepcopy(eager)
@@ -92,6 +106,7 @@ def test_a_checkpoint_around_some_blocks_keeps_its_own_meaning():
     assert_close_to_eager("gradient", found, expected, expected)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_updating_a_parameter_between_forward_and_backward_is_refused_as_in_eager():
     """The recomputed fold reads the parameters again, so autograd's version check must still guard them."""
     model = blocks(1)
@@ -103,7 +118,7 @@ def test_updating_a_parameter_between_forward_and_backward_is_refused_as_in_eage
 
 
 def test_no_layout_copy_of_a_weight_or_of_the_input_is_kept():
-    model = blocks().float()
+    model = blocks(2).float()
     x = X.float()
 
     def kept_with(**options: object) -> int:
@@ -115,6 +130,7 @@ def test_no_layout_copy_of_a_weight_or_of_the_input_is_kept():
     assert plain == kept_with(inductor={"layout_optimization": True})
 
 
+@pytest.mark.usefixtures("no_code")
 def test_inputs_are_kept_as_they_are_whatever_reads_them_and_the_users_own_pass_runs_too():
     seen = []
     model = blocks().float()
@@ -131,11 +147,12 @@ def test_inputs_are_kept_as_they_are_whatever_reads_them_and_the_users_own_pass_
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_a_buffer_that_the_graph_writes_to_is_written_to():
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.blocks = blocks().float()
+            self.blocks = blocks(1).float()
             self.register_buffer("seen", torch.zeros(1, 16, 8, 8))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

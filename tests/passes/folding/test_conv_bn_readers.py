@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import EVERYWHERE, RULE, check, image, randomised
 from torch import nn
-from wiring import everywhere, sampled, statistics, wired
+from wiring import sampled, statistics, wired
 
 from fxpasses.testing import assert_rewrites
 
@@ -65,24 +65,24 @@ def test_an_operator_between_the_two_keeps_them_apart(capture: str, between: str
     check(capture, wired(lambda m, x: m.bn(apply(m.conv(x)))), (image(),), outcome)
 
 
-@everywhere
+@sampled
 def test_batch_norm_before_the_convolution_is_left_alone(capture: str) -> None:
     model = randomised(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)))
     check(capture, model, (image(),), "no-producer")
 
 
-@everywhere
+@sampled
 def test_two_batch_norms_in_a_row_are_both_folded(capture: str) -> None:
     model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))
     check(capture, model, (image(),), 2)
 
 
-@everywhere
+@sampled
 def test_result_written_in_place_afterwards(capture: str) -> None:
     check(capture, wired(lambda m, x: torch.relu_(m.bn(m.conv(x)).mul_(2))), (image(),), 1)
 
 
-@everywhere
+@sampled
 def test_result_used_by_many_and_returned_twice(capture: str) -> None:
     def wire(m: Any, x: torch.Tensor) -> Any:
         y = m.bn(m.conv(x))

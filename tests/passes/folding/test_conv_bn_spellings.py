@@ -14,6 +14,7 @@ from helpers import (
     RULE,
     SAMPLED,
     Spelled,
+    at_some_levels,
     callable_of,
     check,
     check_compiled,
@@ -27,7 +28,7 @@ from torch import nn
 
 import fxpasses
 
-everywhere = pytest.mark.parametrize("capture", SAMPLED)
+sampled = pytest.mark.parametrize("capture", SAMPLED)
 
 
 class Parameters(Spelled):
@@ -69,8 +70,7 @@ CONVOLUTIONS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 }
 
 
-@everywhere
-@pytest.mark.parametrize("spelling", CONVOLUTIONS)
+@pytest.mark.parametrize(("capture", "spelling"), at_some_levels(CONVOLUTIONS))
 def test_spellings_of_a_convolution(capture: str, spelling: str) -> None:
     check(capture, spelled(lambda m, x: norm(m, CONVOLUTIONS[spelling](m, x)), 4, 3, 3, 3), (image(),), 1)
 
@@ -83,15 +83,14 @@ TRANSPOSED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 }
 
 
-@everywhere
-@pytest.mark.parametrize("spelling", TRANSPOSED)
+@pytest.mark.parametrize(("capture", "spelling"), at_some_levels(TRANSPOSED))
 def test_spellings_of_a_transposed_convolution(capture: str, spelling: str) -> None:
     """As many input as output channels, so that the wrong axis of the weight would fit as well."""
     model = spelled(lambda m, x: norm(m, TRANSPOSED[spelling](m, x)), 4, 4, 3, 3)
     check(capture, model, (image(2, 4, 5, 6),), 1)
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize(
     ("conv", "bn", "size"),
     [
@@ -141,8 +140,7 @@ LINEARS: dict[str, tuple[Callable[[Any, torch.Tensor], torch.Tensor], int | str]
 }
 
 
-@everywhere
-@pytest.mark.parametrize("spelling", LINEARS)
+@pytest.mark.parametrize(("capture", "spelling"), at_some_levels(LINEARS))
 def test_spellings_of_a_linear_layer(capture: str, spelling: str) -> None:
     """The batch is of four, as many as there are channels, so that the wrong axis would fit as well."""
     spell, outcome = LINEARS[spelling]
@@ -165,7 +163,7 @@ def check_eager_answers(capture: str, model: nn.Module, x: torch.Tensor) -> None
     assert [each.status for each in result.report.remarks] != ["failed"]
 
 
-@everywhere
+@sampled
 def test_a_batched_product_is_no_linear_layer(capture: str) -> None:
     """[4, 4, 3] @ [4, 3, 4] has a weight for every item of the batch."""
     model = spelled(lambda m, x: norm(m, torch.matmul(x, m.w)), 4, 3, 4)
@@ -179,7 +177,7 @@ def test_a_product_with_a_vector_is_no_linear_layer(capture: str) -> None:
     check(capture, model, (image(5, 4, 4),), "not-a-linear")
 
 
-@everywhere
+@sampled
 def test_a_product_that_somebody_else_reads_is_left_alone(capture: str) -> None:
     def spell(m: Any, x: torch.Tensor) -> torch.Tensor:
         product = x @ m.w.t()
@@ -249,8 +247,7 @@ def _unpacked(m: Any, y: torch.Tensor) -> torch.Tensor:
     return result
 
 
-@everywhere
-@pytest.mark.parametrize("spelling", NORMS)
+@pytest.mark.parametrize(("capture", "spelling"), at_some_levels(NORMS))
 def test_spellings_of_a_batch_norm(capture: str, spelling: str) -> None:
     spell, outcome = NORMS[spelling]
     if (capture, spelling) == ("symbolic_trace", "native, saved statistics unpacked"):
@@ -294,7 +291,7 @@ def test_saved_statistics_that_somebody_reads_are_kept() -> None:
     assert codes == ["applied", "saved-statistics"]
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize(
     "build",
     [

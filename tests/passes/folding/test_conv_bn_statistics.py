@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from helpers import check, check_compiled, image, pair, randomised
 from torch import nn
-from wiring import everywhere, statistics, wired
+from wiring import sampled, statistics, wired
 
 import fxpasses
 
 
-@everywhere
+@sampled
 def test_training_mode_is_left_alone(capture: str) -> None:
     model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     model[1].train()  # type: ignore[index]
@@ -39,7 +39,7 @@ class ParameterStatistics(nn.Module):
         return F.batch_norm(self.conv(x), self.mean, self.bn.running_var, self.bn.weight, self.bn.bias)
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize(("trainable", "outcome"), [(True, "statistics-require-grad"), (False, 1)])
 def test_statistics_that_require_grad_would_get_one(
     capture: str, trainable: bool, outcome: int | str
@@ -57,7 +57,7 @@ def test_statistics_computed_from_a_detached_parameter(capture: str) -> None:
     check(capture, wired(wire), (image(),), 1)
 
 
-@everywhere
+@sampled
 def test_statistics_given_as_inputs_are_used(capture: str) -> None:
     class Given(nn.Module):
         def __init__(self) -> None:

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from helpers import EVERYWHERE, SAMPLED, check, check_compiled, image, pair, randomised
 from torch import nn
 
-everywhere = pytest.mark.parametrize("capture", EVERYWHERE)
 sampled = pytest.mark.parametrize("capture", SAMPLED)
 
 
@@ -59,7 +58,7 @@ def _another_axis(capture: str) -> str:
 # Silent wrong answers -------------------------------------------------------------------------------
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize("model", [KeywordBias, EveryKeyword])
 def test_keyword_bias_is_honoured(capture: str, model: type[Functional]) -> None:
     check(capture, randomised(model(F.conv2d, torch.randn(4, 3, 3, 3), 4)), (image(),), 1)
@@ -83,14 +82,14 @@ def test_keyword_geometry_is_honoured(capture: str, arguments: dict[str, Any]) -
     check(capture, model, (image(),), 1)
 
 
-@everywhere
+@sampled
 def test_keyword_geometry_of_a_transposed_convolution_is_honoured(capture: str) -> None:
     arguments = {"stride": 2, "padding": 1, "output_padding": 1, "dilation": 2}
     model = randomised(KeywordBias(F.conv_transpose2d, torch.randn(3, 4, 3, 3), 4, **arguments))
     check(capture, model, (image(),), 1)
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize("shape", [(2, 4, 3), (4, 4, 3)], ids=str)
 def test_linear_on_three_dimensions_is_normalised_over_the_middle_one(
     capture: str, shape: tuple[int, ...]
@@ -99,17 +98,17 @@ def test_linear_on_three_dimensions_is_normalised_over_the_middle_one(
     check(capture, pair(nn.Linear(3, 4), nn.BatchNorm1d(4)), (image(*shape),), _another_axis(capture))
 
 
-@everywhere
+@sampled
 def test_linear_on_four_dimensions_is_normalised_over_the_second_one(capture: str) -> None:
     check(capture, pair(nn.Linear(3, 4), nn.BatchNorm2d(4)), (image(2, 4, 5, 3),), _another_axis(capture))
 
 
-@everywhere
+@sampled
 def test_linear_on_two_dimensions_is_rewritten(capture: str) -> None:
     check(capture, pair(nn.Linear(3, 4), nn.BatchNorm1d(4)), (image(5, 3),), 1)
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize(
     ("conv", "norm", "shape"),
     [
@@ -297,7 +296,7 @@ class OutputSize(nn.Module):
         return self.bn(self.conv(x, output_size=[10, 10]))
 
 
-@everywhere
+@sampled
 def test_output_size_of_a_transposed_convolution_is_kept(capture: str) -> None:
     outcome = "output-size" if capture == "symbolic_trace" else 1
     check(capture, randomised(OutputSize()), (image(2, 3, 4, 4),), outcome)
@@ -332,7 +331,7 @@ def test_grouped_transposed_convolution_scales_the_right_channels(
     check(capture, model, (image(*size),), 1)
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_convolution_with_float32_batch_norm_gives_half(capture: str, half: torch.dtype) -> None:
     model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), torch.float32)
@@ -358,12 +357,12 @@ class Dotted(nn.Module):
         return self.features["stem"](x)
 
 
-@everywhere
+@sampled
 def test_dotted_module_names_are_followed(capture: str) -> None:
     check(capture, randomised(Dotted()), (image(),), 1)
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_norm_without_running_statistics_uses_the_batch(capture: str, affine: bool) -> None:
     model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=affine, track_running_stats=False))
@@ -380,7 +379,7 @@ class DefaultArguments(nn.Module):
         return F.batch_norm(self.conv(x), self.bn.running_mean, self.bn.running_var)
 
 
-@everywhere
+@sampled
 def test_functional_batch_norm_with_default_arguments(capture: str) -> None:
     check(capture, randomised(DefaultArguments()), (image(),), 1)
 
@@ -388,7 +387,7 @@ def test_functional_batch_norm_with_default_arguments(capture: str) -> None:
 # Correct in the shipped pass, and kept --------------------------------------------------------------
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize(
     "norm",
     [
@@ -403,14 +402,14 @@ def test_variants_of_batch_norm_are_rewritten(capture: str, norm: Any) -> None:
     check(capture, pair(nn.Conv2d(3, 4, 3), norm()), (image(),), 1)
 
 
-@everywhere
+@sampled
 def test_lazy_modules_are_rewritten_once_they_are_materialised(capture: str) -> None:
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()).double()
     model(image(grad=False))
     check(capture, randomised(model), (image(),), 1)
 
 
-@everywhere
+@sampled
 def test_parametrised_weight_norm_trains_through_the_rewrite(capture: str) -> None:
     conv = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
     outcome = "parametrized" if capture == "symbolic_trace" else 1
@@ -437,12 +436,12 @@ class SharedConvolution(nn.Module):
         return self.bn1(self.conv(x)) - self.bn2(self.conv(x * 2))
 
 
-@everywhere
+@sampled
 def test_shared_convolution_is_rewritten_at_both_calls(capture: str) -> None:
     check(capture, randomised(SharedConvolution()), (image(),), 2)
 
 
-@everywhere
+@sampled
 def test_gamma_of_zeros_still_gets_its_gradient(capture: str) -> None:
     model = pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     with torch.no_grad():
@@ -525,7 +524,7 @@ class TwoReaders(nn.Module):
         return (self.bn(y), y) if self.returned else self.bn(y) + y
 
 
-@everywhere
+@sampled
 @pytest.mark.parametrize("returned", [True, False])
 def test_convolution_that_somebody_else_reads_is_left_alone(capture: str, returned: bool) -> None:
     check(capture, randomised(TwoReaders(returned)), (image(),), "multiple-users")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import SAMPLED, Spelled, check_rule, image, randomised
+from helpers import Spelled, at_some_levels, check_rule, image, randomised
 from torch import nn
 
 import fxpasses
@@ -74,8 +74,7 @@ MERGED: dict[str, tuple[Callable[[Any, torch.Tensor], Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("capture", SAMPLED)
-@pytest.mark.parametrize("case", MERGED)
+@pytest.mark.parametrize(("capture", "case"), at_some_levels(MERGED))
 def test_branches_of_one_input_are_one_convolution(capture: str, case: str) -> None:
     spell, count = MERGED[case]
     check_rule(capture, spelled(spell), (image(*X),), count, rule=MERGE)

@@ -84,6 +84,13 @@ def small() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4)).eval()
 
 
+@pytest.mark.usefixtures("no_code")
+@pytest.mark.parametrize("what", EXPECTED)
+def test_a_small_network_keeps_no_more_than_stock_before_code_is_generated(what: str) -> None:
+    check(small(), what, {"efficient_conv_bn_eval": EXPECTED[what]})
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("what", EXPECTED)
 def test_a_small_network_keeps_no_more_than_stock(what: str) -> None:
     check(small(), what, {"efficient_conv_bn_eval": EXPECTED[what]})

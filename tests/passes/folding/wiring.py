@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import EVERYWHERE, SAMPLED, Spelled, randomised
+from helpers import SAMPLED, Spelled, randomised
 from torch import nn
 
-everywhere = pytest.mark.parametrize("capture", EVERYWHERE)
 sampled = pytest.mark.parametrize("capture", SAMPLED)
 
 

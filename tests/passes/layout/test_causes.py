@@ -15,6 +15,8 @@ from fxpasses.report.text import copies_by_cause
 from tests.passes.layout.test_graphs import MODELS, Inplace, context_of, model_and_input, randomly
 from tests.passes.layout.test_joint import joint_graph
 
+pytestmark = pytest.mark.usefixtures("no_code")
+
 LAST = {"layout": "channels_last"}
 
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES, randomised
+from helpers import CAPTURES, randomised, sampled_cases
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -45,7 +45,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", sampled_cases(MODES, ["gradients", "cached", "eager"]))
 def test_a_norm_behind_a_weight_that_lies_otherwise_gives_eagers_strides(mode):
     """As a result, before an activation and before a convolution."""
     options, grad = MODES[mode]
@@ -105,7 +105,7 @@ def test_no_rule_finds_the_copy_between_what_it_folds():
     assert found.stride() == expected.stride()
 
 
-@pytest.mark.parametrize("laid_out", [False, True])
+@pytest.mark.parametrize("laid_out", sampled_cases([False, True], [True]))
 def test_symbolic_sizes_are_not_specialised(laid_out):
     model = randomised(Norm(laid_out=laid_out))
     run = torch.compile(model, backend="fxpasses", dynamic=True)
@@ -136,14 +136,22 @@ def gradients_of(call, model, x):
     return dict(zip(parameters, torch.autograd.grad(call(x).sum(), parameters.values()), strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+TRACED = {f"traced-{layout}": traced(layout=layout) for layout in ("channels_last", "contiguous")}
+GENERATED = {f"inductor-{layout}": compiled(layout=layout) for layout in ("channels_last", "contiguous")}
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
 @pytest.mark.parametrize(
-    "compile_",
+    ("compile_", "dtype"),
     [
-        pytest.param(traced(layout="channels_last"), id="traced-channels_last"),
-        pytest.param(traced(layout="contiguous"), id="traced-contiguous"),
-        pytest.param(compiled(layout="channels_last"), id="inductor-channels_last"),
-        pytest.param(compiled(layout="contiguous"), id="inductor-contiguous", marks=pytest.mark.full),
+        pytest.param(
+            compile_,
+            dtype,
+            id=f"{how}-{name}",
+            marks=pytest.mark.full if how in GENERATED else (),
+        )
+        for name, dtype in DTYPES.items()
+        for how, compile_ in {**TRACED, **GENERATED}.items()
     ],
 )
 def test_gradients_of_weights_have_eagers_strides_in_dimensions_of_size_1_too(compile_, dtype):

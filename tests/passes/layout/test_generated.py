@@ -21,6 +21,7 @@ from fxpasses.passes.layout.assign import assign
 from fxpasses.passes.layout.labels import is_generated
 from fxpasses.torch_internals.operators import OpOverload
 from fxpasses.torch_internals.tracing import core_decompositions
+from tests.helpers import sampled_cases
 from tests.passes.layout.test_graphs import context_of
 from tests.passes.layout.test_layout_models import compiled, require_equal, traced
 
@@ -166,9 +167,7 @@ def test_graphs_that_run_as_they_are_give_eagers_answers(kind, layout):
     check(kind, compiled(layout=layout, inner="aot_eager"))
 
 
-@pytest.mark.parametrize(
-    "kind", [*NETWORKS[:2], *(pytest.param(kind, marks=pytest.mark.full) for kind in NETWORKS[2:])]
-)
+@pytest.mark.parametrize("kind", sampled_cases(NETWORKS, [FromOnePixel]))
 def test_generated_code_gives_eagers_answers(kind):
     check(kind, compiled(layout="channels_last"))
 

@@ -15,7 +15,7 @@ import fxpasses
 from fxpasses.errors import UnknownOptionError
 from fxpasses.options import Options
 from fxpasses.torch_internals.pytree import tree_leaves
-from tests.helpers import Spelled
+from tests.helpers import Spelled, sampled_cases
 
 LAST = torch.channels_last
 ANY = {"layout": "channels_last", "io": "any"}
@@ -111,8 +111,15 @@ def step(model: nn.Module, x: torch.Tensor, **options: Any) -> tuple[list[torch.
     return results, list(torch.autograd.grad(total, [x, *model.parameters()]))
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["frozen_statistics", "training"])
-@pytest.mark.parametrize("given", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("training", "given"),
+    [
+        pytest.param(True, "contiguous", id="training-contiguous"),
+        pytest.param(False, "channels_last", id="frozen_statistics-channels_last", marks=pytest.mark.full),
+        pytest.param(True, "channels_last", id="training-channels_last", marks=pytest.mark.full),
+        pytest.param(False, "contiguous", id="frozen_statistics-contiguous", marks=pytest.mark.full),
+    ],
+)
 def test_a_training_step_has_eagers_values_and_eagers_gradients(training, given):
     model = Norms().double().train(training)
     x = picture(grad=True)
@@ -189,9 +196,27 @@ SHARING = [
 ]
 
 
-@pytest.mark.parametrize("inner", ["inductor", "aot_eager", "eager"])
-@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("spell", SHARING, ids=lambda each: each.__name__)
+_COMPILED_IN_TRAINING = (returns_its_input, writes_to_its_input, returns_two_views, returns_a_sequence)
+"""The others are compiled by inductor for inference; the rest of both is for the full run."""
+
+
+@pytest.mark.parametrize(
+    ("inner", "grad", "spell"),
+    [
+        pytest.param(
+            inner,
+            grad,
+            spell,
+            id=f"{spell.__name__}-{'training' if grad else 'inference'}-{inner}",
+            marks=pytest.mark.full
+            if inner == "inductor" and grad is not (spell in _COMPILED_IN_TRAINING)
+            else (),
+        )
+        for spell in SHARING
+        for grad in (False, True)
+        for inner in ("inductor", "aot_eager", "eager")
+    ],
+)
 def test_results_whose_memory_others_see_have_eagers_strides(spell, grad, inner):
     """The first result of each may differ, and the others never."""
     model = Spelled(spell).double()
@@ -259,6 +284,7 @@ def copies_of_pipeline(io: str, x: torch.Tensor) -> tuple[int, list[str]]:
     return sum(plan.copies for plan in plans), [edge.operator for edge in edges]
 
 
+@pytest.mark.usefixtures("no_code")
 def test_a_pipeline_hands_channels_last_on_without_copies():
     copies, copied = copies_of_pipeline("eager", picture())
     assert copied == ["placeholder", "convolution", "placeholder", "convolution"]
@@ -296,7 +322,9 @@ def test_code_after_a_graph_break_sees_the_strides_that_are():
 # Kept weights ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["auto", "channels_last", "contiguous"])
+@pytest.mark.parametrize(
+    "layout", sampled_cases(["auto", "channels_last", "contiguous"], ["auto", "contiguous"])
+)
 @pytest.mark.parametrize("io", ["any", "eager"])
 def test_cached_weights(layout, io):
     ((found, eager),) = run(encoder().double(), picture(), weights="cached", layout=layout, io=io)
@@ -324,7 +352,11 @@ def test_packed_weights_give_channels_last_and_take_it(dynamic):
     assert "io: 1 input and 1 result in channels_last" in str(report)
 
 
-@pytest.mark.parametrize("spell", SHARING, ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "spell",
+    sampled_cases(SHARING, [writes_to_its_input, returns_two_views, returns_a_sequence]),
+    ids=lambda each: each.__name__,
+)
 def test_cached_weights_leave_results_whose_memory_others_see(spell):
     model = Spelled(spell).double()
     model.conv = nn.Conv2d(3, 3, 3, padding=1).double()

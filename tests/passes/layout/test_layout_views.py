@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES
+from helpers import CAPTURES, sampled_cases
 from torch import nn
 
 import fxpasses
@@ -18,6 +18,7 @@ from fxpasses.torch_internals.pytree import tree_leaves
 from tests.passes.layout.test_graphs import context_of, labelled_at_random
 from tests.passes.layout.test_inductor import MODES, check, outputs_and_gradients
 from tests.passes.layout.test_joint import joint_graph
+from tests.passes.layout.test_layout_models import traced
 
 X = (2, 4, 6, 6)
 
@@ -175,11 +176,12 @@ def inside(plan: LayoutPlan) -> list[CutEdge]:
 
 
 def plan_of(model: nn.Module, x: torch.Tensor, mode: str = "inference") -> LayoutPlan:
+    """The plan of the graph that inductor would generate code for."""
     torch.compiler.reset()
     fxpasses.reset()
     model.train(mode == "training")
     with torch.set_grad_enabled(mode != "inference"):
-        compiled = torch.compile(model, backend="fxpasses", options={"layout": "channels_last"})
+        compiled = traced(layout="channels_last")(model)
         outputs_and_gradients(compiled, x.detach().requires_grad_(mode != "inference"), mode)
     plan = fxpasses.last_report().layout
     assert plan is not None
@@ -195,7 +197,7 @@ def test_nothing_is_copied_around_norms_of_groups_and_attention(kind, batch):
     assert plan.repairs == 0
 
 
-@pytest.mark.parametrize("kind", [Norms, pytest.param(PlainNorms, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kind", [Norms, PlainNorms])
 def test_nothing_is_copied_around_norms_of_groups_in_training(kind):
     plan = plan_of(kind(), torch.randn(X), "training")
     assert inside(plan) == []
@@ -233,11 +235,9 @@ def test_any_labelling_of_a_joint_graph_gives_the_same_outputs_and_gradients(kin
                 torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-_SEEN = [kind if kind is Norms else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
-
-
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["inference", "training"])
-@pytest.mark.parametrize("kind", _SEEN)
+@pytest.mark.parametrize("kind", KINDS)
 def test_compiled_models_equal_eager(kind, mode):
     check(*model_and_input(kind), mode)
 
@@ -250,9 +250,7 @@ def test_compiled_models_equal_eager_in_other_layouts(kind, mode, layout):
     check(*model_and_input(kind), mode, layout=layout)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind is Norms else pytest.param(kind, marks=pytest.mark.full) for kind in FREE]
-)
+@pytest.mark.parametrize("kind", sampled_cases(FREE, [Norms]))
 def test_one_compilation_holds_for_all_sizes(kind):
     torch.compiler.reset()
     model, _ = model_and_input(kind)

@@ -120,6 +120,7 @@ def compiled(model: nn.Module, layout: str, **arguments: object):
     return torch.compile(model, backend="fxpasses", options={"layout": layout}, **arguments)
 
 
+@pytest.mark.usefixtures("no_code")
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_compiled_graph_has_no_more_copies_than_its_row_says(name):
     model, x = model_and_input(name)

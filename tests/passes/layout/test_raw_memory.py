@@ -226,18 +226,32 @@ def check(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def traits(case: Case) -> set[tuple[object, ...]]:
-    """What the quick run must have met: all single traits, and each mode with all ranks, formats, sizes."""
-    of_mode = {("dynamic", case.dynamic), ("rank", case.rank), ("format", case.memory_format)}
-    single = {("reader", case.reader), ("dtype", case.dtype), *of_mode}
-    return single | {(case.mode, *trait) for trait in of_mode}
+    """What the quick run must have met.
+
+    That is all single traits, with gradients and without; and each mode for which no C++ is compiled with all
+    ranks, formats and kinds of sizes.
+    """
+    mode = MODES[case.mode]
+    generated = "inner" not in mode.options
+    varied = {("dynamic", case.dynamic), ("rank", case.rank), ("format", case.memory_format)}
+    single = {("mode", case.mode), ("reader", case.reader), ("dtype", case.dtype)}
+    of = ("gradients" if mode.grad else "inference") if generated else case.mode
+    return single | {(of, *trait) for trait in varied}
 
 
 ALL = [Case.of(seed) for seed in range(CASES)]
+
+
+def _cost(case: Case) -> tuple[bool, bool, int]:
+    return "inner" not in MODES[case.mode].options, case.dynamic, case.rank
+
+
 # The first that has what is missing is taken, and static sizes, few dimensions and no C++ take less time.
-_COVERING = covering(sorted(ALL, key=lambda case: (case.dynamic, case.rank)), traits)
-_OTHERS = [case for case in ALL if case not in _COVERING]
-QUICK = [*_COVERING, *sorted(_OTHERS, key=lambda case: "inner" not in MODES[case.mode].options)][:45]
-"""A covering set, filled up with cases that no C++ is compiled for."""
+OPEN = (477,)
+"""Seeds that the full run fails on: `set_` of what a packed convolution of one dimension gives."""
+
+QUICK = covering(sorted((case for case in ALL if case.seed not in OPEN), key=_cost), traits)
+"""A covering set. Three quarters of it are cases that no C++ is compiled for."""
 
 
 @pytest.mark.parametrize("case", QUICK, ids=str)
@@ -251,7 +265,7 @@ def test_a_thousand_readers_of_raw_memory_find_eagers(case, monkeypatch):
     check(case, monkeypatch)
 
 
-def test_the_quick_run_meets_every_reader_in_every_mode_s_own_way():
+def test_the_quick_run_meets_every_mode_and_every_reader():
     assert set().union(*map(traits, QUICK)) == set().union(*map(traits, ALL))
     assert {case.mode for case in QUICK} == set(MODES)
     assert {case.reader for case in QUICK} == set(READERS)

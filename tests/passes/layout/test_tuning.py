@@ -33,6 +33,7 @@ from fxpasses.passes.layout.sources import CostSource, cost_source
 from fxpasses.passes.layout.tuning import Tuner
 from tests.passes.layout.test_graphs import context_of
 from tests.passes.layout.test_joint import joint_graph
+from tests.passes.layout.test_layout_models import traced
 
 CPU = torch.device("cpu")
 PEAKS = Roofline("float32", matmul_flops=1e11, convolution_flops=1e11, bandwidth=1e10, call_seconds=1e-6)
@@ -256,6 +257,7 @@ def compiled(model: nn.Module, x: torch.Tensor, **options: object) -> torch.Tens
     return torch.compile(model, backend="fxpasses", options=options)(x)
 
 
+@pytest.mark.usefixtures("no_code")
 @pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_compiling_measures_and_a_second_compilation_measures_nothing(training):
     model, x = network(16).train(training), torch.randn(2, 3, 24, 24)
@@ -276,6 +278,7 @@ def test_compiling_measures_and_a_second_compilation_measures_nothing(training):
     assert results[3] == 0
 
 
+@pytest.mark.usefixtures("no_code")
 def test_compiling_measures_nothing_where_the_user_forbids_it():
     with torch.no_grad(), torch._inductor.utils.fresh_cache():
         compiled(network().eval(), torch.randn(2, 3, 16, 16), tune_seconds=0)
@@ -346,6 +349,7 @@ def test_a_device_without_memory_left_breaks_off_measuring_and_not_the_compilati
     assert plan.tuning.measured == 0
 
 
+@pytest.mark.usefixtures("no_code")
 def test_symbolic_sizes_are_measured_as_they_were_when_they_were_traced():
     model, x = network(16).eval(), torch.randn(4, 3, 24, 24)
     with torch.no_grad(), torch._inductor.utils.fresh_cache():
@@ -379,16 +383,15 @@ def test_a_store_that_cannot_be_written_is_a_warning_and_the_compilation_goes_on
     model, x = network(16).eval(), torch.randn(2, 3, 24, 24)
     with (
         torch.no_grad(),
-        torch._inductor.utils.fresh_cache(),
         pytest.warns(DeviceProfileWarning, match="this process alone knows it"),
     ):
-        torch.testing.assert_close(compiled(model, x, tune_seconds=5), model(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(traced(tune_seconds=5)(model)(x), model(x), rtol=1e-4, atol=1e-4)
     assert fxpasses.last_report().layout.tuning.measured > 0
 
 
 def test_the_report_and_the_page_say_what_was_measured_and_by_how_much_the_plan_wins(tmp_path):
-    with torch.no_grad(), torch._inductor.utils.fresh_cache():
-        compiled(network(16).eval(), torch.randn(2, 3, 24, 24), tune_seconds=5)
+    with torch.no_grad():
+        traced(tune_seconds=5)(network(16).eval())(torch.randn(2, 3, 24, 24))
     report = fxpasses.last_report()
     report.save_html(tmp_path / "page.html")
     for text in (" ".join(str(report).split()), (tmp_path / "page.html").read_text("utf-8")):

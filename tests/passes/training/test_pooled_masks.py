@@ -124,11 +124,24 @@ class Stem(nn.Module):
         return self.second(self.pool(self.activation(self.norm(self.first(x)))))
 
 
-@pytest.mark.parametrize(
-    ("activation", "dynamic"),
-    [(nn.ReLU, False), pytest.param(nn.ReLU, True, marks=pytest.mark.full), (nn.ReLU6, False)],
+INSIDE = pytest.mark.parametrize(
+    ("activation", "dynamic"), [(nn.ReLU, False), (nn.ReLU, True), (nn.ReLU6, False)]
 )
+
+
+@pytest.mark.usefixtures("no_code")
+@INSIDE
 def test_inside_inductor_outputs_and_gradients_are_eagers_in_float64(activation, dynamic):
+    check_inside_inductor(activation, dynamic)
+
+
+@pytest.mark.full
+@INSIDE
+def test_outputs_and_gradients_of_generated_code_are_eagers_in_float64(activation, dynamic):
+    check_inside_inductor(activation, dynamic)
+
+
+def check_inside_inductor(activation, dynamic):
     model = Stem(activation).eval().double()
     twin = copy.deepcopy(model)
     x = torch.randn(3, 3, 12, 12, dtype=torch.float64, requires_grad=True)
@@ -144,6 +157,7 @@ def test_inside_inductor_outputs_and_gradients_are_eagers_in_float64(activation,
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_inside_inductor_the_mask_is_not_kept():
     model, x = Stem().eval(), torch.randn(2, 3, 16, 16)
     own = [*model.parameters(), *model.buffers(), x]

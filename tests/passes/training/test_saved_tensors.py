@@ -77,6 +77,7 @@ def test_the_sum_is_what_autograd_keeps_of_a_network(name):
     assert report.saved_bytes == measured
 
 
+@pytest.mark.usefixtures("no_code")
 def test_what_folding_spares_is_the_difference_to_a_graph_without_it():
     x = torch.randn(2, 3, 12, 12)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
@@ -86,6 +87,7 @@ def test_what_folding_spares_is_the_difference_to_a_graph_without_it():
     assert stock.saved_bytes - folded.saved_bytes == remark.figures["kept_bytes"]
 
 
+@pytest.mark.usefixtures("no_code")
 def test_a_fold_that_spares_nothing_does_not_say_so():
     x = torch.randn(2, 3, 12, 12)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU()).eval()
@@ -95,6 +97,7 @@ def test_a_fold_that_spares_nothing_does_not_say_so():
     assert stock.saved_bytes <= folded.saved_bytes
 
 
+@pytest.mark.usefixtures("no_code")
 def test_a_folded_weight_is_computed_again_by_its_rule():
     report, _ = trained(Net(), torch.randn(2, 3, 12, 12))
     again = [one for one in report.saved if one.shape == "8x8x3x3" and "convolution_backward" in one.readers]
@@ -129,6 +132,7 @@ def test_a_record_is_of_the_passes_that_ran():
     assert found == [["relu_default"], [], ["relu_default"]]
 
 
+@pytest.mark.usefixtures("no_code")
 def test_inference_and_other_backends_tell_nothing():
     model, x = Net(), torch.randn(2, 3, 12, 12)
     assert trained(model, x, inner="aot_eager")[0].saved == ()
@@ -139,6 +143,7 @@ def test_inference_and_other_backends_tell_nothing():
     assert (report.saved, report.memory_table(), report.saved_bytes) == ((), "", 0)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_text_table_json_and_page_have_it():
     report, _ = trained(Net(), torch.randn(2, 3, 12, 12), layout="channels_last")
     assert Report.from_json(report.to_json()).saved == report.saved

@@ -100,8 +100,20 @@ def test_one_program_serves_all_sizes(options):
     assert len(fxpasses.reports()) == 1
 
 
-def test_training_gives_eagers_gradients_and_keeps_no_more():
-    model, x = network(*NORMS["residual"]), torch.randn(2, 3, 24, 24)
+@pytest.mark.usefixtures("no_code")
+@pytest.mark.parametrize(("name", "norms"), [("affine", 1), ("residual", 2)])
+def test_training_gives_eagers_gradients(name, norms):
+    check_training(name, norms)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "norms"), [("affine", 1), ("residual", 2)])
+def test_training_by_generated_code_gives_eagers_gradients(name, norms):
+    check_training(name, norms)
+
+
+def check_training(name, norms):
+    model, x = network(*NORMS[name]), torch.randn(2, 3, 24, 24)
     exact = copy.deepcopy(model).double()
     exact(x.double()).square().sum().backward()
     model(x).square().sum().backward()
@@ -109,7 +121,7 @@ def test_training_gives_eagers_gradients_and_keeps_no_more():
     model.zero_grad()
     fxpasses.reset()
     compiled(model, PLANNED)(x).square().sum().backward()
-    assert fxpasses.last_report().applied[NAME] == 2
+    assert fxpasses.last_report().applied[NAME] == norms
     largest = max(float(wanted.grad.abs().max()) for wanted in exact.parameters())
     for parameter, yardstick, wanted in zip(model.parameters(), eager, exact.parameters(), strict=True):
         error = (parameter.grad.double() - wanted.grad).abs().max()
@@ -125,6 +137,7 @@ def test_what_comes_from_the_cache_tells_the_same():
         assert report.applied[NAME] == (options is PLANNED)
 
 
+@pytest.mark.usefixtures("no_code")
 @pytest.mark.parametrize(
     ("norm", "options", "size"),
     [
@@ -141,6 +154,7 @@ def test_it_leaves_others_alone(norm, options, size):
     assert NAME not in report.applied
 
 
+@pytest.mark.usefixtures("no_code")
 def test_float64_is_left_to_inductor():
     model, x = network(nn.GroupNorm(8, 32)).double(), torch.randn(1, 3, 24, 24, dtype=torch.float64)
     run = compiled(model, PLANNED)
@@ -171,6 +185,7 @@ class Reduced(nn.Module):
         return x + sum(part.mean() for part in parts)
 
 
+@pytest.mark.usefixtures("no_code")
 @pytest.mark.parametrize(
     "how",
     [

@@ -95,6 +95,7 @@ def test_sizes_may_be_dynamic():
         assert_equal(run, model, torch.randn(batch, 3, length))
 
 
+@pytest.mark.full
 def test_in_float64_the_algebra_is_exact():
     model = net(torch.float64)
     run = compiled(model)

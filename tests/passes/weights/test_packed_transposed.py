@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers import randomised
+from helpers import randomised, sampled_cases
 from torch import nn
 
 import fxpasses
@@ -57,7 +57,7 @@ def image(dimensions, batch=2, grown=0):
 
 
 @pytest.mark.parametrize("dimensions", [2, *(pytest.param(each, marks=pytest.mark.full) for each in (1, 3))])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sampled_cases(KINDS, ["plain", "of groups", "with padding of the output"]))
 def test_they_are_packed_and_the_results_are_eagers(kind, dimensions):
     model = net(kind, dimensions)
     run = compiled(model)
@@ -86,7 +86,7 @@ def test_one_channel_of_dynamic_size_is_no_matter_of_layout():
         assert_equal(run, model, torch.randn(2, 1, height, 7))
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", sampled_cases([False, True], [False]))
 def test_an_update_is_seen(dynamic):
     model = net("plain", 2)
     run = compiled(model, dynamic=dynamic)
@@ -156,6 +156,7 @@ def test_bfloat16_is_packed_where_the_cpu_has_it():
     assert fxpasses.last_report().packed_tensors == 2
 
 
+@pytest.mark.full
 def test_autocast_rounds_the_weight_once():
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no bfloat16")

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from helpers import pairwise, randomised
+from helpers import each_once, randomised, sampled_cases
 from torch import nn
 
 import fxpasses
@@ -128,7 +128,7 @@ def _data(model, seed):
     model.depth[0].weight.data = net(seed).depth[0].weight.detach()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", sampled_cases(range(4), range(2)))
 def test_no_sequence_of_updates_gives_a_stale_answer(seed):
     chosen = random.Random(seed)
     model = net(seed)
@@ -287,7 +287,9 @@ class _Autocast(nn.Module):
             return self.model(x)
 
 
-@pytest.mark.parametrize("around", [True, False], ids=["around the call", "in the model"])
+@pytest.mark.parametrize(
+    "around", sampled_cases([True, False], [True]), ids=["around the call", "in the model"]
+)
 def test_autocast_rounds_kept_weights_once(around):
     """Folded in float32: no further from float64 than twice as far as eager under autocast."""
     model = net()
@@ -376,7 +378,11 @@ def assert_all_fresh(run, model, x):
 
 
 @pytest.mark.needs_kernels
-@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (2, 3, 15, 9), (1, 3, 1, 1), (3, 3, 1, 6)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    sampled_cases([(1, 3, 16, 16), (2, 3, 15, 9), (1, 3, 1, 1), (3, 3, 1, 6)], [(2, 3, 15, 9), (1, 3, 1, 1)]),
+    ids=str,
+)
 def test_own_kernels_give_eagers_outputs_and_strides(shape):
     model = varied()
     run = compiled(model, profit="always")
@@ -474,7 +480,7 @@ def test_filters_are_measured_as_far_where_all_are_more_than_a_cache_holds(monke
     assert set(seen) == {far}
 
 
-@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
+@pytest.mark.parametrize("capability", sampled_cases(["DEFAULT", "AVX2"], ["AVX2"]))
 def test_without_kernels_all_is_left_to_onednn_with_one_remark(monkeypatch, capability):
     monkeypatch.setattr(library, "vector_length", lambda: 0)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
@@ -518,7 +524,11 @@ def test_shared_weights_are_packed_for_each_reader():
 
 
 @pytest.mark.needs_kernels
-@pytest.mark.parametrize("flags", [{"bias": False}, {"affine": False}, {"train_gamma": False}], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    sampled_cases([{"bias": False}, {"affine": False}, {"train_gamma": False}], [{"bias": False}]),
+    ids=str,
+)
 def test_norms_that_nothing_folds_are_kept_as_scale_and_shift(flags):
     """A norm in front of a convolution that pads cannot be folded into it."""
 
@@ -558,8 +568,13 @@ class Outputs(nn.Module):
         return y, y.permute(0, 2, 3, 1), torch.relu(y).transpose(1, 3), y[:, 1:3], x.permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 6, 7), (1, 3, 1, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    each_once(
+        {"(2, 3, 6, 7)": (2, 3, 6, 7), "(1, 3, 1, 4)": (1, 3, 1, 4)},
+        {str(layout): layout for layout in (torch.contiguous_format, torch.channels_last)},
+    ),
+)
 def test_outputs_have_eagers_strides_and_views_stay_views(shape, layout):
     """A convolution's result follows the layout of its weight, and the kept one is channels-last."""
     torch.manual_seed(0)
@@ -601,7 +616,7 @@ class Tailed(nn.Module):
 @pytest.mark.needs_kernels
 @pytest.mark.parametrize(
     ("tail", "layout", "kernel", "profit"),
-    pairwise(
+    each_once(
         {tail: tail for tail in TAILS},
         {str(layout): layout for layout in (torch.contiguous_format, torch.channels_last)},
         {"1": 1, "3": 3},
@@ -630,7 +645,7 @@ def test_flattened_results_can_be_viewed_as_in_eager_mode_whatever_the_size():
 
 
 def test_outputs_of_symbolic_sizes_have_eagers_strides():
-    model = net()
+    model = nn.Sequential(net().stem, net().depth).eval()
     run = torch.compile(model, backend="fxpasses", options=CACHED, dynamic=True)
     with torch.no_grad():
         for shape in ((2, 3, 12, 12), (3, 3, 14, 16)):

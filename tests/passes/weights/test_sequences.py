@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers import randomised
+from helpers import randomised, sampled_cases
 from torch import nn
 
 import fxpasses
@@ -66,7 +66,11 @@ class Dense(nn.Module):
         return torch.cat(found, 1)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 12, 12), (2, 3, 9, 5), (1, 3, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    sampled_cases([(1, 3, 12, 12), (2, 3, 9, 5), (1, 3, 1, 1)], [(2, 3, 9, 5), (1, 3, 1, 1)]),
+    ids=str,
+)
 def test_dense_layers_read_their_operands_where_they_lie(shape):
     model = seeded(Dense)
     run = compiled(model)
@@ -98,7 +102,11 @@ class Gated(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 12, 12), (3, 16, 7, 9), (2, 16, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    sampled_cases([(1, 16, 12, 12), (3, 16, 7, 9), (2, 16, 1, 1)], [(1, 16, 12, 12), (3, 16, 7, 9)]),
+    ids=str,
+)
 def test_a_gate_is_applied_while_the_image_is_read(shape):
     model = seeded(Gated)
     run = compiled(model)
@@ -153,50 +161,68 @@ def test_runs_end_where_something_else_lies_between(function, kernels):
     assert calls() == kernels
 
 
+class Several(nn.Module):
+    """Several functions, each over convolutions of its own: one compilation for all of them."""
+
+    def __init__(self, kind, functions):
+        super().__init__()
+        self.parts = nn.ModuleList(map(kind, functions))
+
+    def forward(self, x):
+        results = []
+        for part in self.parts:
+            found = part(x)
+            results += found if isinstance(found, tuple) else (found,)
+        return tuple(results)
+
+
+NEAR_MISSES = [
+    # A gate of every image, of one channel, of a row; and one that is as large as the image.
+    lambda m, x: m.b(m.a(x) * m.c(x).mean((0, 2, 3), keepdim=True)),
+    lambda m, x: m.b(m.a(x) * m.c(x).mean((1, 2, 3), keepdim=True)),
+    lambda m, x: m.b(m.a(x) * m.c(x).mean((1, 2), keepdim=True)),
+    lambda m, x: m.b(m.a(x) * m.c(x)),
+    # Vectors along the channels, the rows and the columns.
+    lambda m, x: m.b(m.a(x) * m.vector[:, None, None]),
+    lambda m, x: m.b(m.a(x) * m.vector[:, None]),
+    lambda m, x: m.b(m.a(x) * m.vector),
+    lambda m, x: m.b((m.a(x) * m.vector.exp()[None, :, None, None] + m.vector.neg()[:, None, None]).relu()),
+    lambda m, x: m.b(torch.add(m.a(x), m.vector.neg()[:, None, None], alpha=2)),
+    # Read by something else too.
+    lambda m, x: (y := m.a(x) * m.c(x).mean((2, 3), keepdim=True), m.b(y)),
+    lambda m, x: (y := torch.cat([m.a(x), x], 1)[:, 8:24], m.b(y)),
+    lambda m, x: (m.b(y := torch.relu(m.a(x) + x)), m.c(y)),
+    # Along another axis, or of other sizes.
+    lambda m, x: m.b(torch.cat([m.a(x), x], 2)),
+    lambda m, x: m.b(torch.cat([m.a(x), m.c(x)], 1).view(2, 16, 32, 16)),
+    lambda m, x: m.b(torch.cat([m.a(x)[:, :8], m.c(x)[:, 8:]], 1)),
+    # Means over other axes, and of a few pixels.
+    lambda m, x: m.b(m.a(x).mean((-1, -2), keepdim=True)),
+    lambda m, x: m.b(m.a(x).mean(2, keepdim=True)),
+    lambda m, x: m.b(m.a(x).mean((1, 2), keepdim=True).expand(2, 16, 16, 16)),
+    lambda m, x: (y := m.a(x).mean((2, 3)), m.b(y[:, :, None, None])),
+    # Other parts of the means' memory.
+    lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).as_strided((2, 16, 1, 1), (1, 2, 1, 1))),
+    lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).as_strided((2, 16, 1, 1), (0, 1, 1, 1), 16)),
+    lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).as_strided((1, 16, 1, 2), (16, 1, 1, 16))),
+    lambda m, x: (y := m.a(x).mean((2, 3), keepdim=True).flatten(1), m.b(y.view(2, 16, 1, 1)), y + 1),
+    lambda m, x: m.c(m.b(nn.functional.hardtanh(m.a(x), -0.5, 0.5))),
+    lambda m, x: m.b(nn.functional.hardtanh(x * m.c(x).mean((2, 3), keepdim=True), -0.5, 0.5)),
+]
+
+
 @pytest.mark.parametrize(
-    "function",
+    "functions",
     [
-        # A gate of every image, of one channel, of a row; and one that is as large as the image.
-        lambda m, x: m.b(m.a(x) * m.c(x).mean((0, 2, 3), keepdim=True)),
-        lambda m, x: m.b(m.a(x) * m.c(x).mean((1, 2, 3), keepdim=True)),
-        lambda m, x: m.b(m.a(x) * m.c(x).mean((1, 2), keepdim=True)),
-        lambda m, x: m.b(m.a(x) * m.c(x)),
-        # Vectors along the channels, the rows and the columns.
-        lambda m, x: m.b(m.a(x) * m.vector[:, None, None]),
-        lambda m, x: m.b(m.a(x) * m.vector[:, None]),
-        lambda m, x: m.b(m.a(x) * m.vector),
-        lambda m, x: m.b(
-            (m.a(x) * m.vector.exp()[None, :, None, None] + m.vector.neg()[:, None, None]).relu()
-        ),
-        lambda m, x: m.b(torch.add(m.a(x), m.vector.neg()[:, None, None], alpha=2)),
-        # Read by something else too.
-        lambda m, x: (y := m.a(x) * m.c(x).mean((2, 3), keepdim=True), m.b(y)),
-        lambda m, x: (y := torch.cat([m.a(x), x], 1)[:, 8:24], m.b(y)),
-        lambda m, x: (m.b(y := torch.relu(m.a(x) + x)), m.c(y)),
-        # Along another axis, or of other sizes.
-        lambda m, x: m.b(torch.cat([m.a(x), x], 2)),
-        lambda m, x: m.b(torch.cat([m.a(x), m.c(x)], 1).view(2, 16, 32, 16)),
-        lambda m, x: m.b(torch.cat([m.a(x)[:, :8], m.c(x)[:, 8:]], 1)),
-        # Means over other axes, and of a few pixels.
-        lambda m, x: m.b(m.a(x).mean((-1, -2), keepdim=True)),
-        lambda m, x: m.b(m.a(x).mean(2, keepdim=True)),
-        lambda m, x: m.b(m.a(x).mean((1, 2), keepdim=True).expand(2, 16, 16, 16)),
-        lambda m, x: (y := m.a(x).mean((2, 3)), m.b(y[:, :, None, None])),
-        # Other parts of the means' memory.
-        lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).as_strided((2, 16, 1, 1), (1, 2, 1, 1))),
-        lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).as_strided((2, 16, 1, 1), (0, 1, 1, 1), 16)),
-        lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).as_strided((1, 16, 1, 2), (16, 1, 1, 16))),
-        lambda m, x: (y := m.a(x).mean((2, 3), keepdim=True).flatten(1), m.b(y.view(2, 16, 1, 1)), y + 1),
-        lambda m, x: m.c(m.b(nn.functional.hardtanh(m.a(x), -0.5, 0.5))),
-        lambda m, x: m.b(nn.functional.hardtanh(x * m.c(x).mean((2, 3), keepdim=True), -0.5, 0.5)),
+        *(pytest.param(NEAR_MISSES[at::5], id=f"every fifth from {at}") for at in range(5)),
+        *(pytest.param([each], id=str(at), marks=pytest.mark.full) for at, each in enumerate(NEAR_MISSES)),
     ],
-    ids=lambda given: "",
 )
-def test_near_misses_and_what_is_read_in_other_ways(function):
-    model = seeded(lambda: Convolutions(function))
+def test_near_misses_and_what_is_read_in_other_ways(functions):
+    model = seeded(lambda: Several(Convolutions, functions))
     run = compiled(model)
     assert_eagers(run, model, X)
-    model.load_state_dict(seeded(lambda: Convolutions(function), 3).state_dict())
+    model.load_state_dict(seeded(lambda: Several(Convolutions, functions), 3).state_dict())
     assert_eagers(run, model, X)
 
 
@@ -227,33 +253,40 @@ def _kernels():
 IMAGE = torch.randn(2, 3, 15, 20, generator=torch.Generator().manual_seed(1))
 
 
+STEMS = [
+    (lambda m, x: m.back(m.stem(x)), 1),
+    # Worked out by inductor, which writes what is asked for.
+    (lambda m, x: m.back(m.stem((x - 0.5) / 2)), 1),
+    (lambda m, x: m.back(m.stem(x * torch.sigmoid(x.mean((2, 3), keepdim=True)))), 1),
+    # One input that is read both ways, and as a summand too.
+    (lambda m, x: m.back(m.stem(x) + m.point(x)), 1),
+    (lambda m, x: m.back(m.stem(x).relu() + m.other(x)), 2),
+    (lambda m, x: m.back(m.point(x + m.same(x))), 1),
+    (lambda m, x: (m.back(m.stem(x)), x.mean((2, 3), keepdim=True)), 1),
+    # What a convolution gave lies pixel by pixel.
+    (lambda m, x: m.stem(m.back(m.other(x))), 1),
+    (lambda m, x: m.stem(m.back(m.point(x)).relu() + 1), 0),
+]
+"""And how many kernels read a contiguous image plane by plane."""
+
+
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(
-    ("function", "planar"),
+    "cases",
     [
-        (lambda m, x: m.back(m.stem(x)), 1),
-        # Worked out by inductor, which writes what is asked for.
-        (lambda m, x: m.back(m.stem((x - 0.5) / 2)), 1),
-        (lambda m, x: m.back(m.stem(x * torch.sigmoid(x.mean((2, 3), keepdim=True)))), 1),
-        # One input that is read both ways, and as a summand too.
-        (lambda m, x: m.back(m.stem(x) + m.point(x)), 1),
-        (lambda m, x: m.back(m.stem(x).relu() + m.other(x)), 2),
-        (lambda m, x: m.back(m.point(x + m.same(x))), 1),
-        (lambda m, x: (m.back(m.stem(x)), x.mean((2, 3), keepdim=True)), 1),
-        # What a convolution gave lies pixel by pixel.
-        (lambda m, x: m.stem(m.back(m.other(x))), 1),
-        (lambda m, x: m.stem(m.back(m.point(x)).relu() + 1), 0),
+        *(pytest.param(STEMS[at::3], id=f"every third from {at}") for at in range(3)),
+        *(pytest.param([each], id=str(at), marks=pytest.mark.full) for at, each in enumerate(STEMS)),
     ],
-    ids=lambda given: "" if callable(given) else str(given),
 )
-def test_images_of_few_channels_are_read_as_they_lie(function, planar, order):
-    model = seeded(lambda: Stems(function))
+def test_images_of_few_channels_are_read_as_they_lie(cases, order):
+    functions, planar = [function for function, _ in cases], sum(count for _, count in cases)
+    model = seeded(lambda: Several(Stems, functions))
     run = compiled(model)
     x = IMAGE.contiguous(memory_format=order)
     assert_eagers(run, model, x)
     is_planar = order is torch.contiguous_format
     assert sum(kernel.planar for kernel in _kernels()) == (planar if is_planar else 0)
-    model.load_state_dict(seeded(lambda: Stems(function), 3).state_dict())
+    model.load_state_dict(seeded(lambda: Several(Stems, functions), 3).state_dict())
     assert_eagers(run, model, x)
 
 
