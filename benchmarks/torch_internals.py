@@ -163,6 +163,19 @@ def has_inductor_lowering(operator: object) -> bool:
     return lowering is not None and not getattr(lowering, "_is_fallback_handler", False)
 
 
+def operator_arguments(name: str, count: int) -> list[str] | None:
+    """The names of the arguments of the one overload of an operator that has so many, if it is one.
+
+    Rests on `OpOverload._schema`.
+    """
+    namespace, _, operator = name.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), operator)
+    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
+    found = [[argument.name for argument in schema.arguments] for schema in schemas]
+    fitting = [names for names in found if len(names) == count and "out" not in names]
+    return fitting[0] if len(fitting) == 1 else None
+
+
 def tree_map_only(kind: type, function: Callable[..., object], tree: object) -> object:
     """Nested containers with every leaf of one type replaced (`torch.utils._pytree`)."""
     from torch.utils._pytree import tree_map_only as map_only

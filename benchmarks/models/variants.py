@@ -234,7 +234,12 @@ def _value(key: str, text: str) -> OptionValue:
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
 
 
-def _export_onnx(case: Case, model: torch.nn.Module, inputs: Inputs, path: Path) -> None:
+def export_onnx(case: Case, model: torch.nn.Module, inputs: Inputs, path: Path) -> None:
+    """Writes a model as ONNX, with the sizes dynamic that the case says.
+
+    Raises:
+        CaseError: the exporter gives nothing.
+    """
     shapes = None
     if case.dynamic == "batch":
         shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
@@ -255,7 +260,7 @@ def _onnxruntime(case: Case, model: torch.nn.Module, inputs: Inputs) -> Model:
     options.intra_op_num_threads = case.threads
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        _export_onnx(case, model, inputs, path)
+        export_onnx(case, model, inputs, path)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
@@ -271,15 +276,9 @@ def _openvino(case: Case, model: torch.nn.Module, inputs: Inputs) -> Model:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        _export_onnx(case, model, inputs, path)
+        export_onnx(case, model, inputs, path)
         converted = openvino.convert_model(path)
-        # Left alone, OpenVINO computes float32 models in bfloat16 where the processor can.
-        settings = {
-            "INFERENCE_NUM_THREADS": case.threads,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "float16": "f16"}[case.dtype],
-        }
-        compiled = openvino.compile_model(converted, "CPU", settings)
+        compiled = openvino.compile_model(converted, "CPU", openvino_settings(case))
     request = compiled.create_infer_request()
 
     def run(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -289,3 +288,13 @@ def _openvino(case: Case, model: torch.nn.Module, inputs: Inputs) -> Model:
         return [torch.from_numpy(array) for array in results.values()]
 
     return run
+
+
+def openvino_settings(case: Case) -> dict[str, object]:
+    """What OpenVINO is told of a case."""
+    return {
+        "INFERENCE_NUM_THREADS": case.threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        # Left alone, it computes float32 models in bfloat16 where the processor can.
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "float16": "f16"}[case.dtype],
+    }

@@ -16,6 +16,7 @@ import timeit
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -202,16 +203,15 @@ def _synchronize(case: Case) -> None:
         torch.cuda.synchronize(case.device)
 
 
-def serve(connection: Connection) -> None:
+def serve(connection: Connection, answer: Callable[[Any], object]) -> None:
     """Answers requests until the other side closes."""
-    server = Server()
     while True:
         try:
             request = connection.recv()
         except EOFError:
             return
         try:
-            reply: Reply = server.answer(request)
+            reply = answer(request)
         except Exception as error:
             # The parent decides what an error means; whatever it is, the other variants go on.
             message = _COLOURS.sub("", str(error)).strip() or repr(error)
@@ -220,4 +220,4 @@ def serve(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+    serve(Connection(int(sys.argv[1])), Server().answer)

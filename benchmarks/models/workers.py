@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Protocol
 
-from benchmarks.models.messages import Failure, Reply, Request
+from benchmarks.models.messages import Failure
 from fxpasses.errors import FxpassesError
 
 REQUEST_SECONDS = 3600.0
@@ -38,7 +38,7 @@ class WorkerError(FxpassesError, RuntimeError):
 class Answering(Protocol):
     """Anything that answers requests."""
 
-    def request(self, message: Request) -> Reply:
+    def request(self, message: object) -> object:
         """The reply to `message`; raises WorkerError where there is none."""
 
 
@@ -52,6 +52,7 @@ class Worker:
         cache: Path,
         request_seconds: float = REQUEST_SECONDS,
         environment: Mapping[str, str] = MappingProxyType({}),
+        module: str = "benchmarks.models.worker",
     ) -> None:
         """Starts the process.
 
@@ -60,6 +61,7 @@ class Worker:
             cache: the folder of inductor's caches; an empty one makes compilation cold.
             request_seconds: how long to wait for an answer.
             environment: further variables.
+            module: what the process runs.
         """
         self._request_seconds = request_seconds
         self._log = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115  # closed by close()
@@ -74,7 +76,7 @@ class Worker:
         # What is measured while compiling is cold with the other caches, and warm with them.
         variables.setdefault("FXPASSES_PROFILE_DIR", str(cache / "fxpasses-profiles"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.models.worker", str(theirs.fileno())],
+            [sys.executable, "-m", module, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -91,7 +93,7 @@ class Worker:
     ) -> None:
         self.close()
 
-    def request(self, message: Request) -> Reply:
+    def request(self, message: object) -> object:
         """Sends a request and waits for the reply.
 
         Raises:
@@ -102,7 +104,7 @@ class Worker:
             if not self._connection.poll(self._request_seconds):
                 self._process.kill()
                 raise WorkerError(f"no answer within {self._request_seconds:.0f} s; the process was ended")
-            reply: Reply = self._connection.recv()
+            reply: object = self._connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise WorkerError(self._obituary()) from error
         if isinstance(reply, Failure):
@@ -129,7 +131,7 @@ class Worker:
 
 def time_in_rounds(
     workers: Mapping[str, Answering],
-    turn: Request,
+    turn: object,
     rounds: int,
     *,
     seed: int = 0,

@@ -69,19 +69,20 @@ def prebuilt(vectors: str) -> Path:
     return PREBUILT / _name(vectors)
 
 
-def cached(vectors: str, folder: Path, compiler: str) -> Path:
+def cached(vectors: str, folder: Path, compiler: str, flags: Sequence[str] = ()) -> Path:
     """Where a library lies in a cache once it was compiled.
 
     Args:
         vectors: a key of `VECTOR_FLAGS`.
         folder: of the cache.
         compiler: the command.
+        flags: further arguments of the compiler.
 
     Raises:
         OSError, subprocess.SubprocessError: there is no such compiler.
     """
     told = subprocess.run([compiler, "--version"], capture_output=True, check=True, text=True).stdout
-    return folder / _name(vectors, compiler, told)
+    return folder / _name(vectors, compiler, told, *flags)
 
 
 def _name(vectors: str, *compiler: str) -> str:
@@ -90,13 +91,14 @@ def _name(vectors: str, *compiler: str) -> str:
     return f"kernels-{vectors.lower()}-{digest}.so"
 
 
-def compile_kernels(vectors: str, library: Path, compiler: str) -> None:
+def compile_kernels(vectors: str, library: Path, compiler: str, flags: Sequence[str] = ()) -> None:
     """Compiles the kernels. The library appears whole or not at all, whoever else may be at it.
 
     Args:
         vectors: a key of `VECTOR_FLAGS`.
         library: the file to make.
         compiler: the command.
+        flags: further arguments of the compiler.
 
     Raises:
         OSError: the file cannot be written, or there is no such compiler.
@@ -104,7 +106,8 @@ def compile_kernels(vectors: str, library: Path, compiler: str) -> None:
     """
     library.parent.mkdir(parents=True, exist_ok=True)
     partial = library.with_name(f"{library.name}.{os.getpid()}.partial")
-    command: Sequence[str] = [compiler, *_FLAGS, *VECTOR_FLAGS[vectors], "-x", "c++", "-", "-o", str(partial)]
+    every = (*_FLAGS, *VECTOR_FLAGS[vectors], *flags)
+    command: Sequence[str] = [compiler, *every, "-x", "c++", "-", "-o", str(partial)]
     try:
         subprocess.run(command, input=source(KERNELS), capture_output=True, check=True, text=True)
         partial.replace(library)

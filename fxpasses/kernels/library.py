@@ -13,7 +13,7 @@ import ctypes
 import functools
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,9 +54,43 @@ def vector_length() -> int:
         kernels = found.result()
     if kernels is None or operators is None:
         return 0
+    _use(operators, kernels)
+    return int(kernels.fxpasses_vector_length())
+
+
+def _use(operators: ctypes.CDLL, kernels: ctypes.CDLL) -> None:
     functions = (kernels.fxpasses_convolution, kernels.fxpasses_sequence, kernels.fxpasses_moments)
     operators.fxpasses_use(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
-    return int(kernels.fxpasses_vector_length())
+
+
+@contextlib.contextmanager
+def kernels_with(*flags: str) -> Iterator[ctypes.CDLL]:
+    """The block in which this process's operators call kernels that were compiled with further flags.
+
+    Nothing else changes: what was chosen and stored for the kernels as they are holds for these.
+
+    Yields:
+        The library of these kernels.
+
+    Raises:
+        RuntimeError: there are no kernels here, or these do not compile.
+    """
+    if reason := missing():
+        raise RuntimeError(f"there are no kernels of fxpasses: {reason}")
+    vectors, compiler = torch.backends.cpu.get_cpu_capability(), cpp_compiler()
+    operators, plain = compile_cpp(build.source(build.OPERATOR)), _kernels(vectors, compiler)
+    assert operators is not None, "there are kernels"
+    assert plain is not None, "there are kernels"
+    try:
+        library = build.cached(vectors, user_cache() / "kernels", compiler, flags)
+        kernels = _compiled(library, vectors, compiler, flags)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RuntimeError(f"the kernels do not compile with {' '.join(flags)}: {error}") from error
+    _use(operators, kernels)
+    try:
+        yield kernels
+    finally:
+        _use(operators, plain)
 
 
 def identity() -> str:
@@ -85,14 +119,14 @@ def _kernels(vectors: str, compiler: str | None) -> ctypes.CDLL | None:
         return None
 
 
-def _compiled(library: Path, vectors: str, compiler: str) -> ctypes.CDLL:
+def _compiled(library: Path, vectors: str, compiler: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
     with contextlib.suppress(OSError):  # not there, or not whole
         return ctypes.CDLL(str(library))
     library.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(library.with_suffix(".lock")):  # or every process would compile the same
         with contextlib.suppress(OSError):
             return ctypes.CDLL(str(library))
-        build.compile_kernels(vectors, library, compiler)
+        build.compile_kernels(vectors, library, compiler, flags)
     return ctypes.CDLL(str(library))
 
 

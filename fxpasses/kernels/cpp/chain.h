@@ -20,6 +20,7 @@
 #include "few_channels.h"
 #include "memory.h"
 #include "product.h"
+#include "step_times.h"
 #include "work.h"
 
 namespace {
@@ -128,6 +129,7 @@ class Chain {
       const auto [start, stop] = stage.reads(low, high);
       sample = held(mine, which - 1, n, start, stop);
     }
+    const StageClock clock(which);
     stage.make(n, low, high, sample, to, which + 1 < stages.size(), mine.scratch);
   }
 

@@ -17,6 +17,7 @@
 #include "dispatch.h"
 #include "moments.h"
 #include "sequence.h"
+#include "step_times.h"
 
 namespace {
 
@@ -62,7 +63,12 @@ int fxpasses_sequence(const FxpassesSequence* call, int threads, char* message, 
     const Head head(read);
     const Values values(*call, head, read);
     Steps steps(head, values, call->constants, call->constant_count, threads);
-    for (int64_t step = 0; step < head.steps; step++) steps.run(StepWords(read));
+    for (int64_t at = 0; at < head.steps; at++) {
+      const int64_t* const words = read.at;
+      const StepWords step(read);
+      const StepClock clock(words, values, step);
+      steps.run(step);
+    }
   });
 }
 
