@@ -17,7 +17,7 @@ from benchmarks.layers.matching import Work, matched
 from benchmarks.layers.part import Part, ProfileError, other_kind
 from benchmarks.torch_internals import operator_arguments
 from fxpasses.kernels.kernel import Kind
-from fxpasses.kernels.sequence import GATHER, MEAN
+from fxpasses.kernels.sequence import GATHER, MAX, MEAN, SUM
 from fxpasses.kernels.step_times import StepTime
 
 CALL = "benchmarks.kernel_time: one call"
@@ -144,7 +144,8 @@ def _work(name: str, shapes: Sequence[Sequence[int]], values: Sequence[Any]) -> 
 
 def _calls_of_step(step: StepTime) -> Iterator[Call]:
     if not step.sizes:
-        kind = {MEAN: "pooling", GATHER: "elementwise and other"}[step.kind]
+        other = "elementwise and other"
+        kind = {MEAN: "pooling", MAX: "pooling", GATHER: other, SUM: other}[step.kind]
         yield Call(f"step {kind}", step.seconds, kind=kind)
         return
     image, all_threads = step.image, sum(step.stages)

@@ -17,13 +17,16 @@ from dataclasses import dataclass
 
 from fxpasses.kernels import library
 from fxpasses.kernels.kernel import Kernel
-from fxpasses.kernels.sequence import CHAIN, GATHER, MEAN, PRODUCT
+from fxpasses.kernels.sequence import CHAIN, GATHER, MAX, MEAN, PRODUCT, SUM
 
 _FLAG = "-DFXPASSES_STEP_TIMES"
 _STAGES = 16
 _ROOM = 2**17
-_HEAD, _SOURCE, _SIZES, _CONVOLUTION = 4, 6, 10, 16
-"""How many words there are of what each step has, of how it reads, of sizes, and of a convolution."""
+_HEAD, _PART, _SOURCE, _WINDOW, _SIZES, _CONVOLUTION = 4, 3, 6, 8, 10, 16
+"""How many words there are of what each step has, of each image that it reads, of how it reads, of a window, of
+sizes, and of a convolution."""
+
+_BEHIND = {PRODUCT: _SOURCE, GATHER: _SOURCE, CHAIN: _SOURCE, MEAN: 0, SUM: 0, MAX: _WINDOW}
 
 
 class _Step(ctypes.Structure):
@@ -75,14 +78,14 @@ def read_step(words: Sequence[int]) -> StepRead:
         ValueError: there is no such kind of step or of kernel.
     """
     kind, images = words[0], words[2]
-    end = _HEAD + 2 * images + (0 if kind == MEAN else _SOURCE)
+    if kind not in _BEHIND:
+        raise ValueError(f"no step {kind}")
+    end = _HEAD + _PART * images + _BEHIND[kind]
     count = 0
     if kind == CHAIN:
         count, end = words[end], end + 1
     elif kind == PRODUCT:
         count = 1
-    elif kind not in (MEAN, GATHER):
-        raise ValueError(f"no step {kind}")
     starts = range(end, end + count * _CONVOLUTION, _CONVOLUTION)
     sizes = tuple(tuple(words[start + word] for word in range(_SIZES)) for start in starts)
     kernels = tuple(Kernel.from_code(words[start + _SIZES]) for start in starts)

@@ -11,8 +11,10 @@ from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
 from fxpasses.kernels.sequence import (
     CHAIN,
     GATHER,
+    MAX,
     MEAN,
     PRODUCT,
+    SUM,
     Convolution,
     Reading,
     Step,
@@ -36,6 +38,8 @@ IMAGE = (1, 8, 8, 32)
         ),
         Step(MEAN, 1, Reading((0,), (32,)), IMAGE),
         Step(GATHER, 2, Reading((0, 1), (16, 16)), IMAGE),
+        Step(SUM, 2, Reading((0, 1), (32, 32), firsts=(0, 8)), IMAGE),
+        Step(MAX, 1, Reading((0,), (32,)), IMAGE, window=(3, 3, 2, 2, 1, 1, 1, 1)),
         Step(CHAIN, 1, Reading((0,), (32,)), IMAGE, (ONE, DEEP, ONE)),
     ],
 )
