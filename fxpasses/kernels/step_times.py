@@ -23,8 +23,7 @@ _FLAG = "-DFXPASSES_STEP_TIMES"
 _STAGES = 16
 _ROOM = 2**17
 _HEAD, _PART, _SOURCE, _WINDOW, _SIZES, _CONVOLUTION = 4, 3, 6, 8, 10, 16
-"""How many words there are of what each step has, of each image that it reads, of how it reads, of a window, of
-sizes, and of a convolution."""
+"""Words of a step, of each image that it reads, of how it reads, of a window, of sizes, of a convolution."""
 
 _BEHIND = {PRODUCT: _SOURCE, GATHER: _SOURCE, CHAIN: _SOURCE, MEAN: 0, SUM: 0, MAX: _WINDOW}
 
