@@ -62,6 +62,8 @@ struct Activation {
   int64_t kind;
   float low, high;
 
+  bool is_clamp() const { return kind <= 1; }  // or nothing, which is one without limits
+
   // Calls `use` with a function of a vector, so that loops inside `use` do not ask again which it is.
   template <class Use>
   __attribute__((always_inline)) inline void apply(const Use& use) const {

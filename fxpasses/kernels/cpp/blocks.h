@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "activations.h"
 #include "vectors.h"
@@ -60,6 +61,47 @@ inline void finish(const Vec (&total)[R][NV], const Activation& activation, cons
       }
     }
   });
+}
+
+// The same for all pixels of a block, from registers, where nothing or a clamp follows: after short sums this is half
+// of the work. All vectors are wanted, but with AVX-512 the last may be in part.
+template <int R, int NV>
+constexpr bool is_whole(int rows, int64_t left) {
+#if defined(__AVX512F__)
+  return rows == R && left > (NV - 1) * VL;
+#else
+  return rows == R && left >= NV * VL;
+#endif
+}
+
+template <int R, int NV>
+__attribute__((always_inline)) inline void finish_whole(const Vec (&sum)[R][NV], const Activation& activation,
+                                                        const float* other, float* out, int64_t step, int64_t left) {
+  constexpr float LIMIT = std::numeric_limits<float>::infinity();
+  const float low = activation.kind ? activation.low : -LIMIT, high = activation.kind ? activation.high : LIMIT;
+#if defined(__AVX512F__)
+  const Some last = first(left - (NV - 1) * VL);
+#endif
+  const auto each = [&](const auto& value) __attribute__((always_inline)) {
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) {
+        const int64_t at = r * step + v * VL;
+#if defined(__AVX512F__)
+        if (v + 1 == NV)
+          store(out + at, below(high, above(low, value(r, v, at))), last);
+        else
+#endif
+          store(out + at, below(high, above(low, value(r, v, at))));
+      }
+  };
+  if (!other) return each([&](int r, int v, int64_t) { return sum[r][v]; });
+#if defined(__AVX512F__)
+  each([&](int r, int v, int64_t at) { return sum[r][v] + (v + 1 == NV ? load(other + at, last) : load(other + at)); });
+#else
+  each([&](int r, int v, int64_t at) { return sum[r][v] + load(other + at); });
+#endif
 }
 
 // The sums of a block stay in registers if every loop over them is unrolled. What they begin with: zeros where there

@@ -81,10 +81,13 @@ inline void block(const Geometry& g, const Activation& activation, const float* 
           add(Constant<0>{}, Constant<R>{});
       }
     }
-  if (is_long)
+  if (is_long) {
     carry(sum, total);
-  else
+  } else {
+    if (is_whole<R, NV>(rows, left) && activation.is_clamp())
+      return finish_whole(sum, activation, other, out, g.out_pixel, left);
     keep(sum, total);
+  }
   finish<R, NV>(total, activation, other, out, g.out_pixel, rows, left);
 }
 

@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
 #include <type_traits>
 
 namespace {
@@ -30,6 +31,14 @@ inline Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm512_fmadd_ps((__m512)a, (__
 #else
 inline Vec splat(float value) { return (Vec)_mm256_set1_ps(value); }
 inline Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#endif
+
+#if defined(__AVX512F__)
+// The first floats of a vector, of which nothing beside is read or written.
+typedef __mmask16 Some;
+inline Some first(int64_t count) { return count >= VL ? (Some)0xffff : (Some)((1u << count) - 1); }
+inline Vec load(const float* from, Some some) { return (Vec)_mm512_maskz_loadu_ps(some, from); }
+inline void store(float* to, Vec value, Some some) { _mm512_mask_storeu_ps(to, some, (__m512)value); }
 #endif
 
 // NaN in the second argument stays.
