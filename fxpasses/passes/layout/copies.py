@@ -138,6 +138,7 @@ def through_rows(edits: Edits, source: Node, label: Label, before: Node) -> Node
         whole = edits.insert(aten.view.default, (row, list(made.shape)), {}, before)
     else:
         whole = edits.insert(aten.view_as.default, (row, source), {}, before)
+        set_value(whole, made, like=source)  # a view writes a size as a quotient of two numbers of elements
     return whole if label == "contiguous" else edits.insert(aten.permute.default, (whole, back), {}, before)
 
 
