@@ -26,7 +26,7 @@ WITHOUT = {
     *("no-metadata", "stream", "extra-check", "handler", "symbolic-strides", "shared-results"),
     *("unsafe-kernel", "not-certain", "shared-storage", "no-plan", "no-record", "unpackable"),
     *("other-kernels", "other-reader", "inputs-changed", "no-kernels", "live-bias", "not-faster"),
-    *("dropped", "not-compiled", "taken-over", "sizes"),
+    *("dropped", "not-compiled", "taken-over", "sizes", "unrestorable-strides"),
 }
 """Codes that have no example: most are told of by a compilation alone, and not by a dry run."""
 

@@ -39,6 +39,7 @@ from fxpasses.passes.layout.causes import REPAIR, Cause, Causes
 from fxpasses.passes.layout.copies import (
     COPIES,
     copy_of,
+    is_overlapping,
     is_static,
     matrix_product,
     same,
@@ -47,9 +48,9 @@ from fxpasses.passes.layout.copies import (
     through_rows,
     view_as_traced,
 )
-from fxpasses.passes.layout.edits import Edits, NotMaterialisedError
+from fxpasses.passes.layout.edits import Edits, NotMaterialisedError, UnrestorableError
 from fxpasses.passes.layout.framing import VIEWS
-from fxpasses.passes.layout.labels import FOLLOWING, INDEXING, kind_of
+from fxpasses.passes.layout.labels import FOLLOWING, INDEXING, Kind, kind_of
 from fxpasses.passes.layout.lines import is_line
 from fxpasses.passes.layout.network import Role, fitting
 from fxpasses.passes.layout.settling import Settling
@@ -77,6 +78,7 @@ def materialise(context: GraphContext, assignment: Assignment) -> Carried:
     """Rewrites the graph of `context` so that its tensors have the plan's labels.
 
     Raises:
+        UnrestorableError: tensors must keep the layout that they were traced with; the graph is as it was.
         NotMaterialisedError: it cannot be done; the graph is as it was.
     """
     carrier = _Carrier(context, assignment)
@@ -116,6 +118,7 @@ class _Carrier:
         self.edits = Edits(context)
         self.causes: Counter[Cause] = Counter()
         self.moved = 0
+        self.unrestorable: dict[Node, str] = {}
         self._context = context
         self._has_lines = any(map(is_line, context.graph.nodes))
         self._why = Causes(assignment.network)
@@ -139,7 +142,9 @@ class _Carrier:
             self._settling.settle_concatenations()
 
     def check(self) -> None:
-        """Raises where an operator is read that another has replaced."""
+        """Raises where strides are not restored, or an operator is read that another has replaced."""
+        if self.unrestorable:
+            raise UnrestorableError(self.unrestorable)
         for node in self._replaced:
             if node.users:
                 raise NotMaterialisedError(f"{node} is still read by {', '.join(map(str, node.users))}")
@@ -206,13 +211,16 @@ class _Carrier:
         self.edits.lay_out(node, order_in_memory(fitting(frame, found) or plain(found.dim()), label))
 
     def _keep(self, node: Node, role: Role) -> None:
+        changed = False
         for operand in list(node.all_input_nodes):
             latest = self._latest.get(operand, operand)
             wanted = self._restored(operand, node) if role is Role.EXACT else latest
-            self.edits.replace(node, operand, wanted)
+            changed |= self.edits.replace(node, operand, wanted) or self.edits.is_recomputed(operand)
             indexes = self.assignment.network.generates and base_name(node) in INDEXING
             if indexes and self._settling.may_walk_channels_last(wanted):
                 self._settling.settle(wanted)
+        if changed and role is Role.FREE and kind_of(node) is Kind.EXPANDING:
+            self.edits.recompute(node)
 
     def _restore_outputs(self, node: Node) -> None:
         for operand in list(node.all_input_nodes):
@@ -277,25 +285,29 @@ class _Carrier:
         copy = latest if held is None else self._shared_copy(operand, held.original, reader)
         made = tensor(copy)
         if made is None or not strides_agree(before, made):
-            seen = None if is_static(before) else self._viewed_again(operand, reader)
+            is_copied = is_static(before) and not is_overlapping(before)
+            seen = None if is_copied else self._viewed_again(operand, reader)
             if seen is not None:
                 return seen
-            copy = strided_copy(self.edits, latest, before, reader)
+            try:
+                copy = strided_copy(self.edits, latest, before, reader)
+            except UnrestorableError as error:
+                self.unrestorable[operand] = next(iter(error.nodes.values()))
+                return copy
             self.causes[self._why.of(operand, reader)] += 1
         return copy
 
     def _viewed_again(self, view: Node, reader: Node) -> Node | None:
-        """A view taken again of what it views, restored: of symbolic strides with gaps, as a slice has."""
+        """A view taken again of what it views, restored: an expanded one, or a slice of symbolic sizes."""
         source = view.args[0] if view.args else None
         is_element = view.target is operator.getitem and isinstance(source, Node) and tensor(source) is None
         maker = source if is_element else view
-        if not isinstance(maker, Node) or kind_of(maker) not in VIEWS or maker.op != "call_function":
+        if not isinstance(maker, Node) or kind_of(maker) not in VIEWS:
             return None
-        above = maker.args[0]
-        if not isinstance(above, Node) or not callable(maker.target):
+        above = maker.args[0] if maker.args else None
+        if not isinstance(above, Node) or maker.op not in ("call_function", "call_method"):
             return None
-        args = (self._restored(above, reader), *maker.args[1:])
-        seen = self.edits.insert(maker.target, args, dict(maker.kwargs), reader)
+        seen = self.edits.insert_again(maker, self._restored(above, reader), reader)
         if is_element:
             seen = self.edits.insert(operator.getitem, (seen, view.args[1]), {}, reader)
         before, made = self.edits.traced(view), tensor(seen)

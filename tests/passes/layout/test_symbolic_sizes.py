@@ -11,7 +11,8 @@ from torch import nn
 
 import fxpasses
 from fxpasses.graph.metadata import tensor
-from fxpasses.testing.captures import capture
+from fxpasses.passes.layout.edits import UnrestorableError
+from fxpasses.testing.captures import capture, rewrite_at
 
 Tensor = torch.Tensor
 
@@ -86,3 +87,81 @@ def test_sizes_stay_symbols_where_an_operator_is_run_anew(name):
     images_between = [found for found in between if found is not None and found.shape[-1] not in (1, 3)]
     assert images_between
     assert all(isinstance(size, torch.SymInt) for found in images_between for size in found.shape[2:])
+
+
+class Seen(nn.Module):
+    """A view that a Fourier transform reads with its traced strides, and that is a result."""
+
+    def __init__(self, view: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 8, 1, padding=1), nn.Conv2d(8, 8, 1)
+        self.view = view
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.first(x)
+        viewed = self.view(y)
+        return self.last(y), torch.fft.fft(viewed, dim=-1).real, viewed
+
+
+VIEWS = {
+    "unbind": lambda y: y.unbind(1)[2],
+    "select": lambda y: y.select(2, 1),
+    "chunk": lambda y: y.chunk(2, 1)[1],
+    "permuted slice": lambda y: y[:, 1:3].permute(0, 2, 1, 3),
+    "channels in groups": lambda y: y[:, 1:5].unflatten(1, (2, 2)),
+    "strided slice": lambda y: y[..., ::2],
+    "expanded": lambda y: y[:, :1].expand(-1, 3, -1, -1),
+}
+
+
+def seen(view: Callable[[Tensor], Tensor], level: str, *, dynamic: bool):
+    """The report, where results are eager's in values and strides."""
+    model, x = Seen(view).double().eval(), images(2, 2, 6, 5)
+    options = {"passes": ("layout",), "layout": "channels_last", "profit": "always"}
+    with torch.no_grad():
+        found = rewrite_at(level, model, (x,), options, dynamic=dynamic)
+        for ours, theirs in zip(found.call(x), model(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+            assert ours.stride() == theirs.stride()
+    assert found.report.layout.decision == "applied", found.report.remarks
+    return found.report
+
+
+@pytest.mark.parametrize("level", ["torch", "pre_dispatch", pytest.param("aten", marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_with_gaps_is_taken_again_of_what_lies_as_traced(name, level):
+    report = seen(VIEWS[name], level, dynamic=True)
+    assert {remark.code for remark in report.remarks} == {"applied"}
+
+
+def test_elements_of_an_expanded_view_that_is_a_result_overlap_as_eagers_do():
+    report = seen(VIEWS["expanded"], "pre_dispatch", dynamic=False)
+    assert {remark.code for remark in report.remarks} == {"applied"}
+
+
+@pytest.mark.parametrize("level", ["torch", "pre_dispatch"])
+def test_what_cannot_be_restored_keeps_its_layout_and_the_rest_of_the_plan_lives(level):
+    """An alias is no view that is known to be one, and nothing else has its strides."""
+    report = seen(lambda y: torch.ops.aten.alias.default(y[:, 1:3]), level, dynamic=True)
+    assert report.layout.converted >= 2
+    assert {(remark.status, remark.code) for remark in report.remarks} == {
+        ("applied", "applied"),
+        ("declined", "unrestorable-strides"),
+    }
+
+
+def test_a_plan_of_which_nothing_can_be_kept_is_declined(monkeypatch):
+    def refuse(edits, source, before, reader):
+        raise UnrestorableError({source: "strides of nobody"})
+
+    monkeypatch.setattr("fxpasses.passes.layout.materialise.strided_copy", refuse)
+    monkeypatch.setattr("fxpasses.passes.layout.assign.Assignment.keeping", lambda self, nodes: None)
+    model, x = Seen(VIEWS["select"]).double().eval(), images(2, 2, 6, 5)
+    with torch.no_grad():
+        program = capture("pre_dispatch", model, (x,))
+        result = fxpasses.optimize(program, (x,), {"layout": "channels_last"})
+        for ours, theirs in zip(result.graph_module(x), model(x), strict=True):
+            assert torch.equal(ours, theirs)
+    (declined,) = result.report.remarks
+    assert (declined.status, declined.code, declined.node) == ("declined", "unrestorable-strides", "select")
+    assert result.report.layout.decision == "failed"
