@@ -31,7 +31,7 @@ from torch.fx import Node
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.frames import is_one, plain
 from fxpasses.graph.layouts import Label, order_in_memory, order_of
-from fxpasses.graph.metadata import tensor
+from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name
 from fxpasses.graph.storage import is_part_of_tuple
 from fxpasses.passes.layout.assign import Assignment, device_of
@@ -55,6 +55,7 @@ from fxpasses.passes.layout.lines import is_line
 from fxpasses.passes.layout.network import Role, fitting
 from fxpasses.passes.layout.settling import Settling
 from fxpasses.torch_internals.fake_tensors import FakeTensor, without_fake_tensors
+from fxpasses.torch_internals.pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,20 @@ class _Carrier:
             indexes = self.assignment.network.generates and base_name(node) in INDEXING
             if indexes and self._settling.may_walk_channels_last(wanted):
                 self._settling.settle(wanted)
-        if changed and role is Role.FREE and kind_of(node) is Kind.EXPANDING:
+        if changed and (is_part_of_tuple(node) or (role is Role.FREE and self._follows(node))):
             self.edits.recompute(node)
+
+    def _follows(self, node: Node) -> bool:
+        """Whether the strides of a result that has no label may follow those of what is read."""
+        if kind_of(node) is Kind.EXPANDING:
+            return True
+        is_run = self._context.executor == "eager" and kind_of(node) is not Kind.MEASURING
+        return is_run and any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value(node)))
+
+    def _counts_ones(self, found: torch.Tensor) -> bool:
+        """Whether kernels are run that choose a layout by the strides of dimensions of size 1."""
+        is_eager = self._context.executor == "eager" and found.dim() in (4, 5) and is_static(found)
+        return is_eager and any(map(is_one, found.shape))
 
     def _restore_outputs(self, node: Node) -> None:
         for operand in list(node.all_input_nodes):
@@ -276,11 +289,15 @@ class _Carrier:
         return self._shared_copy(operand, label, reader)
 
     def _restored(self, operand: Node, reader: Node) -> Node:
-        """The operand with its traced strides; dimensions of size 1 do not count."""
+        """The operand with its traced strides; dimensions of size 1 do not count for a compiler."""
         latest = self._latest.get(operand, operand)
         before, now = self.edits.traced(operand), tensor(latest)
-        if before is None or now is None or strides_agree(before, now):
+        if before is None or now is None:
             return latest
+        if strides_agree(before, now):
+            is_seen = reader.op != "output" and self._counts_ones(before) and is_static(now)
+            is_other = is_seen and before.stride() != now.stride()
+            return view_as_traced(self.edits, latest, before, reader) if is_other else latest
         held = self.assignment.network.tensors.get(operand)
         copy = latest if held is None else self._shared_copy(operand, held.original, reader)
         made = tensor(copy)
