@@ -30,7 +30,7 @@ from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.frames import is_one, plain
-from fxpasses.graph.layouts import Label, order_in_memory, order_of
+from fxpasses.graph.layouts import Label, memory_format, order_in_memory, order_of
 from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name
 from fxpasses.graph.storage import is_part_of_tuple
@@ -56,6 +56,7 @@ from fxpasses.passes.layout.network import Role, fitting
 from fxpasses.passes.layout.settling import Settling
 from fxpasses.torch_internals.fake_tensors import FakeTensor, without_fake_tensors
 from fxpasses.torch_internals.pytree import tree_leaves
+from fxpasses.torch_internals.tensors import suggest_memory_format
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,14 @@ def _without_guards(context: GraphContext) -> Iterator[None]:
     yield
 
 
+def _is_channels_last(found: torch.Tensor) -> bool:
+    """Whether kernels take a tensor for channels-last: by strides of dimensions of size 1 if by no others."""
+    order = order_of(found)
+    if order == "both" and is_static(found):
+        return suggest_memory_format(found) is memory_format("channels_last", found.dim())
+    return order == "channels_last"
+
+
 class _Carrier:
     def __init__(self, context: GraphContext, assignment: Assignment) -> None:
         self.assignment = assignment
@@ -168,7 +177,7 @@ class _Carrier:
                 continue
             if not self._context.is_written(node):
                 before = (placeholders[-1] if node.op == "placeholder" else node).next
-                label: Label = "channels_last" if order_of(found) == "channels_last" else "contiguous"
+                label: Label = "channels_last" if _is_channels_last(found) else "contiguous"
                 self._latest[node] = through_rows(self.edits, node, label, before)
 
     def _label(self, node: Node) -> None:
@@ -231,9 +240,9 @@ class _Carrier:
         return is_run and any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value(node)))
 
     def _counts_ones(self, found: torch.Tensor) -> bool:
-        """Whether kernels are run that choose a layout by the strides of dimensions of size 1."""
+        """Whether kernels are run that choose a layout by the strides of dimensions of size 1 alone."""
         is_eager = self._context.executor == "eager" and found.dim() in (4, 5) and is_static(found)
-        return is_eager and any(map(is_one, found.shape))
+        return is_eager and any(map(is_one, found.shape)) and order_of(found) == "both"
 
     def _restore_outputs(self, node: Node) -> None:
         for operand in list(node.all_input_nodes):

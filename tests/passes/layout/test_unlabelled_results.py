@@ -71,3 +71,23 @@ def test_what_follows_its_operand_is_known_to_have_moved_with_it(name):
             ours = module(x)
             torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
             assert ours.stride() == expected.stride()
+
+
+def test_a_weight_of_one_pixel_in_channels_last_says_so_to_the_kernel_that_reads_it():
+    """Of a contiguous image and such a weight eager makes a channels-last result."""
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), Turned(), nn.Conv2d(8, 8, 1)).double().eval()
+    model, x = model.to(memory_format=torch.channels_last), torch.randn(X, dtype=torch.float64)
+    with torch.no_grad():
+        program, expected = CAPTURES["pre_dispatch"](model, (x,)), model(x)
+        assert expected.stride(1) == 1
+        for module in labelled_at_random(program, (x,), "eager", 8):
+            ours = module(x)
+            torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+            assert ours.stride() == expected.stride()
+
+
+class Turned(nn.Module):
+    """A mask, whose kernel gives a contiguous result where metadata tell another."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.masked_fill(x > 1, 0.25)
