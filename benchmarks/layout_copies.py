@@ -3,8 +3,9 @@
     python -m benchmarks.layout_copies --suite field
     python -m benchmarks.layout_copies --models resnet18 --layout channels_last --each
 
-The graph is the one that inductor's passes would get, after rewriting. A tensor is copied once, however many
-read the copy. `inputs` and `weights` are copied as they come, `outputs` for the user alone; all other copies
+The graph is the one that inductor's passes would get, after rewriting; convolutions of one dimension are
+written as images of height 1. A tensor is copied once, however many read the copy. `inputs` are copied as
+they come, `weights` too or as computed from parameters alone, `outputs` for the user alone; all other copies
 lie `inside`, `repairs` among them: of results that did not follow what an operator reads. A loop that
 inductor writes may read the other layout without a copy, and what the graph copies anyway is copied into the
 wanted one: neither is counted. `stock` is how many stock inductor would make of all these. `--each` prints
@@ -25,7 +26,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from benchmarks.models.arguments import add_models, models_of, say_what_is_left_out
 from benchmarks.models.cases import MODES, Case, build_inputs, build_model
@@ -40,6 +41,7 @@ from fxpasses.graph.modes import Modes
 from fxpasses.graph.names import canonical
 from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Goal
+from fxpasses.passes.layout.lines import Lines
 from fxpasses.passes.layout.passes import plan_and_carry_out
 from fxpasses.passes.layout.sources import CostSource
 from fxpasses.report.layout_plan import CutEdge, LayoutPlan
@@ -72,9 +74,9 @@ class Copies:
     stock: int | None = None
     each: tuple[str, ...] = ()
 
-    def with_plan(self, plan: LayoutPlan, weights: frozenset[str]) -> Copies:
-        """The sum of this and of the plan of another graph, whose parameters and buffers are `weights`."""
-        places = [_place(edge, weights) for edge in plan.cut_edges]
+    def with_plan(self, plan: LayoutPlan, origins: Mapping[str, str]) -> Copies:
+        """The sum of this and of the plan of another graph, whose nodes have these `_origins`."""
+        places = [_place(edge, origins) for edge in plan.cut_edges]
         counts = {place: getattr(self, place) + places.count(place) for place in PLACES}
         counts["inside"] += plan.repairs
         return replace(
@@ -95,10 +97,29 @@ PLACES = ("inputs", "weights", "outputs", "inside")
 """Where a copy may be made."""
 
 
-def _place(edge: CutEdge, weights: frozenset[str]) -> str:
-    if edge.operator in ("placeholder", "get_attr"):
-        return "weights" if edge.node in weights else "inputs"
-    return "outputs" if all(reader.startswith("output") for reader in edge.readers) else "inside"
+def _place(edge: CutEdge, origins: Mapping[str, str]) -> str:
+    is_output = all(reader.startswith("output") for reader in edge.readers)
+    return origins.get(edge.node) or ("outputs" if is_output else "inside")
+
+
+def _origins(graph: Graph, weights: frozenset[str]) -> dict[str, str]:
+    """Which nodes, by name, are inputs, or weights and what is computed from them alone.
+
+    Args:
+        graph: a joint graph.
+        weights: the names of its inputs that are parameters and buffers.
+    """
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op in ("placeholder", "get_attr"):
+            found[node.name] = "weights" if node.name in weights else "inputs"
+            continue
+        above = {found.get(operand.name, "inside") for operand in node.all_input_nodes}
+        if above == {"weights"}:
+            found[node.name] = "weights"
+        elif above == {"inputs"} and node.target is torch.ops.aten.unsqueeze.default:
+            found[node.name] = "inputs"
+    return found
 
 
 def count_copies(case: Case, layout: Goal = "channels_last") -> Copies:
@@ -114,11 +135,14 @@ def count_copies(case: Case, layout: Goal = "channels_last") -> Copies:
 
     def planned(graph: GraphModule, sources: Mapping[str, Node]) -> None:
         context = GraphContext(graph, Modes(grad=False), executor="fused")
+        if layout == "channels_last" and Lines(context):
+            context = GraphContext(graph, Modes(grad=False), executor="fused")
         names = {name: canonical(source.name) for name, source in sources.items()}
+        weights = frozenset(name for name, source in sources.items() if is_module_tensor(source))
+        origins = _origins(graph.graph, weights)
         outcome = plan_and_carry_out(context, layout, CostSource(None), names, for_inductor=True)
         if outcome.layout is not None:
-            weights = frozenset(name for name, source in sources.items() if is_module_tensor(source))
-            found.append(found[-1].with_plan(outcome.layout, weights))
+            found.append(found[-1].with_plan(outcome.layout, origins))
 
     with torch.no_grad():
         model(*inputs)  # some keep what they make at their first call, for which Dynamo breaks the graph

@@ -30,6 +30,7 @@ from fxpasses.torch_internals.fake_tensors import (
 from fxpasses.torch_internals.operators import is_elementwise
 from fxpasses.torch_internals.pytree import tree_leaves, tree_map_only
 from fxpasses.torch_internals.tensors import is_functorch_wrapped, storage_key, unwrap_functorch
+from fxpasses.torch_internals.tracing import enable_python_dispatcher
 
 
 def has_value(node: Node) -> bool:
@@ -95,7 +96,7 @@ class FakeEvaluator:
         known = self._known.get(key) if key is not None else None
         if known is not None:
             return self._built(known)
-        with self._mode:
+        with self._mode, _keeping_symbols(operands):
             result = _run(function, args, kwargs, operands)
         if key is not None and _is_new(result, operands):
             with contextlib.suppress(TypeError):
@@ -203,6 +204,16 @@ class FakeEvaluator:
                 device=plain.device,
                 requires_grad=plain.requires_grad,
             )
+
+
+def _keeping_symbols(operands: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[Any]:
+    """A block in which an operator that decomposes keeps the symbols of its operands' sizes.
+
+    In C++ some, such as `pad`, take the numbers that stood for the symbols when the graph was traced.
+    """
+    numbers = (number for operand in operands for number in (*operand.shape, *operand.stride()))
+    is_symbolic = any(type(number) is not int for number in numbers)
+    return enable_python_dispatcher() if is_symbolic else contextlib.nullcontext()
 
 
 def _run(

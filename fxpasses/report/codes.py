@@ -241,6 +241,10 @@ CODES: Mapping[str, Code] = {
         "two tensors share storage in a way that no plan can keep",
         "write to a clone instead of a view",
     ),
+    "unrestorable-strides": Code(
+        "a tensor stays as it was traced, since somebody reads its strides and no copy can have them",
+        "nothing to do, or read a clone of it instead of a view",
+    ),
     "no-plan": Code(
         '`io="any"`, and layouts are left to inductor, so that results have eager\'s strides (of `io`)',
         'ask for a layout (layout="channels_last"), or measure with `fxpasses tune`',

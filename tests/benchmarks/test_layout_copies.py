@@ -43,6 +43,19 @@ class Broken(Plain):
         return self.second(y)
 
 
+class OfOneDimension(nn.Module):
+    """Between two convolutions a transform; the weight of the second is computed from two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.fft.fft(self.first(x.flatten(2)), dim=2).real
+        return nn.functional.conv1d(y, self.second.weight * self.scale)
+
+
 class Failing(Plain):
     """It takes no images."""
 
@@ -58,6 +71,15 @@ def test_what_is_copied_as_it_comes_for_the_user_and_inside_is_told_apart():
     inside = [copy for copy in interrupted.each if copy.startswith("inside")]
     assert len(inside) == 2
     assert any("(convolution," in copy and "for _fft_r2c" in copy for copy in inside)
+
+
+def test_convolutions_of_one_dimension_are_counted_as_those_of_images():
+    copies = count_copies(Case(HERE + "OfOneDimension", size=16))
+    assert copies.graphs == 1
+    assert copies.weights == 2
+    assert [copy.split(":")[0] for copy in copies.each].count("inside") == copies.inside > 0
+    contiguous = count_copies(Case(HERE + "OfOneDimension", size=16), "contiguous")
+    assert (contiguous.graphs, contiguous.weights, contiguous.inside) == (0, 0, 0)
 
 
 def test_a_uniform_contiguous_plan_copies_nothing():

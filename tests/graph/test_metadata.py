@@ -271,3 +271,17 @@ def test_the_rule_of_element_wise_results_leaves_symbolic_strides_alone() -> Non
     (result,) = graph_module.graph.find_nodes(op="call_function", target=aten.add.Tensor)
     assert any(isinstance(stride, torch.SymInt) for stride in value(result.args[0]).stride())
     assert FakeEvaluator(graph_module).laid_out_anew(aten.add.Tensor, result.args, {}, value(result)) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_symbolic", [True, False])
+def test_an_operator_that_decomposes_keeps_the_symbols_of_sizes(is_symbolic: bool) -> None:
+    """In C++ `pad` would take the numbers that the symbols stood for."""
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    frames = [DimDynamic.STATIC, DimDynamic.STATIC, DimDynamic.DYNAMIC if is_symbolic else DimDynamic.STATIC]
+    x = mode.from_tensor(torch.randn(2, 3, 6), symbolic_context=StatelessSymbolicContext(frames))
+    graph_module = make_fx(lambda x: x * 2, tracing_mode="fake")(x)
+    (node,) = graph_module.graph.find_nodes(op="placeholder")
+    made = FakeEvaluator(graph_module).call(aten.pad.default, (node, [1, 2]), {})
+    assert isinstance(made.shape[2], torch.SymInt) is is_symbolic
+    assert str(made.shape[2]) == ("9" if not is_symbolic else str(x.shape[2] + 3))

@@ -146,19 +146,29 @@ def test_a_gradient_of_nothing_but_rounding_is_held_to_what_eager_keeps_of_it():
     assert max(gap[:2] + gap[3:]) < 1e-14
 
 
+OFF, NOT_A_NUMBER = "off, relative", "NaNs where eager"
+
+
 @pytest.mark.parametrize(
-    ("spoilt", "message"),
-    [("every capture", None), ("what passes ran over", "NaNs where eager"), ("what was rewritten", "NaNs")],
+    ("spoilt", "rewritten", "by", "message"),
+    [
+        ("every capture", False, torch.nan, None),
+        ("every capture", True, 1.0, None),
+        ("every capture", True, torch.nan, NOT_A_NUMBER),
+        ("what passes ran over", False, torch.nan, NOT_A_NUMBER),
+        ("what passes ran over", False, 1e-6, OFF),
+        ("what passes ran over", True, 1e-6, OFF),
+        ("captures without passes", True, 1.0, None),
+    ],
 )
-def test_what_capturing_alone_changes_is_not_held_against_a_rule(monkeypatch, spoilt, message):
-    """Only where nothing was rewritten, and the captured graph answers the same to the bit."""
-    rewritten = spoilt == "what was rewritten"
+def test_what_capturing_alone_changes_is_not_held_against_a_rule(monkeypatch, spoilt, rewritten, by, message):
+    """Where nothing was rewritten, to the bit; else where it is finite."""
 
     def spoiling(level, model, inputs, options, **kwargs):
         found = rewrite_at(level, model, inputs, options, **kwargs)
-        if spoilt == "what passes ran over" and not options["passes"]:
+        if spoilt != "every capture" and bool(options["passes"]) != (spoilt == "what passes ran over"):
             return found
-        return dataclasses.replace(found, call=lambda *given: found.call(*given) + torch.nan)
+        return dataclasses.replace(found, call=lambda *given: found.call(*given) + by)
 
     monkeypatch.setattr("fxpasses.testing.specimens.rewrite_at", spoiling)
     norm = nn.BatchNorm1d(3)
@@ -166,3 +176,36 @@ def test_what_capturing_alone_changes_is_not_held_against_a_rule(monkeypatch, sp
     specimen = Specimen("spoilt", model, (torch.randn(2, 2, 5).double(),), count=int(rewritten))
     with pytest.raises(AssertionError, match=message) if message else contextlib.nullcontext():
         check_specimen("efficient_conv_bn_eval", specimen, "export")
+
+
+@pytest.mark.parametrize("is_captures_own", [True, False])
+def test_gradients_are_left_out_where_autograd_refuses_what_was_captured(monkeypatch, is_captures_own):
+    """A circular pad in core ATen has a copy that has no derivative."""
+
+    class Padded(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.pad(super().forward(x), (1, 1, 0, 1), mode="circular" if is_captures_own else "reflect")
+
+    if not is_captures_own:
+
+        def refusing(level, model, inputs, options, **kwargs):
+            found = rewrite_at(level, model, inputs, options, **kwargs)
+            return dataclasses.replace(
+                found, call=lambda x: _Refusing.apply(found.call(x)) if options["passes"] else found.call(x)
+            )
+
+        monkeypatch.setattr("fxpasses.testing.specimens.rewrite_at", refusing)
+    model = Padded(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double().eval()
+    specimen = Specimen("padded", model, (torch.randn(2, 2, 5, 5).double().requires_grad_(),), count=1)
+    with contextlib.nullcontext() if is_captures_own else pytest.raises(RuntimeError, match="no derivative"):
+        assert check_specimen("efficient_conv_bn_eval", specimen, "aten").applied
+
+
+class _Refusing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, given):
+        return given.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("no derivative")

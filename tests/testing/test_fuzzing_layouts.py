@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import replace
+from itertools import count
 
 import hypothesis
 import pytest
@@ -14,8 +16,10 @@ import torch
 from helpers import CAPTURES
 from torch import nn
 
+from fxpasses.comparison import assert_close_to_eager
 from fxpasses.passes.layout import labels
 from fxpasses.testing import LEVELS, Specimen, check_specimen, fuzz, strategies
+from fxpasses.testing.specimens import _nudged_answers
 from fxpasses.testing.strategies.layouts import LAYOUTS, STEPS
 from fxpasses.torch_internals.pytree import tree_leaves
 from tests.passes.layout.test_graphs import labelled_at_random
@@ -59,15 +63,20 @@ def labelled(specimen: Specimen) -> None:
     if specimen.label.startswith(("written", "symbolic")):
         return
     model, (x,) = specimen.model, specimen.inputs
-    x = x.detach()
+    x, quiet, seeds = x.detach(), replace(specimen, grads=False), count()
+
+    def nudged() -> list[torch.Tensor]:
+        return _nudged_answers(quiet, next(seeds))
+
     with torch.no_grad():
         program, expected = CAPTURES["pre_dispatch"](model, (x,)), tree_leaves(model(x))
         for executor in ("fused", "eager"):
             for module in labelled_at_random(program, (x,), executor, 2):
-                for ours, theirs in zip(tree_leaves(module(x)), expected, strict=True):
-                    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-                    if executor == "eager":
-                        assert ours.stride() == theirs.stride()
+                found = tree_leaves(module(x))
+                # Of numbers that rounding alone tells apart, a maximum may take another.
+                assert_close_to_eager("result", found, expected, expected, nudged=nudged)
+                if executor == "eager":
+                    assert [ours.stride() for ours in found] == [theirs.stride() for theirs in expected]
 
 
 def compiled(specimen: Specimen) -> None:
@@ -114,10 +123,10 @@ def test_networks_are_drawn_with_operators_of_every_family():
         max_examples=100, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
     )
     @hypothesis.given(specimens)
-    def count(specimen: Specimen) -> None:
+    def see(specimen: Specimen) -> None:
         seen.update(type(step).__name__ for step in specimen.model.steps)
 
-    count()
+    see()
     assert {"Conv1d", "Conv2d", "Conv3d", "Step"} <= set(seen)
     assert seen["Step"] > 100
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from fxpasses.passes.layout.boundary import Boundary, boundary_of
 from fxpasses.passes.layout.causes import Causes
 from fxpasses.passes.layout.convolutions import is_weight_of, read_convolution
 from fxpasses.passes.layout.costs import PRODUCT, CostModel, seconds_at
+from fxpasses.passes.layout.entries import fixed
 from fxpasses.passes.layout.network import Network, Tensor
 from fxpasses.passes.layout.preferences import preferences
 from fxpasses.passes.layout.problem import FIXED_C, FIXED_L, Problem
@@ -86,6 +87,36 @@ class Assignment:
         described = _describe(self.network, self.problem, labels, self.hints, self.names)
         kept = {name: getattr(self.plan, name) for name in _OF_ANY_LABELS}
         return replace(self, labels=tuple(labels), plan=replace(described, **kept))
+
+    def keeping(self, nodes: Iterable[Node]) -> Assignment | None:
+        """The same, but that tensors keep the label that they were traced with.
+
+        Args:
+            nodes: what makes them; of each that has its label or none, what it is made of is kept.
+
+        Returns:
+            None where nothing is left to be kept.
+        """
+        moved = [held for held in map(self._moved, nodes) if held is not None]
+        if not moved:
+            return None
+        for held in moved:
+            self.network.unify(held.producer, fixed(held.original))
+        labels = list(self.labels)
+        labels[FIXED_C], labels[FIXED_L] = C, L
+        _follow_representatives(self.network, labels)
+        return replace(self, problem=self.network.problem(self.hints)).relabelled(labels)
+
+    def _moved(self, node: Node) -> Tensor | None:
+        """The tensor of a node, or the nearest that it is made of, that has another label than traced."""
+        while True:
+            held = self.network.tensors.get(node)
+            if held is not None and self.made(held) != held.original:
+                return held
+            above = node.args[0] if node.args else None
+            if not isinstance(above, Node):
+                return None
+            node = above
 
     def is_product(self, node: Node) -> bool:
         """Whether a convolution is to be computed as a matrix product."""

@@ -23,7 +23,7 @@ from fxpasses.graph.layouts import Label, memory_format, order_in_memory, order_
 from fxpasses.graph.levels import Level
 from fxpasses.graph.metadata import set_value, tensor
 from fxpasses.passes.layout.convolutions import product_operands
-from fxpasses.passes.layout.edits import Edits, NotMaterialisedError
+from fxpasses.passes.layout.edits import Edits, NotMaterialisedError, UnrestorableError
 from fxpasses.torch_internals.sizes import size_expression, size_hint
 
 aten = torch.ops.aten
@@ -61,10 +61,14 @@ def _clone(edits: Edits, source: Node, wanted: torch.memory_format, before: Node
 
 
 def strided_copy(edits: Edits, source: Node, before: torch.Tensor, reader: Node) -> Node:
-    """A copy with any strides, such as those of a slice."""
+    """A copy with any strides, such as those of a slice.
+
+    Raises:
+        UnrestorableError: they are symbols, or elements overlap in memory.
+    """
     sizes, strides = tuple(before.shape), tuple(before.stride())
-    if not is_static(before):
-        raise NotMaterialisedError(f"the symbolic strides {strides} of {source} cannot be restored")
+    if not is_static(before) or is_overlapping(before):
+        raise UnrestorableError({source: f"the strides {strides}"})
     if edits.context.executor == "eager" and edits.context.level is Level.ATEN:
         return _padded_copy(edits, source, before, reader)
     options = {"dtype": before.dtype, "device": before.device}
@@ -74,7 +78,7 @@ def strided_copy(edits: Edits, source: Node, before: torch.Tensor, reader: Node)
     copy = edits.insert(operator, (empty, source), {}, reader, source)
     made = tensor(copy)
     if made is None or not strides_agree(before, made):
-        raise NotMaterialisedError(f"the strides {strides} of {source} cannot be restored")
+        raise UnrestorableError({source: f"the strides {strides}"})
     return copy
 
 
@@ -103,7 +107,7 @@ def _padded_copy(edits: Edits, source: Node, before: torch.Tensor, reader: Node)
     copy = insert(aten.permute.default, node, [order.index(d) for d in range(len(order))])
     made = tensor(copy)
     if made is None or not strides_agree(before, made):
-        raise NotMaterialisedError(f"the strides {given} of {source} cannot be restored")
+        raise UnrestorableError({source: f"the strides {given}"})
     return copy
 
 
@@ -138,6 +142,7 @@ def through_rows(edits: Edits, source: Node, label: Label, before: Node) -> Node
         whole = edits.insert(aten.view.default, (row, list(made.shape)), {}, before)
     else:
         whole = edits.insert(aten.view_as.default, (row, source), {}, before)
+        set_value(whole, made, like=source)  # a view writes a size as a quotient of two numbers of elements
     return whole if label == "contiguous" else edits.insert(aten.permute.default, (whole, back), {}, before)
 
 
@@ -166,6 +171,14 @@ def matrix_product(edits: Edits, node: Node) -> Node:
 def is_static(found: torch.Tensor) -> bool:
     """Whether a tensor's sizes and strides are plain numbers."""
     return all(isinstance(number, int) for number in (*found.shape, *found.stride()))
+
+
+def is_overlapping(found: torch.Tensor) -> bool:
+    """Whether a tensor is expanded: one element stands for a whole dimension."""
+    return any(
+        not is_one(size) and type(stride) is int and stride == 0
+        for size, stride in zip(found.shape, found.stride(), strict=True)
+    )
 
 
 def same(first: Any, second: Any) -> bool:

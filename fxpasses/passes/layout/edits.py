@@ -10,7 +10,7 @@ Metadata follows every edit: strides are those that the operators' fake kernels 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,20 @@ _KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "pa
 
 class NotMaterialisedError(Exception):
     """Why a plan could not be carried out; the graph is as it was."""
+
+
+class UnrestorableError(NotMaterialisedError):
+    """Tensors whose traced strides cannot be restored once they lie in another layout.
+
+    Attributes:
+        nodes: what makes them, and each one's strides in words.
+    """
+
+    def __init__(self, nodes: Mapping[Node, str]) -> None:
+        super().__init__(
+            "; ".join(f"{strides} of {node} cannot be restored" for node, strides in nodes.items())
+        )
+        self.nodes = dict(nodes)
 
 
 class Edits:
@@ -74,13 +88,23 @@ class Edits:
         like: Node | None = None,
     ) -> Node:
         """A new node in front of `before`, whose metadata is like that of `like`, or of its first operand."""
-        source = like or args[0]
         with self.context.graph.inserting_before(before):
             node = self.context.graph.call_function(target, args, kwargs)
+        return self._inserted(node, target, like or args[0])
+
+    def insert_again(self, node: Node, first: Node, before: Node) -> Node:
+        """What a node calls, called for another first argument in front of `before`."""
+        with self.context.graph.inserting_before(before):
+            again = self.context.graph.create_node(
+                node.op, node.target, (first, *node.args[1:]), dict(node.kwargs)
+            )
+        return self._inserted(again, _function(self.context, node), node)
+
+    def _inserted(self, node: Node, function: Callable[..., Any], like: Node) -> Node:
         self.inserted.append(node)
-        node.meta.update({key: source.meta[key] for key in _KEPT_META if key in source.meta})
-        Origin("layout", source).tell(node)
-        set_value(node, self.context.evaluator.call(target, args, kwargs), like=source)
+        node.meta.update({key: like.meta[key] for key in _KEPT_META if key in like.meta})
+        Origin("layout", like).tell(node)
+        set_value(node, self.context.evaluator.call(function, node.args, dict(node.kwargs)), like=like)
         return node
 
     def replace(self, node: Node, old: Node, new: Node) -> bool:

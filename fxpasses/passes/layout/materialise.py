@@ -30,8 +30,8 @@ from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.frames import is_one, plain
-from fxpasses.graph.layouts import Label, order_in_memory, order_of
-from fxpasses.graph.metadata import tensor
+from fxpasses.graph.layouts import Label, memory_format, order_in_memory, order_of
+from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.names import base_name
 from fxpasses.graph.storage import is_part_of_tuple
 from fxpasses.passes.layout.assign import Assignment, device_of
@@ -39,6 +39,7 @@ from fxpasses.passes.layout.causes import REPAIR, Cause, Causes
 from fxpasses.passes.layout.copies import (
     COPIES,
     copy_of,
+    is_overlapping,
     is_static,
     matrix_product,
     same,
@@ -47,13 +48,15 @@ from fxpasses.passes.layout.copies import (
     through_rows,
     view_as_traced,
 )
-from fxpasses.passes.layout.edits import Edits, NotMaterialisedError
+from fxpasses.passes.layout.edits import Edits, NotMaterialisedError, UnrestorableError
 from fxpasses.passes.layout.framing import VIEWS
-from fxpasses.passes.layout.labels import FOLLOWING, INDEXING, kind_of
+from fxpasses.passes.layout.labels import FOLLOWING, INDEXING, Kind, kind_of
 from fxpasses.passes.layout.lines import is_line
 from fxpasses.passes.layout.network import Role, fitting
 from fxpasses.passes.layout.settling import Settling
 from fxpasses.torch_internals.fake_tensors import FakeTensor, without_fake_tensors
+from fxpasses.torch_internals.pytree import tree_leaves
+from fxpasses.torch_internals.tensors import suggest_memory_format
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def materialise(context: GraphContext, assignment: Assignment) -> Carried:
     """Rewrites the graph of `context` so that its tensors have the plan's labels.
 
     Raises:
+        UnrestorableError: tensors must keep the layout that they were traced with; the graph is as it was.
         NotMaterialisedError: it cannot be done; the graph is as it was.
     """
     carrier = _Carrier(context, assignment)
@@ -110,12 +114,21 @@ def _without_guards(context: GraphContext) -> Iterator[None]:
     yield
 
 
+def _is_channels_last(found: torch.Tensor) -> bool:
+    """Whether kernels take a tensor for channels-last: by strides of dimensions of size 1 if by no others."""
+    order = order_of(found)
+    if order == "both" and is_static(found):
+        return suggest_memory_format(found) is memory_format("channels_last", found.dim())
+    return order == "channels_last"
+
+
 class _Carrier:
     def __init__(self, context: GraphContext, assignment: Assignment) -> None:
         self.assignment = assignment
         self.edits = Edits(context)
         self.causes: Counter[Cause] = Counter()
         self.moved = 0
+        self.unrestorable: dict[Node, str] = {}
         self._context = context
         self._has_lines = any(map(is_line, context.graph.nodes))
         self._why = Causes(assignment.network)
@@ -139,7 +152,9 @@ class _Carrier:
             self._settling.settle_concatenations()
 
     def check(self) -> None:
-        """Raises where an operator is read that another has replaced."""
+        """Raises where strides are not restored, or an operator is read that another has replaced."""
+        if self.unrestorable:
+            raise UnrestorableError(self.unrestorable)
         for node in self._replaced:
             if node.users:
                 raise NotMaterialisedError(f"{node} is still read by {', '.join(map(str, node.users))}")
@@ -162,7 +177,7 @@ class _Carrier:
                 continue
             if not self._context.is_written(node):
                 before = (placeholders[-1] if node.op == "placeholder" else node).next
-                label: Label = "channels_last" if order_of(found) == "channels_last" else "contiguous"
+                label: Label = "channels_last" if _is_channels_last(found) else "contiguous"
                 self._latest[node] = through_rows(self.edits, node, label, before)
 
     def _label(self, node: Node) -> None:
@@ -206,13 +221,28 @@ class _Carrier:
         self.edits.lay_out(node, order_in_memory(fitting(frame, found) or plain(found.dim()), label))
 
     def _keep(self, node: Node, role: Role) -> None:
+        changed = False
         for operand in list(node.all_input_nodes):
             latest = self._latest.get(operand, operand)
             wanted = self._restored(operand, node) if role is Role.EXACT else latest
-            self.edits.replace(node, operand, wanted)
+            changed |= self.edits.replace(node, operand, wanted) or self.edits.is_recomputed(operand)
             indexes = self.assignment.network.generates and base_name(node) in INDEXING
             if indexes and self._settling.may_walk_channels_last(wanted):
                 self._settling.settle(wanted)
+        if changed and (is_part_of_tuple(node) or (role is Role.FREE and self._follows(node))):
+            self.edits.recompute(node)
+
+    def _follows(self, node: Node) -> bool:
+        """Whether the strides of a result that has no label may follow those of what is read."""
+        if kind_of(node) is Kind.EXPANDING:
+            return True
+        is_run = self._context.executor == "eager" and kind_of(node) is not Kind.MEASURING
+        return is_run and any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value(node)))
+
+    def _counts_ones(self, found: torch.Tensor) -> bool:
+        """Whether kernels are run that choose a layout by the strides of dimensions of size 1 alone."""
+        is_eager = self._context.executor == "eager" and found.dim() in (4, 5) and is_static(found)
+        return is_eager and any(map(is_one, found.shape)) and order_of(found) == "both"
 
     def _restore_outputs(self, node: Node) -> None:
         for operand in list(node.all_input_nodes):
@@ -268,34 +298,42 @@ class _Carrier:
         return self._shared_copy(operand, label, reader)
 
     def _restored(self, operand: Node, reader: Node) -> Node:
-        """The operand with its traced strides; dimensions of size 1 do not count."""
+        """The operand with its traced strides; dimensions of size 1 do not count for a compiler."""
         latest = self._latest.get(operand, operand)
         before, now = self.edits.traced(operand), tensor(latest)
-        if before is None or now is None or strides_agree(before, now):
+        if before is None or now is None:
             return latest
+        if strides_agree(before, now):
+            is_seen = reader.op != "output" and self._counts_ones(before) and is_static(now)
+            is_other = is_seen and before.stride() != now.stride()
+            return view_as_traced(self.edits, latest, before, reader) if is_other else latest
         held = self.assignment.network.tensors.get(operand)
         copy = latest if held is None else self._shared_copy(operand, held.original, reader)
         made = tensor(copy)
         if made is None or not strides_agree(before, made):
-            seen = None if is_static(before) else self._viewed_again(operand, reader)
+            is_copied = is_static(before) and not is_overlapping(before)
+            seen = None if is_copied else self._viewed_again(operand, reader)
             if seen is not None:
                 return seen
-            copy = strided_copy(self.edits, latest, before, reader)
+            try:
+                copy = strided_copy(self.edits, latest, before, reader)
+            except UnrestorableError as error:
+                self.unrestorable[operand] = next(iter(error.nodes.values()))
+                return copy
             self.causes[self._why.of(operand, reader)] += 1
         return copy
 
     def _viewed_again(self, view: Node, reader: Node) -> Node | None:
-        """A view taken again of what it views, restored: of symbolic strides with gaps, as a slice has."""
+        """A view taken again of what it views, restored: an expanded one, or a slice of symbolic sizes."""
         source = view.args[0] if view.args else None
         is_element = view.target is operator.getitem and isinstance(source, Node) and tensor(source) is None
         maker = source if is_element else view
-        if not isinstance(maker, Node) or kind_of(maker) not in VIEWS or maker.op != "call_function":
+        if not isinstance(maker, Node) or kind_of(maker) not in VIEWS:
             return None
-        above = maker.args[0]
-        if not isinstance(above, Node) or not callable(maker.target):
+        above = maker.args[0] if maker.args else None
+        if not isinstance(above, Node) or maker.op not in ("call_function", "call_method"):
             return None
-        args = (self._restored(above, reader), *maker.args[1:])
-        seen = self.edits.insert(maker.target, args, dict(maker.kwargs), reader)
+        seen = self.edits.insert_again(maker, self._restored(above, reader), reader)
         if is_element:
             seen = self.edits.insert(operator.getitem, (seen, view.args[1]), {}, reader)
         before, made = self.edits.traced(view), tensor(seen)

@@ -21,7 +21,7 @@ from fxpasses.options import Options
 from fxpasses.passes.layout.assign import Assignment, Goal, assign, device_of
 from fxpasses.passes.layout.boundary import Boundary, boundary_of
 from fxpasses.passes.layout.convolutions import read_convolution
-from fxpasses.passes.layout.edits import NotMaterialisedError
+from fxpasses.passes.layout.edits import NotMaterialisedError, UnrestorableError
 from fxpasses.passes.layout.materialise import materialise
 from fxpasses.passes.layout.network import UnplannableError
 from fxpasses.passes.layout.sensitivity import nearest_flip, uncertainty
@@ -127,12 +127,21 @@ def enough(measured: int, convolutions: int) -> bool:
 
 
 def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:
-    plan = assignment.plan
-    try:
-        carried = materialise(context, assignment)
-    except NotMaterialisedError as error:
-        failed = remark("failed", "rewrite-error", str(error), context)
-        return Outcome((failed,), layout=plan.not_carried_out("failed"))
+    kept: list[Remark] = []
+    while True:
+        plan = assignment.plan
+        try:
+            carried = materialise(context, assignment)
+            break
+        except UnrestorableError as error:
+            nearest = assignment.keeping(error.nodes)
+            kept += [_kept(node, strides, context) for node, strides in error.nodes.items()]
+            if nearest is None:
+                return Outcome(tuple(kept), layout=plan.not_carried_out("failed"))
+            assignment = nearest
+        except NotMaterialisedError as error:
+            failed = remark("failed", "rewrite-error", str(error), context)
+            return Outcome((failed,), layout=plan.not_carried_out("failed"))
     plan = replace(
         plan,
         copies=carried.copies,
@@ -140,7 +149,23 @@ def _carry_out(context: GraphContext, assignment: Assignment) -> Outcome:
         causes=dict(carried.causes),
         forcing=dict(carried.forcing),
     )
-    return Outcome((_done(plan, context), *_unsafe(context, assignment)), changed=True, layout=plan)
+    remarks = (_done(plan, context), *_unsafe(context, assignment), *dict.fromkeys(kept))
+    return Outcome(remarks, changed=True, layout=plan)
+
+
+def _kept(node: Node, strides: str, context: GraphContext) -> Remark:
+    """The remark of a tensor that somebody needs with its traced strides, which no copy has."""
+    message = f"{node} stays as it was traced: no copy has {strides}"
+    return Remark(
+        NAME,
+        "declined",
+        "unrestorable-strides",
+        message,
+        node=node.name,
+        location=location_of(node),
+        stage="check",
+        graph=context.path,
+    )
 
 
 def _done(plan: LayoutPlan, context: GraphContext) -> Remark:

@@ -56,6 +56,18 @@ COMPILATIONS: Mapping[str, Example] = {
         rule="layout",
         grad=True,
     ),
+    "unrestorable-strides": Example(
+        "conv, x = nn.Conv2d(2, 6, 3, padding=1), torch.randn(2, 2, 6, 5)\n"
+        "def model(x):\n"
+        "    y = conv(conv(x)[:, :2])\n"
+        "    return torch.ops.aten.alias.default(y[:, 1:3]), y.relu()\n",
+        "torch.ops.aten.alias.default(y[:, 1:3])",
+        "y[:, 1:3].clone()",
+        options="{'layout': 'channels_last', 'inner': 'aot_eager'}",
+        rule="layout",
+        run=COMPILED.replace("options", "dynamic=True, options"),
+        fires="all(remark.code == 'applied' for remark in report.remarks)",
+    ),
     "unsafe-kernel": Example(
         "channels = 3\n"
         "layers = nn.Sequential(nn.Conv2d(channels, 24, 1, stride=2), nn.Conv2d(24, 32, 3))\n"

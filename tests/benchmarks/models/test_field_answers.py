@@ -43,9 +43,6 @@ NORMED = (
 )
 """Those with batch norms."""
 
-ONE_DIMENSIONAL = ("whisper_encoder", "wav2vec2", "hifi_gan")
-"""Those without an image."""
-
 Compile = Callable[[nn.Module], Callable[..., Any]]
 
 
@@ -128,8 +125,6 @@ def test_plain(name: str, layout: str, weights: str) -> None:
 @pytest.mark.parametrize("layout", ["auto", "channels_last", "contiguous"])
 @pytest.mark.parametrize("name", field.PACKAGES)
 def test_traced(name: str, layout: str) -> None:
-    if layout == "auto" and name in ONE_DIMENSIONAL:
-        pytest.skip("no convolution of it is planned, so that inductor decides")
     check(name, traced(layout=layout))
 
 
