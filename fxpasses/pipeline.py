@@ -63,20 +63,20 @@ def run_passes(
     require_supported_torch()
     register_all()
     passes = REGISTRY.pipeline(options)
-    copied = copy_graph_module(graph_module)
-    trainable |= _trainable_inputs(copied, example_inputs)
-    ensure_metadata(copied, example_inputs)
-    context = GraphContext(
-        module=copied,
-        initial_modes=Modes(grad=torch.is_grad_enabled()),
-        executor=executor,
-        weights_cached=keeps_weights,
-        trainable=trainable,
-        held=held or {},
-        parameters=parameters,
-        results=results,
-    )
     with collector_paused():
+        copied = copy_graph_module(graph_module)
+        trainable |= _trainable_inputs(copied, example_inputs)
+        ensure_metadata(copied, example_inputs)
+        context = GraphContext(
+            module=copied,
+            initial_modes=Modes(grad=torch.is_grad_enabled()),
+            executor=executor,
+            weights_cached=keeps_weights,
+            trainable=trainable,
+            held=held or {},
+            parameters=parameters,
+            results=results,
+        )
         write_out_eagers_strides(context)
         return copied, Driver(passes, options, wanted).run(context)
 
