@@ -406,7 +406,7 @@ def test_some_channels_of_an_image_are_read_where_they_lie(kernel, groups):
             assert_equal(found, made.exact[at])
 
 
-@pytest.mark.parametrize("channels", [3, 16, 37])
+@pytest.mark.parametrize("channels", [3, 16, 24, 37])
 def test_sums_of_images_and_of_some_of_their_channels(channels):
     made = Program([channels_last(2, channels, 5, 9), channels_last(2, 2 * channels + 1, 5, 9)])
     for values, firsts in (((0, 0), None), ((0, 1), (0, 1)), ((1, 1, 0), (channels, 0, 0))):
@@ -418,7 +418,7 @@ def test_sums_of_images_and_of_some_of_their_channels(channels):
         assert_equal(found, made.exact[at])
 
 
-@pytest.mark.parametrize("channels", [3, 16, 37])
+@pytest.mark.parametrize("channels", [3, 16, 24, 37])
 @pytest.mark.parametrize(
     "window",
     [(3, 3, 2, 2, 1, 1, 1, 1), (5, 5, 1, 1, 2, 2, 1, 1), (2, 2, 2, 2, 0, 0, 1, 1), (2, 3, 1, 2, 1, 0, 2, 1)],

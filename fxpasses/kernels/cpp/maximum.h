@@ -30,8 +30,8 @@ void maximum(const Geometry& g, const float* image, float* out, int threads) {
             if ((uint64_t)y < (uint64_t)g.h && (uint64_t)side < (uint64_t)g.w) use(sample + (y * g.w + side) * g.c);
           }
       };
-      int64_t at = 0;
-      for (; at + VL <= g.c; at += VL) {
+      for (int64_t from = 0; from < g.c && g.c >= VL; from += VL) {
+        const int64_t at = std::min(from, g.c - VL);  // the last vector may overlap the one before
         Vec most = splat(LEAST);
         each([&](const float* pixel) {
           const Vec value = load(pixel + at);
@@ -40,7 +40,7 @@ void maximum(const Geometry& g, const float* image, float* out, int threads) {
         });
         store(to + at, most);
       }
-      for (; at < g.c; at++) {
+      for (int64_t at = 0; at < g.c && g.c < VL; at++) {
         float most = LEAST;
         each([&](const float* pixel) { most = pixel[at] > most || pixel[at] != pixel[at] ? pixel[at] : most; });
         to[at] = most;
