@@ -6,6 +6,7 @@ written there by `keep`, once a compilation: a store may be large.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import statistics
@@ -143,6 +144,11 @@ def _sets_of_filters(filters: torch.Tensor) -> int:
     return min(_ROUNDS[1], sets_needed(filters.nbytes, filters.device))
 
 
+@functools.lru_cache(1)
+def _memory(floats: int) -> torch.Tensor:
+    return torch.full((floats,), 0.01)
+
+
 def _apart(packed: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
     """For each packed weight tensors of its size, of which no cache holds one when all are read in turn.
 
@@ -150,7 +156,7 @@ def _apart(packed: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
     """
     cpu = torch.device("cpu")
     lines = [-(-one.numel() // _LINE) * _LINE for one in packed]
-    pool = torch.full((max(far_bytes(cpu) // 4, *lines),), 0.01)
+    pool = _memory(max(far_bytes(cpu) // 4, *lines))
     found: list[list[torch.Tensor]] = [[] for _ in packed]
     start = 0
     for _ in range(_ROUNDS[1]):
@@ -205,6 +211,7 @@ def _kept(key: str, measure: Callable[[], KernelTiming]) -> KernelTiming:
 
 def keep() -> None:
     """Writes what was measured to the device's store."""
+    _memory.cache_clear()
     store = own_store("cpu")
     if unwritten := _unwritten.pop(store.path, None):
         store.merge(replace(store.empty, choices=unwritten))

@@ -39,6 +39,16 @@ inline void fetch(float* out, const float* other, int64_t step, int rows, int64_
       }
 }
 
+// Writes VL channels of one pixel, of which `have` are wanted.
+template <class Activated>
+inline void write(Vec value, const Activated& activated, const float* add, float* to, int64_t have) {
+  if (have >= VL) return store(to, activated(add ? value + load(add) : value));
+  float part[VL] = {};
+  if (add) std::memcpy(part, add, have * sizeof(float));
+  store(part, activated(value + load(part)));
+  std::memcpy(to, part, have * sizeof(float));
+}
+
 // Writes a block of sums, of which `rows` pixels and `left` channels are wanted.
 template <int R, int NV>
 inline void finish(const Vec (&total)[R][NV], const Activation& activation, const float* other, float* out,
@@ -50,14 +60,7 @@ inline void finish(const Vec (&total)[R][NV], const Activation& activation, cons
       for (int v = 0; v < NV; v++) {
         const int64_t have = left - v * VL;
         if (have <= 0) break;
-        if (have >= VL) {
-          store(to + v * VL, activated(add ? total[r][v] + load(add + v * VL) : total[r][v]));
-        } else {
-          float part[VL] = {};
-          if (add) std::memcpy(part, add + v * VL, have * sizeof(float));
-          store(part, activated(total[r][v] + load(part)));
-          std::memcpy(to + v * VL, part, have * sizeof(float));
-        }
+        write(total[r][v], activated, add ? add + v * VL : nullptr, to + v * VL, have);
       }
     }
   });

@@ -129,16 +129,6 @@ inline bool are_finite(const Vec (&result)[2][2]) {
 #endif
 }
 
-// Writes VL channels of one pixel, of which `have` are wanted.
-template <class Activated>
-inline void write(Vec value, const Activated& activated, const float* add, float* to, int64_t have) {
-  if (have >= VL) return store(to, activated(add ? value + load(add) : value));
-  float part[VL] = {};
-  if (add) std::memcpy(part, add, have * sizeof(float));
-  store(part, activated(value + load(part)));
-  std::memcpy(to, part, have * sizeof(float));
-}
-
 // A'sA of `rows` tiles and `left` output channels, with what follows. `sums` has the 16 products of R tiles each.
 template <int R, int NV>
 inline void results(const Geometry& g, const Tiles& tiles, const Activation& activation, const float* sums,

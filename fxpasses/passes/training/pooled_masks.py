@@ -23,13 +23,13 @@ from torch.fx import Node
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.metadata import tensor
+from fxpasses.passes.weights.sequence_parts import POOLINGS, called_operator
 from fxpasses.rewrite.builder import Builder
 from fxpasses.torch_internals.operators import OpOverload
 from fxpasses.torch_internals.sizes import size_hint
 
 aten = torch.ops.aten
 
-_POOLINGS = ("aten::max_pool2d_with_indices", "prims::_low_memory_max_pool_with_offsets")
 _INDICES = (
     "prims::_low_memory_max_pool_offsets_to_indices"  # inductor's own operators exist once it is loaded
 )
@@ -123,7 +123,7 @@ def _entrance(gate: Gate) -> tuple[Node, int, Node] | None:
     if node.target is not aten.scatter_add.default or not _is_filled_with_zeros(node.args[0]):
         return None
     indices = _behind(node.args[2], _VIEWS)
-    if _operator(indices) != _INDICES:
+    if called_operator(indices) != _INDICES:
         return None
     pooled = _pooled_by(indices.args[0], gate.value)
     source, slot = node, 3
@@ -144,15 +144,10 @@ def _pooled_by(chosen: object, value: Node) -> Node | None:
         return None
     pooling = chosen.args[0]
     assert isinstance(pooling, Node)
-    if _operator(pooling) not in _POOLINGS or pooling.args[0] is not value:
+    if called_operator(pooling) not in POOLINGS or pooling.args[0] is not value:
         return None
     results = (user for user in pooling.users if user.target is operator.getitem and user.args[1] == 0)
     return next(results, None)
-
-
-def _operator(node: Node) -> str:
-    """The qualified name of the operator that a node calls; empty where it calls none."""
-    return str(node.target._schema.name) if isinstance(node.target, OpOverload) else ""
 
 
 def _is_filled_with_zeros(node: object) -> bool:

@@ -9,50 +9,57 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import Node
 
+from fxpasses.graph.decline import Decline
 from fxpasses.graph.metadata import tensor
+from fxpasses.graph.schema import bind
 from fxpasses.passes.weights.read_ahead import is_image
 from fxpasses.passes.weights.stride_order import source_of
+from fxpasses.torch_internals.operators import OpOverload
 
 aten = torch.ops.aten
 
 _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default)
-_POOLINGS = ("aten::max_pool2d_with_indices", "prims::_low_memory_max_pool_with_offsets")
-_LAST = 2**62
+POOLINGS = ("aten::max_pool2d_with_indices", "prims::_low_memory_max_pool_with_offsets")
+"""Operators that give maxima, and where they lie; inductor's own exist once it is loaded."""
 
 
 def part_of(node: Node) -> tuple[Node, int, int] | None:
     """The image of which a node is some channels, the first of them and how many; None where it is none."""
     found = tensor(node)
-    if found is None or not is_image(found) or node.kwargs:
+    if found is None or not is_image(found):
         return None
-    arguments: tuple[Any, ...] = node.args
-    width = found.shape[1]
-    if node.target is aten.slice.Tensor:
-        defaults: tuple[Any, ...] = (0, 0, _LAST, 1)
-        image, axis, first, last, step = (*arguments, *defaults[len(arguments) - 1 :])
-        if step != 1 or not isinstance(last, int):
+    is_slice = node.target is aten.slice.Tensor
+    if not is_slice and (node.target is not operator.getitem or _target_of(node.args[0]) not in _SPLITS):
+        return None
+    named = bind(node if is_slice else node.args[0])  # type: ignore[arg-type]
+    if isinstance(named, Decline):
+        return None
+    first: Any
+    if is_slice:
+        first = 0 if named["start"] is None else named["start"]
+        if named["step"] != 1 or not isinstance(named["end"], int | None):
             return None
-    elif node.target is operator.getitem and getattr(arguments[0], "target", None) in _SPLITS:
-        split, which = arguments
-        if split.kwargs or not isinstance(which, int):
-            return None
-        image, sizes, axis = (*split.args, 0)[:3]
-        if isinstance(sizes, (list, tuple)) and not all(isinstance(size, int) for size in sizes):
-            return None
-        first = sum(sizes[:which]) if isinstance(sizes, (list, tuple)) else sizes * which
     else:
-        return None
-    image = source_of(image)
+        which, sizes = node.args[1], named.get("split_sizes", named.get("split_size"))
+        every = sizes if isinstance(sizes, (list, tuple)) else [sizes] * (cast(int, which) + 1)
+        if not all(isinstance(size, int) for size in every):
+            return None
+        first = sum(every[: cast(int, which)])
+    image, axis, width = source_of(named["self"]), named["dim"], found.shape[1]
     given = tensor(image)
     numbers = (axis, first, width, None if given is None else given.shape[1])
     if not is_image(given) or not all(isinstance(number, int) for number in numbers) or axis % 4 != 1:
         return None
     return (image, first, width) if first >= 0 else None
+
+
+def _target_of(node: object) -> object:
+    return node.target if isinstance(node, Node) else None
 
 
 def maximum_of(node: Node) -> tuple[Node, tuple[int, ...]] | None:
@@ -64,24 +71,23 @@ def maximum_of(node: Node) -> tuple[Node, tuple[int, ...]] | None:
         return None
     pooling = node.args[0]
     assert isinstance(pooling, Node)
-    if _name(pooling) not in _POOLINGS or pooling.kwargs or any(user is not node for user in pooling.users):
+    if called_operator(pooling) not in POOLINGS or any(user is not node for user in pooling.users):
         return None
-    arguments: tuple[Any, ...] = pooling.args
-    image, kernel, *rest = arguments
-    defaults: tuple[Any, ...] = ([], 0, 1, False)
-    stride, padding, dilation, rounds_up = (*rest, *defaults[len(rest) :])
-    image = source_of(image)
-    if rounds_up or not is_image(tensor(image)):
+    named = bind(pooling)
+    if isinstance(named, Decline) or named["ceil_mode"]:
         return None
-    words = [_both(each) for each in (kernel, stride or kernel, padding, dilation)]
+    image, kernel = source_of(named["self"]), named["kernel_size"]
+    if not is_image(tensor(image)):
+        return None
+    words = [_both(each) for each in (kernel, named["stride"] or kernel, named["padding"], named["dilation"])]
     if not all(isinstance(word, int) for both in words for word in both):
         return None
     return image, tuple(word for both in words for word in both)
 
 
-def _name(node: Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else str(schema.name)
+def called_operator(node: Node) -> str:
+    """The qualified name of the operator that a node calls; empty where it calls none."""
+    return str(node.target._schema.name) if isinstance(node.target, OpOverload) else ""
 
 
 def _both(given: Any) -> Sequence[Any]:
