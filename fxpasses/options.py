@@ -20,6 +20,7 @@ Profit = Literal["model", "always"]
 Verify = Literal["off", "structure", "numerics"]
 Sentinels = Literal["cpu", "all"]
 Memory = Literal["auto", "reuse", "keep", "system"]
+Guards = Literal["compact", "dynamo"]
 
 
 class AddedRule(Protocol):
@@ -75,6 +76,9 @@ class Options:
             keeps all, so that the process stays at its peak and no pages are faulted in), ``"system"``,
             which changes nothing, or ``"auto"``: keep in training and where a graph's tensors are larger
             than 32 MiB, or more than 64 MiB at once; reuse otherwise.
+        guards: how Dynamo learns before a call that modules are as they were: ``"compact"``, from the
+            versions of their dictionaries and the metadata of their tensors, or ``"dynamo"``, attribute by
+            attribute.
         limit: apply at most this many rewrites, for bisection.
         inductor: configuration patches for inductor, handed on unchanged, but for its own conv-BN pass: where
             that is on, the rule `efficient_conv_bn_eval` takes its place.
@@ -98,6 +102,7 @@ class Options:
     verify: Verify = "off"
     keep_repro: bool = False
     memory: Memory = "auto"
+    guards: Guards = "compact"
     limit: int | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
@@ -156,6 +161,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "profit": get_args(Profit),
     "verify": get_args(Verify),
     "memory": get_args(Memory),
+    "guards": get_args(Guards),
 }
 
 

@@ -33,12 +33,6 @@ if gold := shutil.which("ld.gold"):
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
 
-# Nor may workers find what stock inductor compiled for longer vectors: its caches would hand it over.
-if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
-    usual = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
-    directory = os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual).removesuffix(f"_{capability}")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{directory}_{capability}"
-
 # What a machine is measured to be like is another thing on each: tests that measure say so, and where.
 os.environ.setdefault("FXPASSES_TUNE_SECONDS", "0")
 os.environ["FXPASSES_PROFILE_DIR"] = os.path.join(
@@ -47,6 +41,16 @@ os.environ["FXPASSES_PROFILE_DIR"] = os.path.join(
 
 import pytest
 import torch
+
+from fxpasses.kernels import build
+
+# What inductor's caches hold is for some vectors, though stock does not ask which, and a remark tells that it
+# was made with other kernels of ours: each has caches of its own.
+vectors = torch.backends.cpu.get_cpu_capability()
+kernels = build.prebuilt(vectors).stem if vectors in build.VECTOR_FLAGS else "none"
+usual = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+directory, _, _ = os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual).partition("_with_")  # as a parent was told
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{directory}_with_{vectors}_{kernels}"
 
 
 def pytest_collection_modifyitems(items):

@@ -14,6 +14,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fxpasses.backend.compilation import Compilation, Compiled
+from fxpasses.backend.guards import compact_guards
 from fxpasses.backend.inner import inner_backend
 from fxpasses.backend.racing import compile_contenders, races
 from fxpasses.backend.rewriting import rewrite
@@ -45,6 +46,8 @@ def backend(
     """
     compilation = Compilation(gm, example_inputs, Options.of(options), mode)
     inner_backend(compilation.options, mode)  # what does not exist is refused before any work
+    if compilation.options.guards == "compact":
+        compact_guards()
     if races(compilation.options, mode):
         return compile_contenders(compilation, _compile_one)
     compiled, compilation = _compile_one(compilation)

@@ -163,7 +163,7 @@ def test_the_graph_that_dynamo_hands_over_is_not_changed():
 def test_an_unknown_option_is_an_error_that_names_the_closest():
     with pytest.raises(BackendCompilerFailed, match="Did you mean 'inner'"):
         torch.compile(net(), backend="fxpasses", options={"iner": "eager"})(X)
-    with pytest.raises(ValueError, match="Valid: disable, inductor, inner"):
+    with pytest.raises(ValueError, match="Valid: disable, guards, inductor, inner"):
         fxpasses.optimize(torch.fx.symbolic_trace(net()), (X,), options={"iner": "eager"})
     assert fxpasses.reports() == ()
 

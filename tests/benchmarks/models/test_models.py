@@ -83,7 +83,7 @@ def test_a_comma_inside_a_field_of_several_names_belongs_to_the_field():
         ("inductor:freezing=1", "only fxpasses takes fields"),
         (
             "fxpasses:weigths=cached",
-            "Did you mean 'weights'? Valid: disable, inductor, inner, io, keep_repro",
+            "Did you mean 'weights'? Valid: disable, guards, inductor, inner, io, keep_repro",
         ),
         ("fxpasses:weights=frozen", "Valid: baked, cached, live"),
         ("fxpasses:weights", "is not FIELD=VALUE"),

@@ -1,0 +1,253 @@
+"""Whether a tree of modules still is what code was compiled for, told by the versions of its dictionaries.
+
+Each dictionary has a version tag, which CPython changes when something is put in or taken out. A module that
+was found to be as expected is recorded: addresses and tags. As long as those are the same, and so is the
+metadata of its tensors, so is the module. Otherwise all of it is compared again. Records hold no reference.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import sysconfig
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxpasses.backend.guards.expected import DiffersError, Expected
+from fxpasses.torch_internals.cpp import compile_cpp
+from fxpasses.torch_internals.guards import tensors_check
+
+_log = logging.getLogger(__name__)
+
+_TAG_OFFSET = 24
+"""Bytes from the start of a dictionary to its version tag."""
+
+
+class _Entry(ctypes.Structure):
+    _fields_ = (
+        ("module", ctypes.c_void_p),
+        ("type", ctypes.c_void_p),
+        ("dictionary", ctypes.c_void_p),
+        ("tag", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a module was found to be like: arguments of the compiled comparison."""
+
+    module: weakref.ref[torch.nn.Module]
+    entries: ctypes.Array[_Entry]
+    tensors: ctypes.Array[ctypes.c_void_p]
+    alone: frozenset[int]
+
+
+class Watch:
+    """A check of modules: whether one is as expected.
+
+    watch = Watch(expected, "L['self']", model)
+    watch(model)      True, until something of it changes
+    """
+
+    def __init__(self, expected: Expected, name: str, root: torch.nn.Module) -> None:
+        """Args:
+            expected: what to compare with.
+            name: of the module, for messages.
+            root: a module that is as expected, whose tensors others are compared with.
+
+        Raises:
+            DiffersError: it is not.
+            RuntimeError: versions do not tell here; `versions_tell` says it before.
+        """
+        unchanged = compiled()
+        if unchanged is None:
+            raise RuntimeError("dictionaries have no version tags that can be read")
+        self._unchanged = unchanged
+        self._expected, self._name = expected, name
+        self._records: dict[int, _Record] = {}
+        tensors = expected.visit(root, name, lambda module, names: None)
+        self._same_tensors = tensors_check([found.tensor for found in tensors])
+        self._compare(root)
+
+    def __call__(self, root: torch.nn.Module) -> bool:
+        """Whether a module is as expected."""
+        record = self._records.get(id(root))
+        if record is not None and record.module() is root:
+            entries, tensors = record.entries, record.tensors
+            if self._unchanged(entries, len(entries), tensors, len(tensors), self._same_tensors) == 1:
+                return True
+        return self._is_as_expected(root)
+
+    def _is_as_expected(self, root: torch.nn.Module) -> bool:
+        try:
+            self._compare(root)
+        except DiffersError as difference:
+            self._records.pop(id(root), None)
+            _log.info("not the module that was compiled: %s", difference)
+            return False
+        return True
+
+    def is_other(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is none of those that are to be other objects than all others."""
+        if not any(id(tensor) in record.alone for record in self._records.values()):
+            return True
+        # Its address may be that of a tensor which is gone: all is looked up again.
+        for record in list(self._records.values()):
+            root = record.module()
+            if root is None:
+                continue
+            if not self._is_as_expected(root) or id(tensor) in self._records[id(root)].alone:
+                return False
+        return True
+
+    def _compare(self, root: torch.nn.Module) -> None:
+        """Compares all of a module, and records it."""
+        entries: list[_Entry] = []
+
+        def visit(module: Any, names: dict[str, Any]) -> None:
+            address = None if module is None else id(module)
+            entries.append(_Entry(address, id(type(module)), id(names), _tag(names)))
+
+        found = self._expected.visit(root, self._name, visit)
+        tensors = [one.tensor for one in found]
+        alone = [id(one.tensor) for one in found if one.is_alone]
+        if len(set(alone)) < len(alone):
+            raise DiffersError(f"two buffers of {self._name} are the same tensor")
+        if tensors and not self._same_tensors(*tensors):
+            raise DiffersError(f"a parameter or buffer of {self._name} has other metadata")
+        self._records[id(root)] = _Record(
+            weakref.ref(root, functools.partial(_forget, weakref.ref(self), id(root))),
+            (_Entry * len(entries))(*entries),
+            (ctypes.c_void_p * len(tensors))(*map(id, tensors)),
+            frozenset(alone),
+        )
+
+
+def _forget(watch: weakref.ref[Watch], address: int, module: object) -> None:
+    found = watch()
+    if found is not None and (record := found._records.get(address)) and record.module is module:
+        del found._records[address]
+
+
+def _tag(names: dict[str, Any]) -> int:
+    return ctypes.c_uint64.from_address(id(names) + _TAG_OFFSET).value
+
+
+@functools.cache
+def compiled() -> Callable[..., int] | None:
+    """The compiled comparison; None where it does not compile, or versions do not tell of changes."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return None
+    library = compile_cpp((Path(__file__).parent / "unchanged.cpp").read_text(encoding="utf-8"))
+    if library is None:
+        return None
+    # Unlike CDLL, it keeps the GIL.
+    unchanged = ctypes.PyDLL(library._name).fxpasses_unchanged
+    unchanged.restype = ctypes.c_int
+    unchanged.argtypes = (
+        *(ctypes.POINTER(_Entry), ctypes.c_int64),
+        *(ctypes.POINTER(ctypes.c_void_p), ctypes.c_int64, ctypes.py_object),
+    )
+    return unchanged if _tells(unchanged) else None
+
+
+def _tells(unchanged: Callable[..., int]) -> bool:
+    """Whether each way to change a module changes its version, and reading it does not, in this CPython."""
+
+    def is_unchanged(module: torch.nn.Module, entry: _Entry) -> bool:
+        return unchanged((_Entry * 1)(entry), 1, (ctypes.c_void_p * 0)(), 0, None) == 1
+
+    def entry_of(module: Any, names: dict[str, Any]) -> _Entry:
+        return _Entry(None if module is None else id(module), id(type(module)), id(names), _tag(names))
+
+    for change in _CHANGES:
+        module: Any = _Probe()
+        plain: dict[str, Any] = {"a": 1, "b": 2}
+        module.plain = plain
+        for _ in range(64):  # until the interpreter has specialised
+            for of, names in ((module, module.__dict__), (None, plain)):
+                entry = entry_of(of, names)
+                _ = module.plain, plain["a"], getattr(module, "absent", None)
+                if not is_unchanged(module, entry):
+                    return False
+            before = entry_of(module, module.__dict__), entry_of(None, plain)
+            change(module, plain)
+            if all(is_unchanged(module, entry) for entry in before):
+                return False
+    return True
+
+
+class _Probe(torch.nn.Module):
+    """What `_tells` changes."""
+
+
+class _OtherProbe(_Probe):
+    """What it is changed into."""
+
+
+_count = iter(range(10**9))
+
+
+def _set(module: Any, plain: dict[str, Any]) -> None:
+    module.a = next(_count)
+
+
+def _set_past_the_module(module: Any, plain: dict[str, Any]) -> None:
+    object.__setattr__(module, "a", next(_count))
+
+
+def _set_in_place(module: Any, plain: dict[str, Any]) -> None:
+    module.__dict__["a"] = next(_count)
+
+
+def _toggle_training(module: Any, plain: dict[str, Any]) -> None:
+    module.train(not module.training)
+
+
+def _delete(module: Any, plain: dict[str, Any]) -> None:
+    module.b = next(_count)
+    del module.b
+
+
+def _exchange_dictionary(module: Any, plain: dict[str, Any]) -> None:
+    module.__dict__ = dict(module.__dict__)
+
+
+def _exchange_type(module: Any, plain: dict[str, Any]) -> None:
+    module.__class__ = _Probe if type(module) is _OtherProbe else _OtherProbe
+
+
+def _set_item(module: Any, plain: dict[str, Any]) -> None:
+    plain["a"] = next(_count)
+
+
+def _add_item(module: Any, plain: dict[str, Any]) -> None:
+    plain[str(next(_count))] = None
+
+
+def _pop_item(module: Any, plain: dict[str, Any]) -> None:
+    plain[str(next(_count))] = None
+    plain.popitem()
+
+
+def _update_items(module: Any, plain: dict[str, Any]) -> None:
+    plain.update(a=next(_count))
+
+
+def _clear(module: Any, plain: dict[str, Any]) -> None:
+    plain["a"] = 1
+    plain.clear()
+    plain["a"] = 2
+
+
+_CHANGES: Sequence[Callable[[Any, dict[str, Any]], None]] = (
+    *(_set, _set_past_the_module, _set_in_place, _toggle_training, _delete),
+    *(_exchange_dictionary, _exchange_type),
+    *(_set_item, _add_item, _pop_item, _update_items, _clear),
+)
