@@ -231,6 +231,8 @@ def _parse_options(text: str, spec: str) -> dict[str, OptionValue]:
 def _value(key: str, text: str) -> OptionValue:
     if key in _TUPLES:
         return tuple(piece.strip() for piece in text.split(","))
+    if text in ("True", "False"):
+        return text == "True"
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
 
 

@@ -47,7 +47,7 @@ def backend(
     compilation = Compilation(gm, example_inputs, Options.of(options), mode)
     inner_backend(compilation.options, mode)  # what does not exist is refused before any work
     if compilation.options.guards == "compact":
-        compact_guards()
+        compact_guards(compiles=compilation.keeps_weights)
     if races(compilation.options, mode):
         return compile_contenders(compilation, _compile_one)
     compiled, compilation = _compile_one(compilation)

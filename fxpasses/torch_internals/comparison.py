@@ -68,6 +68,10 @@ struct Blocks {
   }
 };
 
+static const c10::TensorImpl* in_object(PyObject* given, std::int64_t offset) {
+  return *reinterpret_cast<const c10::TensorImpl* const*>(reinterpret_cast<const char*>(given) + offset);
+}
+
 struct Tensors {
   PyObject* sources;  // a tuple
   std::int64_t offset;
@@ -78,8 +82,7 @@ static bool same(const Tensors& tensors, PyObject* arguments) {
   for (std::size_t i = 0; i < tensors.positions.size(); ++i) {
     PyObject* given = PyTuple_GET_ITEM(arguments, tensors.positions[i]);
     if (given != PyTuple_GET_ITEM(tensors.sources, i)) return false;
-    const char* object = reinterpret_cast<const char*>(given);
-    const auto* tensor = *reinterpret_cast<c10::TensorImpl* const*>(object + tensors.offset);
+    const auto* tensor = in_object(given, tensors.offset);
     if (tensor->version_counter().current_version() != tensors.versions[i]) return false;
     if (reinterpret_cast<std::int64_t>(tensor->data()) != tensors.addresses[i]) return false;
   }
@@ -114,6 +117,81 @@ static PyObject* holds(PyObject* self, PyObject* arguments) {
   }
 }
 
+// What code is compiled for of tensors; sizes and strides of all lie in one row.
+struct Metadata {
+  struct Of {
+    const void* type;
+    std::uint64_t keys;
+    caffe2::TypeMeta dtype;
+    c10::Device device;
+    bool requires_grad;
+    std::int64_t dimensions;
+  };
+  std::int64_t offset;
+  std::vector<Of> of;
+  Numbers sizes;
+
+  Metadata(std::int64_t offset, PyObject* tensors) : offset(offset) {
+    for (std::int64_t i = 0; i < PyTuple_GET_SIZE(tensors); ++i) {
+      PyObject* given = PyTuple_GET_ITEM(tensors, i);
+      const auto* tensor = in_object(given, offset);
+      of.push_back({Py_TYPE(given), tensor->key_set().raw_repr(), tensor->dtype(), tensor->device(),
+                    tensor->requires_grad(), tensor->dim()});
+      sizes.insert(sizes.end(), tensor->sizes().begin(), tensor->sizes().end());
+      sizes.insert(sizes.end(), tensor->strides().begin(), tensor->strides().end());
+    }
+  }
+
+  // Between calls a network takes the caches: all is asked for at once, before it is looked at in turn.
+  void prefetch(PyObject* tensors) const {
+    for (std::size_t i = 0; i < of.size(); ++i) __builtin_prefetch(PyTuple_GET_ITEM(tensors, i));
+    for (std::size_t i = 0; i < of.size(); ++i) {
+      const auto* start = reinterpret_cast<const char*>(in_object(PyTuple_GET_ITEM(tensors, i), offset));
+      for (std::size_t at = 0; at < sizeof(c10::TensorImpl); at += 64) __builtin_prefetch(start + at);
+    }
+    for (std::size_t i = 0; i < of.size(); ++i)
+      __builtin_prefetch(in_object(PyTuple_GET_ITEM(tensors, i), offset)->autograd_meta());
+  }
+
+  bool is_of(PyObject* tensors) const {
+    if (PyTuple_GET_SIZE(tensors) != static_cast<std::int64_t>(of.size())) return false;
+    prefetch(tensors);
+    const std::int64_t* expected = sizes.data();
+    for (std::size_t i = 0; i < of.size(); ++i) {
+      PyObject* given = PyTuple_GET_ITEM(tensors, i);
+      const auto& known = of[i];
+      if (Py_TYPE(given) != known.type) return false;
+      const auto* tensor = in_object(given, offset);
+      if (tensor->key_set().raw_repr() != known.keys || tensor->dtype() != known.dtype ||
+          tensor->device() != known.device || tensor->requires_grad() != known.requires_grad ||
+          tensor->dim() != known.dimensions)
+        return false;
+      for (const auto& numbers : {tensor->sizes(), tensor->strides()})
+        for (const auto number : numbers)
+          if (number != *expected++) return false;
+    }
+    return true;
+  }
+};
+
+static PyObject* alike(PyObject* self, PyObject* tensors) {
+  try {
+    return PyBool_FromLong(in<Metadata>(self)->is_of(tensors));
+  } catch (...) {  // a tensor without sizes is not what it was
+    return PyBool_FromLong(0);
+  }
+}
+
+static PyMethodDef ALIKE = {"alike", alike, METH_VARARGS, "Whether tensors have the metadata of others."};
+
+extern "C" PyObject* metadata_check(std::int64_t offset, PyObject* tensors) {
+  PyObject* capsule = PyCapsule_New(new Metadata(offset, tensors), nullptr,
+                                    [](PyObject* self) { delete in<Metadata>(self); });
+  PyObject* function = PyCFunction_New(&ALIKE, capsule);
+  Py_DECREF(capsule);
+  return function;
+}
+
 static PyMethodDef METHOD = {"holds", holds, METH_O, "Whether a call's arguments are what they were."};
 
 extern "C" PyObject* comparison(
@@ -144,7 +222,9 @@ def _library() -> ctypes.PyDLL | None:
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.read_blocks.argtypes = [number, pointer, pointer]
     library.comparison.argtypes = [number, ctypes.py_object, pointer, pointer, pointer, ctypes.py_object]
-    library.read_blocks.restype = library.comparison.restype = ctypes.py_object
+    library.metadata_check.argtypes = [number, ctypes.py_object]
+    for function in (library.read_blocks, library.comparison, library.metadata_check):
+        function.restype = ctypes.py_object
     return library
 
 
@@ -202,6 +282,19 @@ def comparison(
     lists = map(_numbers, (positions, versions, addresses))
     function = library.comparison(_offset_of_tensor(), sources, *lists, blocks)
     return cast("Callable[[tuple[Any, ...]], bool]", function)
+
+
+def metadata_check(tensors: tuple[torch.Tensor, ...]) -> Callable[..., bool]:
+    """A function of as many tensors: whether they have the same types and metadata, in this order.
+
+    Dtypes, devices, sizes, strides, dispatch keys, and whether they require a gradient.
+
+    Args:
+        tensors: exactly of `torch.Tensor` or `torch.nn.Parameter`. They are not kept alive.
+    """
+    library = _library()
+    assert library is not None
+    return cast("Callable[..., bool]", library.metadata_check(_offset_of_tensor(), tensors))
 
 
 def _numbers(numbers: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:

@@ -41,15 +41,19 @@ _FEW = 32
 """Fewer guards than these are checked as fast one by one."""
 
 
-def compact_guards() -> None:
-    """Puts one guard in place of those on each module's submodules, in the frame that Dynamo compiles now.
+def compact_guards(*, compiles: bool = False) -> None:
+    """Puts one guard in place of those on a module's submodules, in the frame that Dynamo compiles now.
 
-    Nothing happens where Dynamo compiles none, or where the versions of dictionaries cannot be read.
+    Nothing happens where Dynamo compiles none, where several modules are called from it, or where the
+    versions of dictionaries cannot be read.
+
+    Args:
+        compiles: whether a faster comparison of tensors is worth seconds of compiling, once a machine.
     """
-    replace_guards(_replacements)
+    replace_guards(functools.partial(_replacements, compiles))
 
 
-def _replacements(guards: Sequence[Guard]) -> tuple[Sequence[Guard], Sequence[Guard]]:
+def _replacements(compiles: bool, guards: Sequence[Guard]) -> tuple[Sequence[Guard], Sequence[Guard]]:
     below: dict[str, list[Guard]] = defaultdict(list)
     for guard in guards:
         root, found, _ = guard.name.partition(_BELOW)
@@ -66,17 +70,20 @@ def _replacements(guards: Sequence[Guard]) -> tuple[Sequence[Guard], Sequence[Gu
     many = sorted(below[root])  # type: ignore[type-var]  # as Dynamo sorts them
     taken = set(map(id, many))
     others = [one for one in guards if id(one) not in taken and kind_of(one)[0] == "TENSOR_MATCH"]
-    return many, [guard_on(source, functools.partial(_create, many, others))]
+    return many, [guard_on(source, functools.partial(_create, many, others, compiles))]
 
 
-def _create(guards: Sequence[Guard], others: Sequence[Guard], builder: Any, guard: Guard) -> None:
+def _create(
+    guards: Sequence[Guard], others: Sequence[Guard], compiles: bool, builder: Any, guard: Guard
+) -> None:
     """Makes Dynamo check one guard for all that it can stand for, and the rest as they are."""
     left = guards
     root, name = value_of(builder, guard), guard.name
     if isinstance(root, torch.nn.Module) and not is_serialised(builder):
         try:
             expected, left = expect(root, name, guards, functools.partial(is_alone, builder))
-            watch = Watch(expected, name, root)
+            # Whether inference mode has changed, an input's own guard says, where there is one.
+            watch = Watch(expected, name, root, compiles=compiles and bool(others))
         except DiffersError as difference:  # it was changed by being traced
             _log.info("guards of %s stay Dynamo's: %s", name, difference)
             left = guards

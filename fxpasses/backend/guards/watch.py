@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from fxpasses.backend.guards.expected import DiffersError, Expected
+from fxpasses.torch_internals.comparison import compares_in_cpp, metadata_check
 from fxpasses.torch_internals.cpp import compile_cpp
 from fxpasses.torch_internals.guards import tensors_check
 
@@ -55,11 +56,14 @@ class Watch:
     watch(model)      True, until something of it changes
     """
 
-    def __init__(self, expected: Expected, name: str, root: torch.nn.Module) -> None:
+    def __init__(
+        self, expected: Expected, name: str, root: torch.nn.Module, *, compiles: bool = False
+    ) -> None:
         """Args:
             expected: what to compare with.
             name: of the module, for messages.
             root: a module that is as expected, whose tensors others are compared with.
+            compiles: whether a faster comparison of tensors is worth seconds of compiling, once a machine.
 
         Raises:
             DiffersError: it is not.
@@ -72,7 +76,7 @@ class Watch:
         self._expected, self._name = expected, name
         self._records: dict[int, _Record] = {}
         tensors = expected.visit(root, name, lambda module, names: None)
-        self._same_tensors = tensors_check([found.tensor for found in tensors])
+        self._same_tensors = _check_of(tuple(found.tensor for found in tensors), compiles)
         self._compare(root)
 
     def __call__(self, root: torch.nn.Module) -> bool:
@@ -127,6 +131,11 @@ class Watch:
             (ctypes.c_void_p * len(tensors))(*map(id, tensors)),
             frozenset(alone),
         )
+
+
+def _check_of(tensors: tuple[torch.Tensor, ...], compiles: bool) -> Callable[..., bool]:
+    is_plain = all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+    return metadata_check(tensors) if compiles and is_plain and compares_in_cpp() else tensors_check(tensors)
 
 
 def _forget(watch: weakref.ref[Watch], address: int, module: object) -> None:
