@@ -12,3 +12,12 @@ Three stages, each with a limit of its own:
 is cut short has told what it found. `FOLDER/log.txt` has all that the runs printed. `--rehearse` does the
 same with tiny networks on a CPU. Architectures are timm's where it is installed, else those of `networks`.
 """
+
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    from benchmarks.device_check.__main__ import main as command  # networks and workers need none of it
+
+    return command(arguments)

@@ -355,6 +355,21 @@ def test_where_versions_do_not_tell_the_guards_stay_dynamo_s(monkeypatch):
         watch.compiled.cache_clear()
 
 
+@needs_versions
+def test_where_one_guard_cannot_be_made_the_guards_stay_dynamo_s(monkeypatch):
+    def expect(*_):
+        raise AttributeError("what a module's own code may raise")
+
+    monkeypatch.setattr(guards, "expect", expect)
+    model, x = make(), torch.randn(2, 3, 9, 9)
+    run = Compiled(model)
+    expect_eager(run, model, x)
+    for count in (2, 2):
+        replace_value(model, "power", 3)
+        expect_eager(run, model, x)
+        assert run.count == count
+
+
 def test_a_value_of_options_that_is_none_is_an_error():
     with pytest.raises(UnknownOptionError, match="guards"):
         fxpasses.Options(guards="none")

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fxpasses.backend.guards.expected import DiffersError, expect
+from fxpasses.backend.guards.expected import expect
 from fxpasses.backend.guards.watch import Watch, compiled
 from fxpasses.torch_internals.guards import (
     Guard,
@@ -84,8 +84,8 @@ def _create(
             expected, left = expect(root, name, guards, functools.partial(is_alone, builder))
             # Whether inference mode has changed, an input's own guard says, where there is one.
             watch = Watch(expected, name, root, compiles=compiles and bool(others))
-        except DiffersError as difference:  # it was changed by being traced
-            _log.info("guards of %s stay Dynamo's: %s", name, difference)
+        except Exception as error:  # tracing changed it, or it is odd: Dynamo's guards are right for any
+            _log.info("the guards of %s stay Dynamo's: %s: %s", name, type(error).__name__, error)
             left = guards
         else:
             text = f"{name} and its submodules are as they were ({len(guards) - len(left)} guards in one)"
