@@ -38,6 +38,10 @@ _DETAILS = {
 """The settings of a row, in words."""
 
 
+_USUAL = "inductor"
+"""The baseline that is not mentioned."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One variant in one setting; what a machine says of it is a cell of the table.
@@ -54,10 +58,11 @@ class Row:
 
     @property
     def order(self) -> tuple[object, ...]:
-        """What rows are sorted by: setting, then compiler, as `_MODES` and `_VARIANTS` have them."""
+        """What rows are sorted by: setting, compiler and baseline, as `_MODES` and `_VARIANTS` have them."""
         mode, *details = map(str, self.settings)
         details = [detail.rjust(9) for detail in details]  # 8 before 16
-        return _place(mode, _MODES), details, _place(self.variant, _VARIANTS)
+        against = self.baseline != _USUAL, _place(self.baseline, _VARIANTS)
+        return _place(mode, _MODES), details, _place(self.variant, _VARIANTS), against
 
     @property
     def is_ours(self) -> bool:
@@ -67,8 +72,8 @@ class Row:
     @property
     def compiler(self) -> str:
         """Who compiled the models, in words, and what they are compared with where that is not inductor."""
-        against = "" if self.baseline == "inductor" else f", against {self.baseline}"
-        return _VARIANTS.get(self.variant, f"`{self.variant}`") + against
+        name, baseline = (_VARIANTS.get(each, f"`{each}`") for each in (self.variant, self.baseline))
+        return name if self.baseline == _USUAL else f"{name}, against {baseline}"
 
 
 @dataclass(frozen=True)
