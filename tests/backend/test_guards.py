@@ -182,7 +182,7 @@ def test_what_does_not_matter_is_not_compiled_anew(change):
 
 @needs_versions
 def test_tensors_whose_dtype_was_exchanged_in_place_are_compiled_anew():
-    """Which stock does not notice of parameters, whose dictionaries stay the same."""
+    """Of which no version of a dictionary tells."""
     model, x = make(), torch.randn(2, 3, 9, 9)
     run = Compiled(model)
     expect_eager(run, model, x)
