@@ -126,6 +126,22 @@ def add_check(builder: Any, guard: Guard, check: Check, text: str) -> None:
         manager.add_lambda_guard(check, [text])
 
 
+def add_last_check(builder: Any, guards: Sequence[Guard], check: Callable[..., bool], text: str) -> None:
+    """Makes Dynamo ask `check` of the values of several guards' expressions, once all other guards hold.
+
+    Args:
+        builder: what `create` of `guard_on` is called with.
+        guards: whose expressions give its arguments.
+        check: it is called for every call that is as expected so far.
+        text: what Dynamo's logs call it.
+    """
+    from torch._dynamo.guards import _get_closure_vars
+
+    called = f"___fxpasses_check({', '.join(guard.name for guard in guards)})"
+    names = {**_get_closure_vars(), "___fxpasses_check": check}
+    builder.add_python_lambda_leaf_guard_to_root([called], [text], closure_vars=names)
+
+
 def tensors_check(tensors: Sequence[torch.Tensor]) -> Callable[..., bool]:
     """Dynamo's own comparison: whether `check(*others)` is of tensors with the same metadata, in this order.
 

@@ -272,6 +272,10 @@ def test_an_input_that_is_a_buffer_is_compiled_anew():
         torch.testing.assert_close(run(x), twin(x))
         torch.testing.assert_close(run(model.scaled.scale), twin(twin.scaled.scale))
         assert run.count == 2
+        fresh = torch.rand(3, 1, 1)  # which was never a buffer that a guard has seen
+        model.scaled.scale, twin.scaled.scale = fresh, fresh.clone()
+        torch.testing.assert_close(run(fresh), twin(twin.scaled.scale))
+        assert run.count == 2
         was_buffer = model.scaled.scale
         for each in (model, twin):
             each.scaled.scale = torch.full((3, 1, 1), 0.5)

@@ -25,6 +25,7 @@ from fxpasses.backend.guards.watch import Watch, compiled
 from fxpasses.torch_internals.guards import (
     Guard,
     add_check,
+    add_last_check,
     guard_on,
     is_alone,
     is_serialised,
@@ -90,7 +91,7 @@ def _create(
         else:
             text = f"{name} and its submodules are as they were ({len(guards) - len(left)} guards in one)"
             add_check(builder, guard, watch, text)
-            for other in others:
-                add_check(builder, other, watch.is_other, f"{other.name} is not a buffer of {name}")
+            if others and watch.has_alone:
+                add_last_check(builder, [guard, *others], watch.are_others, f"no input is a buffer of {name}")
     for one in left:
         one.create(builder)

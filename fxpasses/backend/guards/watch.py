@@ -54,6 +54,9 @@ class Watch:
 
     watch = Watch(expected, "L['self']", model)
     watch(model)      True, until something of it changes
+
+    Attributes:
+        has_alone: whether there are tensors in it that are to be other objects than all others.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Watch:
 
         Raises:
             DiffersError: it is not.
-            RuntimeError: versions do not tell here; `versions_tell` says it before.
+            RuntimeError: versions do not tell here; `compiled` says it before.
         """
         unchanged = compiled()
         if unchanged is None:
@@ -76,6 +79,7 @@ class Watch:
         self._expected, self._name = expected, name
         self._records: dict[int, _Record] = {}
         tensors = expected.visit(root, name, lambda module, names: None)
+        self.has_alone = any(found.is_alone for found in tensors)
         self._same_tensors = _check_of(tuple(found.tensor for found in tensors), compiles)
         self._compare(root)
 
@@ -86,9 +90,6 @@ class Watch:
             entries, tensors = record.entries, record.tensors
             if self._unchanged(entries, len(entries), tensors, len(tensors), self._same_tensors) == 1:
                 return True
-        return self._is_as_expected(root)
-
-    def _is_as_expected(self, root: torch.nn.Module) -> bool:
         try:
             self._compare(root)
         except DiffersError as difference:
@@ -97,18 +98,15 @@ class Watch:
             return False
         return True
 
-    def is_other(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is none of those that are to be other objects than all others."""
-        if not any(id(tensor) in record.alone for record in self._records.values()):
-            return True
-        # Its address may be that of a tensor which is gone: all is looked up again.
-        for record in list(self._records.values()):
-            root = record.module()
-            if root is None:
-                continue
-            if not self._is_as_expected(root) or id(tensor) in self._records[id(root)].alone:
-                return False
-        return True
+    def are_others(self, root: torch.nn.Module, *tensors: torch.Tensor) -> bool:
+        """Whether tensors are none of those in a module that are to be other objects than all others.
+
+        Args:
+            root: a module that was just found to be as expected.
+            tensors: other tensors of the call.
+        """
+        alone = self._records[id(root)].alone
+        return not any(id(tensor) in alone for tensor in tensors)
 
     def _compare(self, root: torch.nn.Module) -> None:
         """Compares all of a module, and records it."""
