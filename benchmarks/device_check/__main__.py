@@ -18,7 +18,7 @@ from benchmarks.device_check.bars import Bar
 from benchmarks.device_check.plan import STAGES, on_a_gpu, rehearsal, runs_of
 from benchmarks.device_check.running import FILE, Check, Outcome
 from benchmarks.shared.commands import refuse
-from benchmarks.shared.environment import check_device, environment_block
+from benchmarks.shared.environment import UnavailableDeviceError, check_device, environment_block
 from fxpasses.errors import FxpassesError
 
 _LIMITS = (150.0, 330.0, 60.0)
@@ -37,14 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     limits = tuple(given.seconds)
-    setting = rehearsal(limits) if given.rehearse else on_a_gpu(limits)
+    setting = rehearsal() if given.rehearse else on_a_gpu()
     try:
-        check_device(setting.device)
         if min(limits) < 0:
             raise FxpassesError("--seconds takes three numbers from 0 up.")
+        check_device(setting.device)
         given.out.mkdir(parents=True, exist_ok=True)
+    except UnavailableDeviceError as error:
+        refuse(parser, f"{error} --rehearse runs on a CPU.")
     except (FxpassesError, OSError) as error:
-        refuse(parser, f"{error} --rehearse runs on a CPU." if not given.rehearse else str(error))
+        refuse(parser, str(error))
     # What is measured of the device is measured anew, and comes back with the rest.
     os.environ["FXPASSES_PROFILE_DIR"] = str(given.out.resolve() / "profiles")
     console = Console(width=120)

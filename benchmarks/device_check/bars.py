@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ def bars_of(tests: Sequence[bool], speed: Mapping[str, Report], memory: Report |
         if "dynamic" in run or any(model.endswith(f":{name}") for name in networks.REFUSED)
     ]
     slowest = min(raced.values(), default=None)
-    mean = math.exp(math.fsum(map(math.log, refused)) / len(refused)) if refused else None
+    mean = statistics.geometric_mean(refused) if refused else None
     peak, step = _memory(memory)
     return [
         Bar("pytest -m gpu: all pass", None, all(tests) if tests else None, len(tests)),

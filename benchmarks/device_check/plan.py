@@ -26,7 +26,6 @@ class Setting:
         batch: of the inputs.
         size: height and width of the images.
         rounds: turns of each variant.
-        limits: seconds of each stage.
         groups: names of the networks that are compiled at the same time.
         memory: the network whose peak memory is measured.
     """
@@ -36,7 +35,6 @@ class Setting:
     batch: int
     size: int
     rounds: int
-    limits: tuple[float, float, float]
     groups: tuple[tuple[str, ...], ...]
     memory: str
 
@@ -58,15 +56,15 @@ class Run:
     result: Path | None = None
 
 
-def on_a_gpu(limits: tuple[float, float, float]) -> Setting:
+def on_a_gpu() -> Setting:
     """The check itself."""
     groups = networks.NAMES[:3], networks.NAMES[3:]
-    return Setting("cuda", "bfloat16", 64, 224, 8, limits, groups, "resnet50")
+    return Setting("cuda", "bfloat16", 64, 224, 8, groups, "resnet50")
 
 
-def rehearsal(limits: tuple[float, float, float]) -> Setting:
+def rehearsal() -> Setting:
     """The same on a CPU, with networks and images as small as they may be."""
-    return Setting("cpu", "float32", 2, 32, 6, limits, (networks.TINY,), networks.TINY[0])
+    return Setting("cpu", "float32", 2, 32, 6, (networks.TINY,), networks.TINY[0])
 
 
 def runs_of(setting: Setting, folder: Path) -> list[Run]:

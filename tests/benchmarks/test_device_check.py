@@ -104,7 +104,7 @@ def test_of_what_was_not_measured_nothing_is_known() -> None:
 
 
 def test_on_a_gpu_the_tests_come_first_and_all_networks_are_raced() -> None:
-    runs = runs_of(on_a_gpu(LIMITS), Path("folder"))
+    runs = runs_of(on_a_gpu(), Path("folder"))
     assert [run.stage for run in runs] == ["tests"] * 2 + ["speed"] * 8 + ["memory"]
     assert all("gpu" in run.command for run in runs[:2])
     raced = " ".join(" ".join(run.command) for run in runs if run.stage == "speed")
@@ -145,9 +145,7 @@ def test_without_a_gpu_the_check_says_what_runs_here(
 def test_the_rehearsal_runs_every_stage(tmp_path: Path) -> None:
     main(["--rehearse", "--out", str(tmp_path), "--seconds", "600", "900", "300"])
     written = json.loads((tmp_path / FILE).read_text())
-    assert [run["status"] for run in written["runs"]] == ["passed"] * len(
-        runs_of(rehearsal(LIMITS), tmp_path)
-    )
+    assert [run["status"] for run in written["runs"]] == ["passed"] * len(runs_of(rehearsal(), tmp_path))
     assert all(bar["holds"] is not None for bar in written["bars"][:3])
     for run in written["runs"]:
         if run["report"] is not None:
