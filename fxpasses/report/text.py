@@ -10,7 +10,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -167,8 +167,23 @@ def io_line(report: ReportData) -> str:
     return f"io: {' and '.join(counts)} in channels_last"
 
 
-DEAREST = 3
-"""How many cut edges the text has."""
+class Detail(NamedTuple):
+    """How much the text tells.
+
+    Attributes:
+        explained: how many reasons it has with an example.
+        advised: how many with what to do about them.
+        copies: how many of the dearest copies.
+    """
+
+    explained: int
+    advised: int
+    copies: int
+
+
+_DETAILS = (Detail(2, 4, 3), Detail(2, 4, 1), Detail(1, 2, 0), Detail(0, 1, 0))
+_LINES = 24
+"""The text has the first of these details with which it has at most so many lines, or the last."""
 
 
 def layout_line(plan: LayoutPlan) -> str:
@@ -212,16 +227,16 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms"
 
 
-def _layout_lines(plan: LayoutPlan, *, everything: bool) -> list[str]:
+def _layout_lines(plan: LayoutPlan, detail: Detail | None) -> list[str]:
     lines = [layout_line(plan)]
-    if plan.decision not in CARRIED_OUT and not everything:
+    if plan.decision not in CARRIED_OUT and detail is not None:
         return lines
     if causes := copies_by_cause(plan):
         lines.append(causes)
-    shown = dearest(plan) if everything else dearest(plan)[:DEAREST]
+    shown = dearest(plan)[: None if detail is None else detail.copies]
     lines += [f"  cut: {replace(edge, location=short(edge.location))}" for edge in shown]
     more = len(plan.cut_edges) - len(shown)
-    return [*lines, f"  and {more} more"] if more > 0 else lines
+    return [*lines, f"  and {more} more"] if shown and more > 0 else lines
 
 
 def _idle(report: ReportData) -> str:
@@ -245,6 +260,16 @@ def summary(report: ReportData, *, everything: bool = False) -> RenderableType:
         report: the report.
         everything: whether every reason and every copied tensor is told in full, however long that is.
     """
+    if everything:
+        return _in_detail(report, None)
+    for detail in _DETAILS:
+        found = _in_detail(report, detail)
+        if len(plain(found).splitlines()) <= _LINES:
+            break
+    return found
+
+
+def _in_detail(report: ReportData, detail: Detail | None) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -252,9 +277,9 @@ def summary(report: ReportData, *, everything: bool = False) -> RenderableType:
     if report.applied:
         parts += [Text(), _applied_table(report)]
     if report.declined:
-        parts += [Text(), *_reason_blocks(report, everything=everything)]
+        parts += [Text(), *_reason_blocks(report, detail)]
     if report.layout is not None:
-        parts += [Text(), *map(Text, _layout_lines(report.layout, everything=everything))]
+        parts += [Text(), *map(Text, _layout_lines(report.layout, detail))]
     return Group(*parts)
 
 
@@ -273,20 +298,16 @@ def _applied_table(report: ReportData) -> Table:
     return table
 
 
-_IN_FULL, _WITH_ADVICE = 2, 4
-"""How many reasons the text has with an example, and how many with what to do about them."""
-
-
-def _reason_blocks(report: ReportData, *, everything: bool) -> list[RenderableType]:
+def _reason_blocks(report: ReportData, detail: Detail | None) -> list[RenderableType]:
     from rich.padding import Padding
     from rich.text import Text
 
     parts: list[RenderableType] = [Text("not applied, nearest miss first", style="bold")]
     found, advised = reasons(report), set[str]()
-    count = len(found) if everything else _WITH_ADVICE
+    count = len(found) if detail is None else detail.advised
     for at, reason in enumerate(found[:count]):
         parts.append(_reason_line(reason))
-        lines = _explained(reason) if everything or at < _IN_FULL else []
+        lines = _explained(reason) if detail is None or at < detail.explained else []
         if reason.advice and reason.advice not in advised:
             lines.append(f"→ {reason.advice}")
             advised.add(reason.advice)
