@@ -6,8 +6,8 @@ kind                code       how it computes
 `Kind.DEPTHWISE`    0          one filter a channel, several pixels of a row at a time
 `Kind.PRODUCT`      1-4        so many vectors of output channels and several pixels at a time
 `Kind.PRODUCT`      11, 14     the same, one pixel at a time
-`Kind.SLIDING`      20         groups with three taps a row, one vector of output channels and several
-                               pixels of a row at a time
+`Kind.SLIDING`      20         groups with three taps a row, one or two vectors of output channels and
+                               several pixels of a row at a time
 `Kind.WINOGRAD`     31-34      3 x 3 taps of stride 1 by 16 products for each 2 x 2 pixels, so many vectors
                                of output channels at a time
 `Kind.FEW_CHANNELS` 101-104    as a product, but the taps of a row are read as one: for images of few

@@ -18,7 +18,6 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -82,8 +81,18 @@ class Convolution(NamedTuple):
 
     @property
     def is_by_rows(self) -> bool:
-        """Whether it is one that can make single rows: depthwise, or over single pixels."""
-        return self.kernel.kind is Kind.DEPTHWISE or self.is_single
+        """Whether it is one that can make single rows: over each channel or group, or over single pixels."""
+        return self.slides or self.is_single
+
+    @property
+    def slides(self) -> bool:
+        """Whether each of its rows needs several of its image, a channel or a group at a time."""
+        return self.kernel.kind in (Kind.DEPTHWISE, Kind.SLIDING)
+
+    def filter_bytes(self, channels: int) -> int:
+        """Those of its filters over an image of so many channels; few where each channel has one."""
+        filters, groups, height, width = self.sizes[:4]
+        return 4 * channels * filters // groups * height * width
 
 
 @dataclass(frozen=True)
@@ -149,12 +158,12 @@ class Step:
             return None
         count, height, width, _ = other.image
         every = (*self.convolutions, new)
-        shared = (one.sizes[2] - one.sizes[4] for one in every if one.kernel.kind is Kind.DEPTHWISE)
+        shared = (one.sizes[2] - one.sizes[4] for one in every if one.slides)
         again = sum(max(0, rows) for rows in shared) * (torch.get_num_threads() - 1)
         if 4 * count * height * width * channels < _FAR or _AGAIN * again > count * height:
             return None
-        widths = pairwise((self.image[3], *(one.sizes[0] for one in every)))
-        if 4 * sum(a * b for (a, b), one in zip(widths, every, strict=True) if one.is_single) > _FILTERS:
+        widths = (self.image[3], *(one.sizes[0] for one in every[:-1]))
+        if sum(one.filter_bytes(read) for read, one in zip(widths, every, strict=True)) > _FILTERS:
             return None
         return Step(CHAIN, other.result, self.reading, self.image, every)
 

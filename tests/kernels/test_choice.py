@@ -11,7 +11,7 @@ from fxpasses.devices.own import own_store
 from fxpasses.kernels import choice as choices
 from fxpasses.kernels.choice import KernelTiming, choose, choose_linear, keep
 from fxpasses.kernels.convolution import Sizes, kernels_for
-from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
+from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
 
 pytestmark = [pytest.mark.vectors, pytest.mark.needs_kernels]
 
@@ -43,6 +43,18 @@ def test_the_fastest_is_chosen(monkeypatch, slow):
     found = choose(SIZES, (1, 16, 8, 8))
     assert found.pays == (slow == "theirs")
     assert found.kernel in kernels_for(SIZES, 64)
+
+
+@pytest.mark.parametrize(("seconds", "slides"), [(1.0, True), (1.04, True), (1.06, False)])
+def test_of_two_alike_the_one_is_chosen_that_makes_single_rows(monkeypatch, seconds, slides):
+    sizes = Sizes(32, 32, 2, (3, 3), (1, 1), (1, 1), (1, 1))
+    ours = kernels_for(sizes, 64)
+    assert SLIDING in ours
+    times = [seconds if kernel is SLIDING else 1.0 for kernel in ours]
+    monkeypatch.setattr(choices, "_medians", lambda calls, copies: [2.0, *times])
+    found = choose(sizes, (1, 32, 8, 8))
+    assert (found.kernel is SLIDING) == slides
+    assert found.seconds == (seconds if slides else 1.0)
 
 
 def test_it_is_measured_once_and_random_numbers_are_left_alone(monkeypatch):

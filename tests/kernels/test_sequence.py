@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fxpasses.kernels import library
 from fxpasses.kernels.convolution import ACTIVATIONS, Sizes, pack
-from fxpasses.kernels.kernel import DEPTHWISE, Kernel, Kind
+from fxpasses.kernels.kernel import DEPTHWISE, SLIDING, Kernel, Kind
 from fxpasses.kernels.sequence import (
     CHAIN,
     GATHER,
@@ -198,6 +198,54 @@ DEEP = [
     ((2, 8, 9, 9), _depthwise(16, side=3, padding=0)),
     ((1, 8, 70, 30), _depthwise(64, side=2, padding=0, stride=3)),  # rows that nothing reads
 ]
+GROUPED = [
+    ((1, 8, 9, 12), Sizes(32, 32, 2, (3, 3), (1, 1), (1, 1), (1, 1))),
+    ((2, 8, 30, 17), Sizes(64, 64, 2, (3, 3), (2, 2), (1, 1), (1, 1))),
+    ((1, 8, 23, 11), Sizes(64, 64, 16, (3, 3), (1, 1), (1, 1), (1, 1))),
+    ((2, 8, 7, 31), Sizes(32, 64, 2, (5, 3), (2, 1), (2, 0), (2, 1))),
+]
+"""Groups of one or two vectors, and several groups in one."""
+
+
+@pytest.mark.parametrize("kind", ["head", "narrow", "summands", "behind few"])
+@pytest.mark.parametrize(("image", "grouped"), GROUPED, ids=str)
+def test_a_chain_with_groups_equals_float64(image, grouped, kind):
+    """With the same bits for any number of threads."""
+    torch.manual_seed(0)
+    count, channels, height, width = image
+    made = Program([channels_last(*image), torch.randn(count, 3, height, width)])
+    wide = made.convolution(_single(channels, grouped.channels), product(2), None, "silu")
+    thin = made.convolution(_single(grouped.filters, 21), product(3), None, "clamp")
+    filtered = made.convolution(grouped, SLIDING, None, "clamp")
+    value, convolutions = 0, [wide, filtered]
+    if kind == "narrow":
+        convolutions = [wide, filtered, thin]
+    elif kind == "summands":
+        middle = made.add(PRODUCT, made.plain(0), wide[1], wide)
+        end = made.add(PRODUCT, made.plain(middle), filtered[1], filtered)
+        convolutions = [wide, made.convolution(grouped, SLIDING, end, "silu"), thin]
+    elif kind == "behind few":
+        few = Sizes(3, grouped.channels, 1, (3, 3), (1, 1), (1, 1), (1, 1))
+        value, convolutions = 1, [made.convolution(few, few_channels(2), None, "silu"), filtered]
+
+    def exact(x):
+        for _, convolve in convolutions:
+            x = convolve(x)
+        return x
+
+    at = made.add(CHAIN, made.plain(value), exact, *convolutions)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found += made.run([at])
+    finally:
+        torch.set_num_threads(before)
+    assert_equal(found[0], made.exact[at])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 KINDS = ("head", "planes", "rows", "deep", "narrow", "summands", "twice")
 
 
@@ -276,6 +324,20 @@ def test_a_large_block_is_made_row_by_row():
     assert (step.kind, len(step.convolutions), step.read) == (CHAIN, 3, [0, 1])
     (found,) = made.run([4])
     assert_equal(found, made.exact[4])
+
+
+def test_a_large_bottleneck_with_groups_is_made_row_by_row():
+    made = Program([channels_last(1, 8, 80, 64)])
+    wide = made.convolution(_single(8, 64), product(2), None, "clamp")
+    first = made.add(PRODUCT, made.plain(0), wide[1], wide)
+    grouped = made.convolution(Sizes(64, 64, 4, (3, 3), (1, 1), (1, 1), (1, 1)), SLIDING, None, "clamp")
+    second = made.add(PRODUCT, made.plain(first), grouped[1], grouped)
+    thin = made.convolution(_single(64, 8), product(1), 0)
+    made.add(PRODUCT, made.plain(second), thin[1], thin)
+    (step,) = joined(made.steps, 1)
+    assert (step.kind, len(step.convolutions)) == (CHAIN, 3)
+    (found,) = made.run([3])
+    assert_equal(found, made.exact[3])
 
 
 def test_a_large_stem_is_the_head_of_a_chain():

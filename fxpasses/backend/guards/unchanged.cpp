@@ -43,9 +43,11 @@ static bool is_unchanged(const Entry& entry) {
     return tag_of(dictionary) == entry.tag;
 }
 
-// 1 or 0; -1 with a Python error.
+// 1 or 0; -1 with a Python error. `lines`: addresses of what is read here and by the code that is guarded; between
+// calls a network takes the caches, so all is asked for at once. Nothing happens where one is no longer in use.
 int fxpasses_unchanged(const Entry* entries, int64_t count, Object** tensors, int64_t tensor_count,
-                       Object* check) {
+                       const void* const* lines, int64_t line_count, Object* check) {
+    for (int64_t i = 0; i < line_count; ++i) __builtin_prefetch(lines[i], 0, 2);
     for (int64_t i = 0; i < count; ++i)
         if (!is_unchanged(entries[i])) return 0;
     if (!tensor_count) return 1;

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import sys
 import sysconfig
 import weakref
 from collections.abc import Callable, Sequence
@@ -28,6 +29,10 @@ _log = logging.getLogger(__name__)
 
 _TAG_OFFSET = 24
 """Bytes from the start of a dictionary to its version tag."""
+_TABLE_OFFSET = 32
+"""Bytes from there to the address of its table of names."""
+_DICTIONARY, _TABLE, _HEAD, _LINE = 48, 512, 32, 64
+"""Bytes of a dictionary, of a table at most, of an object on each side of its address, and of a line."""
 
 
 class _Entry(ctypes.Structure):
@@ -41,11 +46,10 @@ class _Entry(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Record:
-    """What a module was found to be like: arguments of the compiled comparison."""
+    """What a module was found to be like, with the arguments of the compiled comparison."""
 
     module: weakref.ref[torch.nn.Module]
-    entries: ctypes.Array[_Entry]
-    tensors: ctypes.Array[ctypes.c_void_p]
+    arguments: tuple[Any, ...]
     alone: frozenset[int]
 
 
@@ -86,10 +90,12 @@ class Watch:
     def __call__(self, root: torch.nn.Module) -> bool:
         """Whether a module is as expected."""
         record = self._records.get(id(root))
-        if record is not None and record.module() is root:
-            entries, tensors = record.entries, record.tensors
-            if self._unchanged(entries, len(entries), tensors, len(tensors), self._same_tensors) == 1:
-                return True
+        if (
+            record is not None
+            and record.module() is root
+            and self._unchanged(*record.arguments, self._same_tensors) == 1
+        ):
+            return True
         try:
             self._compare(root)
         except DiffersError as difference:
@@ -125,8 +131,7 @@ class Watch:
             raise DiffersError(f"a parameter or buffer of {self._name} has other metadata")
         self._records[id(root)] = _Record(
             weakref.ref(root, functools.partial(_forget, weakref.ref(self), id(root))),
-            (_Entry * len(entries))(*entries),
-            (ctypes.c_void_p * len(tensors))(*map(id, tensors)),
+            _arguments(entries, list(map(id, tensors)), _lines_of(entries)),
             frozenset(alone),
         )
 
@@ -140,6 +145,31 @@ def _forget(watch: weakref.ref[Watch], address: int, module: object) -> None:
     found = watch()
     if found is not None and (record := found._records.get(address)) and record.module is module:
         del found._records[address]
+
+
+def _lines_of(entries: Sequence[_Entry]) -> list[int]:
+    """The lines of the caches with what is read of modules and dictionaries, here and by compiled code."""
+    lines: set[int] = set()
+
+    def add(start: int, size: int) -> None:
+        lines.update(range(start // _LINE * _LINE, start + size, _LINE))
+
+    for entry in entries:
+        if entry.module:
+            add(entry.module - _HEAD, 2 * _HEAD)
+        add(entry.dictionary, _DICTIONARY)
+        table = ctypes.c_size_t.from_address(entry.dictionary + _TABLE_OFFSET).value
+        names = ctypes.cast(entry.dictionary, ctypes.py_object).value
+        add(table, min(_TABLE, sys.getsizeof(names)))
+    return sorted(lines)
+
+
+def _arguments(entries: Sequence[_Entry], *addresses: Sequence[int]) -> tuple[Any, ...]:
+    """Arrays as the compiled comparison takes them, each with its length."""
+    arguments: list[Any] = [(_Entry * len(entries))(*entries), len(entries)]
+    for given in addresses:
+        arguments += (ctypes.c_void_p * len(given))(*given), len(given)
+    return tuple(arguments)
 
 
 def _tag(names: dict[str, Any]) -> int:
@@ -159,7 +189,8 @@ def compiled() -> Callable[..., int] | None:
     unchanged.restype = ctypes.c_int
     unchanged.argtypes = (
         *(ctypes.POINTER(_Entry), ctypes.c_int64),
-        *(ctypes.POINTER(ctypes.c_void_p), ctypes.c_int64, ctypes.py_object),
+        *(ctypes.POINTER(ctypes.c_void_p), ctypes.c_int64) * 2,
+        ctypes.py_object,
     )
     return unchanged if _tells(unchanged) else None
 
@@ -168,7 +199,7 @@ def _tells(unchanged: Callable[..., int]) -> bool:
     """Whether each way to change a module changes its version, and reading it does not, in this CPython."""
 
     def is_unchanged(module: torch.nn.Module, entry: _Entry) -> bool:
-        return unchanged((_Entry * 1)(entry), 1, (ctypes.c_void_p * 0)(), 0, None) == 1
+        return unchanged(*_arguments([entry], [], []), None) == 1
 
     def entry_of(module: Any, names: dict[str, Any]) -> _Entry:
         return _Entry(None if module is None else id(module), id(type(module)), id(names), _tag(names))

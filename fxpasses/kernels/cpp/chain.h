@@ -20,6 +20,7 @@
 #include "few_channels.h"
 #include "memory.h"
 #include "product.h"
+#include "slide.h"
 #include "step_times.h"
 #include "work.h"
 
@@ -51,6 +52,14 @@ struct Stage {
       for (int64_t y = low; y < high; y++)
         one(g, after, sample, kernel.planar, weight.floats, add ? add + (y - low) * row() : nullptr,
             to + (y - low) * row(), y * g.sh - g.ph, scratch);
+    } else if (kernel.kind == Kind::SLIDING) {
+      const Geometry group = of_one_group(g, kernel);
+      const RowOfGroups one = row_of_groups_for(group);
+      if ((int64_t)scratch.zeros.size() < group.c + VL) scratch.zeros.resize(group.c + VL);
+      for (int64_t p = 0; p < g.k / VL / vectors_together(group); p++)
+        for (int64_t y = low; y < high; y++)
+          one(group, after, sample, scratch.zeros.data(), weight.floats, add ? add + (y - low) * row() : nullptr,
+              to + (y - low) * row(), y * g.sh - g.ph, p);
     } else {
       product_of_pixels_for(kernel)(g, after, sample + low * g.w * g.c, weight.floats, add, to, (high - low) * g.w, near);
     }
@@ -151,10 +160,10 @@ void check_stage(const Stage& stage, bool first) {
   check_kernel(g, stage.kernel, stage.other);
   const Kind kind = stage.kernel.kind;
   require(first || kind != Kind::FEW_CHANNELS, "only the first of a chain has few channels");
-  require(kind == Kind::DEPTHWISE || kind == Kind::FEW_CHANNELS ||
+  require(kind == Kind::DEPTHWISE || kind == Kind::FEW_CHANNELS || kind == Kind::SLIDING ||
               (g.groups == 1 && g.in_line && stage.kernel.is_blocked_product()),
-          "a product over single pixels");
-  check_packed(stage.weight, g, stage.kernel);
+          "a product over single pixels, or taps that pass over the rows of each channel or group");
+  check_packed(stage.weight, of_one_group(g, stage.kernel), stage.kernel);
 }
 
 }  // namespace

@@ -29,8 +29,18 @@ void check_kernel(const Geometry& g, const Kernel& kernel, const float* other) {
           "3 x 3 taps end to end, stride 1, one group, and channels that fill vectors");
 }
 
-// `g` is of one group, but of all where each channel has a filter.
+// The same of one group, but of all where each channel has a filter.
+Geometry of_one_group(Geometry g, const Kernel& kernel) {
+  if (kernel.kind != Kind::DEPTHWISE) g.c /= g.groups, g.k /= g.groups;
+  return g;
+}
+
+// `g` is `of_one_group`.
 void check_packed(const Packed& weight, const Geometry& g, const Kernel& kernel) {
+  require(kernel.kind != Kind::SLIDING ||
+              (g.kw == 3 && g.dw == 1 && (g.sw == 1 || g.sw == 2) && g.out_pixel % VL == 0 &&
+               (g.k < VL ? g.c == g.k && VL % g.c == 0 : g.k % VL == 0)),
+          "groups of three taps a row that fill vectors");
   const int64_t wide = kernel.width * VL;
   const int64_t wanted = kernel.kind == Kind::DEPTHWISE ? (g.kh * g.kw + 1) * g.c
                          : kernel.kind == Kind::SLIDING ? g.out_pixel * (g.kh * 3 * g.c + 1)
@@ -47,22 +57,14 @@ void run(Geometry g, const Kernel& kernel, const Activation& after, const float*
   require(!source || (g.groups == 1 && g.kh * g.kw == 1 && !g.checked && kernel.is_blocked_product()),
           "only a product over single pixels gathers them");
   check_kernel(g, kernel, add);
-  if (kernel.kind != Kind::DEPTHWISE) g.c /= g.groups, g.k /= g.groups;
-  const bool narrow = g.k < VL;
-  require(kernel.kind != Kind::SLIDING ||
-              (g.kw == 3 && g.dw == 1 && (g.sw == 1 || g.sw == 2) && g.out_pixel % VL == 0 &&
-               (narrow ? g.c == g.k && VL % g.c == 0 : g.k % VL == 0)),
-          "groups of three taps a row that fill vectors");
+  g = of_one_group(g, kernel);
   check_packed(weight, g, kernel);
   if (kernel.kind == Kind::DEPTHWISE) return depthwise(g, after, image, weight.floats, to, threads);
   if (kernel.kind == Kind::FEW_CHANNELS) return few_channels(g, kernel, after, image, weight.floats, add, to, threads);
   static thread_local std::vector<float> zeros;
   if ((int64_t)zeros.size() < g.c + VL) zeros.assign(g.c + VL, 0.f);
-  if (kernel.kind == Kind::SLIDING) {
-    const auto run_sliding = g.sw == 1 ? (narrow ? sliding<1, true> : sliding<1, false>)
-                                       : (narrow ? sliding<2, true> : sliding<2, false>);
-    return run_sliding(g, after, image, zeros.data(), weight.floats, add, to, threads);
-  }
+  if (kernel.kind == Kind::SLIDING)
+    return sliding(g, after, image, zeros.data(), weight.floats, add, to, threads);
   if (kernel.kind == Kind::WINOGRAD)
     return winograd_for(kernel)(g, after, image, zeros.data(), weight.floats, add, to, threads);
   product_for(kernel)(g, after, image, zeros.data(), weight.floats, add, to, source, threads);

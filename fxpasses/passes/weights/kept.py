@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from fxpasses.kernels.pages import LargePages
 from fxpasses.passes.weights.contents import Contents
 from fxpasses.passes.weights.packed import PackedWeight
 from fxpasses.passes.weights.parameter_work import ParameterWork
@@ -231,11 +232,13 @@ class KeptWeights:
             if any(self._keys[index] not in known for index in needed):
                 for key, value in zip(self._keys, self._prologue(*sources), strict=True):
                     known.setdefault(key, value)
+            pages = LargePages(sum(self._examples[index].nbytes for index in needed - self._read))
             for packed in self._packed:
                 recipe = packed.recipe
                 product = self._product(recipe)
                 if product not in known:
-                    known[product] = recipe.pack(*(known[self._keys[at]].detach() for at in recipe.indices))
+                    found = recipe.pack(*(known[self._keys[at]].detach() for at in recipe.indices))
+                    known[product] = pages.moved(found)
                 for place in packed.places:
                     place.fill(known[product])
             values = tuple(
