@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.layout.measure import Comparison, Variant, compare
 from benchmarks.shared.statistics import Ratio
-from fxpasses.devices.profile import LAYOUT_COPY, DeviceProfile
+from fxpasses.devices.profile import LAYOUT_COPY, WEIGHT_COPY, DeviceProfile
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend is chosen before it is loaded
@@ -47,7 +47,7 @@ def comparisons(variants: Sequence[Variant]) -> list[Comparison]:
 
     Copies are left out: one direction is no alternative to the other.
     """
-    groups = [group for group in by_operator(variants) if group[0].operator != LAYOUT_COPY]
+    groups = [group for group in by_operator(variants) if group[0].operator not in (LAYOUT_COPY, WEIGHT_COPY)]
     return [found for group in groups if (found := compare(group)) is not None]
 
 

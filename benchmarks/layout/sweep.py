@@ -39,6 +39,7 @@ from fxpasses.devices.profile import (
     HOT,
     LAYOUT_COPY,
     OPERANDS,
+    WEIGHT_COPY,
     DeviceProfile,
     Roofline,
 )
@@ -156,7 +157,11 @@ def collect(
 
 def tasks(workload: Workload, device: torch.device, dtype: str) -> list[Task]:
     """Everything there is to measure for a workload, in the order of its worth."""
-    copies = [Task(f"{LAYOUT_COPY} {bytes_key(n)}", partial(_measure_copy, n)) for n in _copy_sizes(device)]
+    copies = [
+        Task(f"{operator} {bytes_key(n)}", partial(_measure_copy, operator, n))
+        for operator in (LAYOUT_COPY, WEIGHT_COPY)
+        for n in _copy_sizes(device)
+    ]
     convolutions = sorted(workload.convolutions.items(), key=lambda item: -item[0][0].flops * item[1])
     operators = sorted(
         workload.operators.items(), key=lambda item: -item[1].elements * workload.occurrences[item[0]]
@@ -232,9 +237,11 @@ def _copy_sizes(device: torch.device) -> list[int]:
     return [2**exponent for exponent in range(14, 31 if device.type == "cuda" else 27, 2)]
 
 
-def _measure_copy(num_bytes: int, setting: Setting) -> list[Variant]:
+def _measure_copy(operator: str, num_bytes: int, setting: Setting) -> list[Variant]:
+    measurer = _measurer(setting)
+    measure = measurer.weight_copy if operator == WEIGHT_COPY else measurer.copy
     with setting.arithmetic():
-        return [Variant.of(timing) for timing in _measurer(setting).copy(num_bytes)]
+        return [Variant.of(timing) for timing in measure(num_bytes)]
 
 
 def _measure_roofline(setting: Setting) -> Roofline:

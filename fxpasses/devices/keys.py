@@ -76,7 +76,7 @@ def shape_key(shape: Sequence[int]) -> str:
 
 
 def bytes_key(num_bytes: int) -> str:
-    """The key of a `LAYOUT_COPY` of a tensor that takes `num_bytes` bytes."""
+    """The key of a `LAYOUT_COPY` or `WEIGHT_COPY` of a tensor that takes `num_bytes` bytes."""
     return f"bytes={int(num_bytes)}"
 
 

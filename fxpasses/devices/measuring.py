@@ -35,7 +35,7 @@ from fxpasses.devices.convolutions import (
 )
 from fxpasses.devices.keys import bytes_key
 from fxpasses.devices.operators import OperatorCase, Shaped
-from fxpasses.devices.profile import LAYOUT_COPY, LAYOUTS, Layout, Measurement, Roofline
+from fxpasses.devices.profile import LAYOUT_COPY, LAYOUTS, WEIGHT_COPY, Layout, Measurement, Roofline
 from fxpasses.devices.timing import Effort, measure_interleaved
 from fxpasses.torch_internals.fake_tensors import without_fake_tensors
 
@@ -140,16 +140,24 @@ class Measurer:
         """Copies between the layouts, of 64 channels as most activations of a network's beginning have."""
         pixels = max(1, num_bytes // self.dtype.itemsize // 64)
         height = 2 ** ((pixels.bit_length() - 1) // 2)
-        shape = (1, 64, height, max(1, pixels // height))
+        return self._copy(LAYOUT_COPY, num_bytes, (1, 64, height, max(1, pixels // height)), written=True)
+
+    def weight_copy(self, num_bytes: int) -> list[Timing]:
+        """The same of filters of 3 x 3 taps, whose copy is read at once and freed, so that it is near."""
+        filters = max(1, math.isqrt(num_bytes // self.dtype.itemsize // 9))
+        return self._copy(WEIGHT_COPY, num_bytes, (filters, filters, 3, 3), written=False)
+
+    def _copy(self, operator: str, num_bytes: int, shape: tuple[int, ...], *, written: bool) -> list[Timing]:
+        elements = num_bytes // self.dtype.itemsize if written else 0
         candidates: Candidates = {}
         with self._quietly():
             for layout in LAYOUTS:
                 source: Layout = "contiguous" if layout == "channels_last" else "channels_last"
-                sets = self._arena.sets([shape], source, written=num_bytes // self.dtype.itemsize)
+                sets = self._arena.sets([shape], source, written=elements)
                 candidates[layout, "aten.contiguous"] = [
                     partial(_copying, given, layout) for (given,) in sets
                 ]
-            return self._timed(LAYOUT_COPY, bytes_key(num_bytes), candidates)
+            return self._timed(operator, bytes_key(num_bytes), candidates)
 
     def peaks(self) -> Roofline:
         """The peaks of a device: a matrix product, a 3x3 convolution, a copy, and a call on 16 values."""

@@ -38,7 +38,9 @@ CONVOLUTION_INPUT_GRAD = "convolution.input_grad"
 CONVOLUTION_WEIGHT_GRAD = "convolution.weight_grad"
 OPERATORS_OF_CONVOLUTIONS = (CONVOLUTION_FORWARD, CONVOLUTION_INPUT_GRAD, CONVOLUTION_WEIGHT_GRAD)
 CHANNEL_AFFINE = "channel_affine"  # y = x * scale[c] + shift[c]
-LAYOUT_COPY = "layout_copy"  # the measurement's layout is the one that is copied *to*
+LAYOUT_COPY = "layout_copy"  # of an image; the measurement's layout is the one that is copied *to*
+WEIGHT_COPY = "weight_copy"  # of filters of 3 x 3 taps; likewise
+_COPIES = (LAYOUT_COPY, WEIGHT_COPY)
 
 # How operands were measured: a setting of a profile, and its values. A profile that does not say was hot.
 OPERANDS = "operands"
@@ -60,7 +62,7 @@ class Measurement:
     Attributes:
         operator: one of this module's names, or an ATen overload such as ``aten.mean.dim``.
         key: shapes and arguments, from `keys.convolution_key`, `keys.operator_key` or `keys.bytes_key`.
-        layout: of every 4-D or 5-D tensor involved; for `LAYOUT_COPY` the layout of the result.
+        layout: of every 4-D or 5-D tensor involved; for a copy the layout of the result.
         implementation: what ran, such as ``aten.convolution`` or ``mm``.
         dtype: as in ``float32``.
         seconds: the median time of one call.
@@ -199,13 +201,18 @@ class DeviceProfile:
         best = min(allowed, key=lambda row: row.seconds)
         return Estimate(best.seconds, best.implementation)
 
-    def copy_seconds(self, num_bytes: int, layout: Layout, dtype: str = "float32") -> float | None:
+    def copy_seconds(
+        self, num_bytes: int, layout: Layout, dtype: str = "float32", *, of_weight: bool = False
+    ) -> float | None:
         """The time to copy a tensor of `num_bytes` bytes into `layout`, or None where none was measured.
+
+        Of a weight as of an image, where only those were measured.
 
         Linear between the two sizes measured around it; in proportion to the size beyond the largest one;
         the smallest one's time below it, where the call is what costs.
         """
-        points = self._copies.get((layout, dtype))
+        points = self._copies.get((WEIGHT_COPY, layout, dtype)) if of_weight else None
+        points = points or self._copies.get((LAYOUT_COPY, layout, dtype))
         if not points:
             return None
         if num_bytes <= points[0][0]:
@@ -304,11 +311,11 @@ class DeviceProfile:
         return index
 
     @cached_property
-    def _copies(self) -> Mapping[tuple[Layout, str], Sequence[tuple[int, float]]]:
-        points: dict[tuple[Layout, str], dict[int, float]] = {}
+    def _copies(self) -> Mapping[tuple[str, Layout, str], Sequence[tuple[int, float]]]:
+        points: dict[tuple[str, Layout, str], dict[int, float]] = {}
         for row in self.measurements:
-            if row.operator == LAYOUT_COPY:
-                sizes = points.setdefault((row.layout, row.dtype), {})
+            if row.operator in _COPIES:
+                sizes = points.setdefault((row.operator, row.layout, row.dtype), {})
                 size = int(row.key.removeprefix("bytes="))
                 sizes[size] = min(row.seconds, sizes.get(size, math.inf))
         return {key: sorted(sizes.items()) for key, sizes in points.items()}
@@ -335,8 +342,8 @@ def _choice(data: Mapping[str, Any]) -> Choice:
 def _measurement(data: Mapping[str, Any]) -> Measurement:
     if data["layout"] not in LAYOUTS:
         raise ValueError(f"layout {data['layout']!r} is none of {LAYOUTS}")
-    if data["operator"] == LAYOUT_COPY and not re.fullmatch(r"bytes=\d{1,18}", data["key"]):
-        raise ValueError(f"the key of a {LAYOUT_COPY} is bytes=N, got {data['key']!r}")
+    if data["operator"] in _COPIES and not re.fullmatch(r"bytes=\d{1,18}", data["key"]):
+        raise ValueError(f"the key of a {data['operator']} is bytes=N, got {data['key']!r}")
     return Measurement(
         operator=_text(data["operator"]),
         key=_text(data["key"]),

@@ -11,6 +11,7 @@ from fxpasses.devices.keys import bytes_key, convolution_key
 from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     LAYOUT_COPY,
+    WEIGHT_COPY,
     DeviceProfile,
     Estimate,
     Layout,
@@ -84,6 +85,15 @@ def test_copies_are_interpolated_between_the_sizes_measured() -> None:
     assert profile.copy_seconds(6000, "channels_last") == pytest.approx(1e-5)
     assert profile.copy_seconds(2000, "contiguous") is None
     assert profile.copy_seconds(2000, "channels_last", "float16") is None
+
+
+def test_a_weights_copy_is_what_was_measured_of_weights_else_of_images() -> None:
+    image = row(4e-6, "channels_last", "aten.copy_", operator=LAYOUT_COPY, key=bytes_key(1000))
+    weight = row(1e-6, "channels_last", "aten.copy_", operator=WEIGHT_COPY, key=bytes_key(1000))
+    assert a_profile(image).copy_seconds(1000, "channels_last", of_weight=True) == 4e-6
+    assert a_profile(image, weight).copy_seconds(1000, "channels_last", of_weight=True) == 1e-6
+    assert a_profile(image, weight).copy_seconds(1000, "channels_last") == 4e-6
+    assert a_profile(weight).copy_seconds(1000, "channels_last") is None
 
 
 def test_the_roofline_is_the_slower_of_arithmetic_and_traffic_plus_the_call() -> None:

@@ -13,7 +13,7 @@ from fxpasses.devices.convolutions import DIRECTIONS, OPERATORS, Convolution
 from fxpasses.devices.keys import operator_key
 from fxpasses.devices.measuring import Measurer, Timing
 from fxpasses.devices.operators import OperatorCase, Shaped
-from fxpasses.devices.profile import LAYOUT_COPY, LAYOUTS, DeviceProfile
+from fxpasses.devices.profile import LAYOUT_COPY, LAYOUTS, WEIGHT_COPY, DeviceProfile
 from fxpasses.devices.timing import Effort
 from fxpasses.torch_internals.fake_tensors import FakeTensor, new_fake_mode
 
@@ -76,10 +76,13 @@ def test_an_operator_has_a_row_under_both_layouts(measurer, overload, args):
     ]
 
 
-def test_copies_go_both_ways(measurer):
-    found = measurer.copy(2**14)
+@pytest.mark.parametrize(
+    ("operator", "measure"), [(LAYOUT_COPY, Measurer.copy), (WEIGHT_COPY, Measurer.weight_copy)]
+)
+def test_copies_go_both_ways(measurer, operator, measure):
+    found = measure(measurer, 2**14)
     assert [(each.operator, each.key, each.layout) for each in found] == [
-        (LAYOUT_COPY, "bytes=16384", layout) for layout in LAYOUTS
+        (operator, "bytes=16384", layout) for layout in LAYOUTS
     ]
 
 

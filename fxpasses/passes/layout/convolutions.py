@@ -117,6 +117,11 @@ def _expanded(given: Any, spatial: int) -> list[Any] | None:
     return [given] * spatial if isinstance(given, (int, torch.SymInt)) else None
 
 
+def is_weight(node: Node) -> bool:
+    """Whether convolutions read a node as their weight, and nothing else reads it."""
+    return bool(node.users) and all(is_weight_of(node, user) for user in node.users)
+
+
 def is_weight_of(node: Node, user: Node) -> bool:
     """Whether a node is the weight of a convolution that reads it."""
     bound = bind(user) if kind_of(user) is Kind.PREFERRING else None

@@ -248,11 +248,17 @@ class CostModel:
         found = named(node)
         return found and self._measured(*found, dtype, floor)
 
-    def copy(self, given: torch.Tensor, to: Label) -> Seconds:
-        """The cost of copying a tensor into the layout of a label."""
-        key = (to, given.dtype, *map(_exact, given.shape))
+    def copy(self, given: torch.Tensor, to: Label, *, of_weight: bool = False) -> Seconds:
+        """The cost of copying a tensor into the layout of a label.
+
+        Args:
+            given: an image, or with `of_weight` the weight of a convolution.
+            to: the label.
+            of_weight: whose copies are measured apart, since its rows are short.
+        """
+        key = (to, of_weight, given.dtype, *map(_exact, given.shape))
         if key not in self._copies:
-            self._copies[key] = self._copy(given, to)
+            self._copies[key] = self._copy(given, to, of_weight)
         return self._copies[key]
 
     def copy_factor(self, dtype: torch.dtype) -> float:
@@ -263,7 +269,7 @@ class CostModel:
         known = profile and self._known_of(dtype, lambda name: profile.copy_seconds(1, C, name))
         return 1.0 if known else _OPERATOR_FACTOR
 
-    def _copy(self, given: torch.Tensor, to: Label) -> Seconds:
+    def _copy(self, given: torch.Tensor, to: Label, of_weight: bool) -> Seconds:
         num_bytes = _bytes(given)
         peaks = self._peaks(given.dtype)
         floor = peaks.call_seconds + 2 * num_bytes / peaks.bandwidth
@@ -271,7 +277,9 @@ class CostModel:
         profile = self.profile
         if profile is None or self.generates:
             return floor
-        measured = self._known_of(given.dtype, lambda dtype_name: profile.copy_seconds(hint, to, dtype_name))
+        measured = self._known_of(
+            given.dtype, lambda name: profile.copy_seconds(hint, to, name, of_weight=of_weight)
+        )
         return floor if measured is None else self._rescaled(measured, floor)
 
     def _measured(

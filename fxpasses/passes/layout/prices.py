@@ -14,6 +14,7 @@ from fxpasses.devices.sizes import Seconds
 from fxpasses.graph.frames import Frame
 from fxpasses.graph.layouts import C, L, Label, order_of
 from fxpasses.graph.metadata import tensor
+from fxpasses.passes.layout.convolutions import is_weight
 from fxpasses.passes.layout.costs import Cost, CostModel
 from fxpasses.passes.layout.network import Tensor, fitting
 
@@ -35,5 +36,6 @@ def price_reading(tensors: Sequence[Tensor], frame: Frame, costs: CostModel) -> 
 
 def price_copies(held: Tensor, given: torch.Tensor, costs: CostModel) -> None:
     """Gives a tensor the costs of its copies, or new ones."""
-    held.to_contiguous, held.to_channels_last = costs.copy(given, C), costs.copy(given, L)
+    of_weight = is_weight(held.node)
+    held.to_contiguous, held.to_channels_last = (costs.copy(given, to, of_weight=of_weight) for to in (C, L))
     held.factor = costs.copy_factor(given.dtype)

@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 
+from fxpasses.devices.keys import bytes_key
 from fxpasses.devices.measuring import Measurer, Timing
 from fxpasses.devices.own import OwnStore
-from fxpasses.devices.profile import LAYOUT_COPY, Measurement, Roofline
+from fxpasses.devices.profile import LAYOUT_COPY, WEIGHT_COPY, Measurement, Roofline
 from fxpasses.devices.store import DeviceProfileWarning
 from fxpasses.graph.layouts import C, L
 from fxpasses.graph.metadata import tensor
+from fxpasses.passes.layout.convolutions import is_weight
 from fxpasses.passes.layout.costs import CostModel, seconds_at
 from fxpasses.passes.layout.measurable import Measurable
 from fxpasses.passes.layout.network import Network
@@ -139,16 +141,16 @@ class Tuner:
     def _measure_device(self, network: Network, deadline: float) -> None:
         """The peaks of the device, and copies up to the largest of the graph's, where they are not known."""
         profile = self.store.profile()
-        for dtype, most in _largest(network).items():
-            name = str(dtype).removeprefix("torch.")
-            if profile.roofline(name) is None:
-                self._peaks.append(self._measurer(dtype).peaks())
-            known = {
-                row.key for row in profile.measurements if (row.operator, row.dtype) == (LAYOUT_COPY, name)
-            }
+        known = {(row.operator, row.dtype, row.key) for row in profile.measurements}
+        for (operator, dtype), most in _largest(network).items():
+            name, measurer = str(dtype).removeprefix("torch."), self._measurer(dtype)
+            if profile.roofline(name) is None and all(peaks.dtype != name for peaks in self._peaks):
+                self._peaks.append(measurer.peaks())
+            measure = measurer.weight_copy if operator == WEIGHT_COPY else measurer.copy
             for num_bytes in [] if network.generates else _COPIES:
-                if f"bytes={num_bytes}" not in known and time.perf_counter() < deadline:
-                    self._add(self._measurer(dtype).copy(num_bytes))
+                is_known = (operator, name, bytes_key(num_bytes)) in known
+                if not is_known and time.perf_counter() < deadline:
+                    self._add(measure(num_bytes))
                 if num_bytes >= most:
                     break
 
@@ -179,14 +181,15 @@ def _doubt(network: Network, variable: int, hints: Mapping[Any, int]) -> float:
     )
 
 
-def _largest(network: Network) -> dict[torch.dtype, int]:
-    """The bytes of the largest tensor of each dtype that may be copied."""
-    found: dict[torch.dtype, int] = {}
+def _largest(network: Network) -> dict[tuple[str, torch.dtype], int]:
+    """The bytes of the largest image and weight of each dtype that may be copied, by what copying it is."""
+    found: dict[tuple[str, torch.dtype], int] = {}
     for node, held in network.tensors.items():
         given = tensor(node)
         if given is not None and held.users and given.is_floating_point():
             num_bytes = math.prod(map(size_hint, given.shape)) * given.dtype.itemsize
-            found[given.dtype] = max(found.get(given.dtype, 0), num_bytes)
+            kind = WEIGHT_COPY if is_weight(node) else LAYOUT_COPY, given.dtype
+            found[kind] = max(found.get(kind, 0), num_bytes)
     return found
 
 

@@ -15,6 +15,7 @@ from fxpasses.devices.keys import bytes_key, convolution_key
 from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     LAYOUT_COPY,
+    WEIGHT_COPY,
     DeviceProfile,
     Estimate,
     Layout,
@@ -175,6 +176,16 @@ def test_auto_converts_where_the_measured_gain_exceeds_the_measured_copies(monke
     # Input and weight there, the result back: 1152 bytes, 2304 and 1152.
     assert plan.seconds == pytest.approx(1e-4 + 1e-5 + 2e-5 + 1e-5)
     assert plan.source == "profile of here"
+
+
+@pytest.mark.parametrize(("seconds", "label"), [(1e-5, L), (1e-3, C)])
+def test_a_weights_copy_costs_what_was_measured_of_weights(monkeypatch, seconds, label):
+    of_weights = [
+        dataclasses.replace(copy, operator=WEIGHT_COPY, seconds=seconds)
+        for copy in (copy_row("channels_last", 1152, 1.0), copy_row("contiguous", 1152, 1.0))
+    ]
+    rows = (row("contiguous", 1e-3), row("channels_last", 1e-4), *COPIES, *of_weights)
+    assert optimized(monkeypatch, profile(*rows)).report.layout.convolutions[0].label == label
 
 
 def test_auto_leaves_alone_what_does_not_pay_for_its_copies(monkeypatch):

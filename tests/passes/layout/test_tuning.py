@@ -17,6 +17,7 @@ from fxpasses.devices.profile import (
     CONVOLUTION_FORWARD,
     LAYOUT_COPY,
     OPERATORS_OF_CONVOLUTIONS,
+    WEIGHT_COPY,
     DeviceProfile,
     Roofline,
 )
@@ -57,6 +58,9 @@ def network(width: int = 8) -> nn.Module:
     )
 
 
+COPIES = (LAYOUT_COPY, WEIGHT_COPY)
+
+
 def context(training: bool = True, dtype: torch.dtype = torch.float32):
     graph_module, inputs = joint_graph(
         network().train(training).to(dtype), torch.randn(2, 3, 16, 16).to(dtype)
@@ -69,7 +73,7 @@ def tuner(seconds: float = 60, **fields) -> Tuner:
 
 
 def measured(profile: DeviceProfile) -> set[tuple[str, str]]:
-    return {(row.operator, row.key) for row in profile.measurements if row.operator != LAYOUT_COPY}
+    return {(row.operator, row.key) for row in profile.measurements if row.operator not in COPIES}
 
 
 def test_a_plan_is_made_of_what_was_measured_for_it():
@@ -81,6 +85,13 @@ def test_a_plan_is_made_of_what_was_measured_for_it():
     assert tuning.measured == len(own_store().profile().measurements) > 0
     assert own_store().profile().roofline("float32") is not None
     assert assignment.plan.source.startswith("profile of ")
+
+
+def test_copies_of_weights_are_measured_up_to_the_largest():
+    assign(context(), profile=None, tuner=tuner())
+    rows = own_store().profile().measurements
+    # All weights have at most 4 KiB, the least that is measured 16.
+    assert {row.key for row in rows if row.operator == WEIGHT_COPY} == {"bytes=16384"}
 
 
 def test_a_thorough_one_measures_every_convolution_in_every_direction():
