@@ -1,4 +1,4 @@
-"""Writes that nobody can tell from a new tensor become one: `relu(x, inplace=True)` where nobody reads x again.
+"""Writes that nobody can tell from a new tensor give one: `relu(x, inplace=True)`, where x is read no more.
 
     y = conv(x);  y.relu_();  z = y + 1      ->      y = conv(x);  r = relu(y);  z = r + 1
 

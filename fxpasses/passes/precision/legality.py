@@ -1,4 +1,4 @@
-"""Where a lower precision may be taken: in inference, by products of float32, on devices that are fast in it."""
+"""Where a lower precision may be taken: by products of float32 in inference, on devices that are fast in it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def refusal_of_graph(context: GraphContext, first: Node) -> Decline | None:
     if context.path:
         return Decline("nested-graph", "{} stands in a graph that an operator runs", first, (first.name,))
     if context.initial_modes.grad and _gives_gradients(context):
-        return Decline("records-gradients", "gradients are recorded, and may flow through {}", first, (first,))
+        return Decline(
+            "records-gradients", "gradients are recorded, and may flow through {}", first, (first,)
+        )
     if any(map(torch.is_autocast_enabled, {each.device.type for each in _tensors_of(first)})):
         return Decline("autocast", "autocast is on around the graph, and chooses a precision itself", first)
     if any(context.modes(node).functorch for node in context.graph.nodes):

@@ -48,6 +48,7 @@ def run(context: GraphContext, options: Options) -> Outcome:
     found = candidates(context, dtype) if dtype is not None else []
     if dtype is None or not found:
         return Outcome()
+    context.forget_effects()  # rules have written what they do not know
     if (refusal := refusal_of_graph(context, found[0])) is not None:
         return Outcome((_remark(context, found[0], refusal),))
     costs = options.profit == "always"
@@ -68,14 +69,14 @@ PRECISION = GraphPass(NAME, run, last=True)
 
 
 def _remark(context: GraphContext, node: Node, refusal: Decline | None) -> Remark:
-    where = {"location": location_of(node), "module": module_of(node), "graph": context.path}
+    place = node.name, location_of(node)
     if refusal is None:
-        message = "computes in bfloat16"
-        return Remark(NAME, "applied", "applied", message, node.name, stage="applied", **where)
+        told = ("applied", module_of(node), "", context.path)
+        return Remark(NAME, "applied", "applied", "computes in bfloat16", *place, *told)
     stage = "profit" if refusal.code == "slow-precision" else "check"
     blamed = refusal.node.name if refusal.node is not None else ""
-    told = (NAME, "declined", refusal.code, refusal.message, node.name)
-    return Remark(*told, stage=stage, blamed=blamed, **where)  # type: ignore[arg-type]  # one of three
+    told = (stage, module_of(node), blamed, context.path)
+    return Remark(NAME, "declined", refusal.code, refusal.message, *place, *told)
 
 
 @dataclass
@@ -110,7 +111,7 @@ class Lowering:
         write_out_of_place(self.context)
         nodes, products = list(self.context.graph.nodes), set(self.products)
         self._written = {node for node in nodes if self.context.is_written(node)}
-        self._sharing = {node for node in nodes if self.context.may_return_argument(node)}
+        self._sharing = {node for node in nodes if _is_part(node) or self.context.may_return_argument(node)}
         for node in nodes:
             if node in products and self._lower_product(node):
                 continue
@@ -189,9 +190,7 @@ class Lowering:
 
     def _picks_indices(self, node: Node) -> bool:
         """Whether a node takes whole numbers out of several results, such as the indices of max pooling."""
-        if node.target is not operator.getitem or node.args[0] not in self._lowered:
-            return False
-        return isinstance(value(node.args[0]), (tuple, list)) and not self._is_float(node)  # type: ignore[arg-type]
+        return _is_part(node) and node.args[0] in self._lowered and not self._is_float(node)
 
     # Both precisions of a tensor
 
@@ -212,7 +211,9 @@ class Lowering:
         if node not in self._high:
             if node in self._sharing or not isinstance(value(node), torch.Tensor):
                 given = map_arg((node.args, node.kwargs), self._in_float32)
-                self._high[node] = self._insert(node, node.next, lambda build: build.call(node.target, *given))  # type: ignore[arg-type]
+                self._high[node] = self._insert(
+                    node, node.next, lambda build: build.call(node.target, *given)
+                )
             else:
                 self._high[node] = self._cast(node, node.next, torch.float32)
         return self._high[node]
@@ -242,6 +243,12 @@ class Lowering:
     def _is_float(node: Node) -> bool:
         found = tensor(node)
         return found is not None and found.is_floating_point()
+
+
+def _is_part(node: Node) -> bool:
+    """Whether a node takes one of several results."""
+    source = node.args[0] if node.target is operator.getitem else None
+    return isinstance(source, Node) and isinstance(value(source), (tuple, list))
 
 
 def _holds_tensors(node: Node) -> bool:

@@ -24,8 +24,9 @@ _PRODUCTS = frozenset(
 
 _ACTIVATIONS = frozenset(
     {
-        "relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "leaky_relu", "elu", "selu", "celu",
-        "gelu", "silu", "mish", "sigmoid", "tanh", "hardsigmoid", "hardswish", "softplus", "glu", "abs", "neg",
+        "relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "leaky_relu", "elu", "selu",
+        "celu", "gelu", "silu", "mish", "sigmoid", "tanh", "hardsigmoid", "hardswish", "softplus", "glu", "abs",
+        "neg",
     }
 )  # fmt: skip
 
@@ -39,8 +40,8 @@ _POOLING = frozenset(
 
 _RESAMPLING = frozenset(
     {
-        "interpolate", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
-        "upsample_trilinear3d", "upsample_linear1d", "upsample_bicubic2d",
+        "interpolate", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+        "upsample_bilinear2d", "upsample_trilinear3d", "upsample_linear1d", "upsample_bicubic2d",
     }
 )  # fmt: skip
 
@@ -78,7 +79,7 @@ def follows(node: Node) -> bool:
     if name not in _FOLLOWERS or not fits(node):
         return False
     if name in _DROPOUTS:
-        return _is_idle(node)
+        return draws_nothing(node)
     return not (name == "interpolate" and node.kwargs.get("antialias"))
 
 
@@ -94,6 +95,14 @@ def reads_sizes(node: Node) -> bool:
     return _name(node) in _SIZES
 
 
+def draws_nothing(node: Node) -> bool:
+    """Whether a node is a dropout or an attention that drops nothing."""
+    given = arguments_of(node) if node.op == "call_function" else {}
+    if _name(node) == "scaled_dot_product_attention":
+        return bool(given.get("dropout_p", 0.0) == 0.0)
+    return _name(node) in _DROPOUTS and given.get("training", given.get("train")) is False
+
+
 def mask_of(node: Node) -> Node | None:
     """The mask of an attention, which may have numbers that are infinite in bfloat16."""
     if _name(node) != "scaled_dot_product_attention":
@@ -103,7 +112,7 @@ def mask_of(node: Node) -> Node | None:
 
 
 def arguments_of(node: Node) -> dict[str, Any]:
-    """The arguments that a call of a function gives, by name; those that it leaves to defaults are not in it."""
+    """The arguments that a call of a function gives, by name, without those that it leaves to defaults."""
     target: Any = node.target
     overloaded = isinstance(target, OpOverload)
     names = signature_of_overload(target).names if overloaded else parameters_of(target)
@@ -116,7 +125,7 @@ def _name(node: Node) -> str:
         return base_name(node) if hasattr(torch.Tensor, str(node.target)) else ""
     if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
         return ""
-    known = isinstance(node.target, OpOverload) or is_described(node.target)  # type: ignore[arg-type]
+    known = isinstance(node.target, OpOverload) or is_described(node.target)
     return base_name(node) if known else ""
 
 
@@ -125,9 +134,3 @@ def _fits(argument: Any) -> bool:
         return False
     is_large = isinstance(argument, float) and abs(argument) > torch.finfo(torch.bfloat16).max
     return not (is_large and math.isfinite(argument))
-
-
-def _is_idle(node: Node) -> bool:
-    """Whether a dropout does nothing."""
-    given = arguments_of(node)
-    return given.get("training", given.get("train")) is False
