@@ -2,8 +2,8 @@
 
 Outputs, the loss and, where BatchNorm updates its statistics, the buffers after the step are asked for what
 `fxpasses.comparison` calls RESULTS; gradients, for GRADIENTS, with eager's worst parameter as the yardstick.
-Half types accumulate rounding in every layer, and eager's own error decides for the most part. So does that of
-eager under autocast for a variant that computes a float32 model in bfloat16 (`precision=bfloat16`).
+Half types accumulate rounding in every layer, and eager's own error decides for the most part. For a
+variant that computes a float32 model in bfloat16 (`precision=bfloat16`), it is that of eager under autocast.
 """
 
 from __future__ import annotations

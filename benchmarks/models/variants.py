@@ -88,7 +88,7 @@ class Variant:
             raise VariantError(f"variant {self.name!r} cannot train; use --mode inference or leave it out.")
         if self.precision != "eager" and (case.trains or case.dtype != "float32"):
             raise VariantError(
-                f"variant {self.name!r} is for inference of float32 models; use --mode inference --dtype float32."
+                f"variant {self.name!r} is for float32 inference; use --mode inference --dtype float32."
             )
         if self.kind in _RUNTIMES and not case.device.startswith("cpu"):
             raise VariantError(

@@ -128,7 +128,7 @@ CODES: Mapping[str, Code] = {
         "compile with a static number of channels",
     ),
     "dtype": Code(
-        "a tensor is integer or complex, or a step widens the result to float64; not float32 (of `precision`)",
+        "a tensor is integer or complex, or a step widens the result to float64; none but float32 is lowered",
         "keep the step in the floating dtype of the layer; a lower precision is for models of float32",
     ),
     "quantised": Code(
@@ -236,9 +236,10 @@ CODES: Mapping[str, Code] = {
         "it stands in a graph that an operator runs, such as a branch of torch.cond, which stays float32",
         "move the layer out of the branch, or write the branch without torch.cond",
     ),
-    "leaf-module": Code(
-        "the graph calls a whole module, as those of symbolic_trace do, which stays float32",
-        "trace the model with torch.export, or use torch.compile",
+    "whole-layer": Code(
+        "one call computes a whole layer, and stays float32: a module in a graph of symbolic_trace, an LSTM, "
+        "torch's fast path of attention, attention with a mask of floats",
+        "trace with torch.export or Dynamo; torch.backends.mha.set_fastpath_enabled(False) opens attention",
     ),
     # Inductor is left out
     "symbolic-strides": Code(

@@ -1,4 +1,4 @@
-"""Where a lower precision may be taken: by products of float32 in inference, on devices that are fast in it."""
+"""Where a lower precision may be taken: in inference, by products of float32, on a device fast in it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch.fx import Node
 from fxpasses.graph import modules
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.decline import Decline
-from fxpasses.graph.metadata import tensor
+from fxpasses.graph.metadata import tensor, value
 from fxpasses.graph.quantised import first_quantising
-from fxpasses.passes.precision.operators import fits, is_product
+from fxpasses.passes.precision.operators import fits, is_product, is_whole_layer
 from fxpasses.torch_internals.onednn import multiplies_bfloat16
 
 
@@ -20,6 +20,7 @@ def candidates(context: GraphContext, dtype: torch.dtype) -> list[Node]:
         node
         for node in context.graph.nodes
         if (is_product(node) and not types_of(node) <= {dtype})
+        or is_whole_layer(node)
         or modules.is_instance(node, tuple(modules.PRODUCERS))
     ]
 
@@ -60,8 +61,8 @@ def refusal_of_node(context: GraphContext, product: Node, *, whatever_it_costs: 
         product: a candidate.
         whatever_it_costs: whether to take a lower precision on devices that are slow in it.
     """
-    if product.op == "call_module":
-        return Decline("leaf-module", "{} calls a whole module", product, (product.name,))
+    if product.op == "call_module" or is_whole_layer(product):
+        return Decline("whole-layer", "{} computes a whole layer", product, (product.name,))
     types, operands = types_of(product), _tensors_of(product)
     if types != {torch.float32}:
         names = ", ".join(sorted(str(each).removeprefix("torch.") for each in types))
@@ -70,7 +71,9 @@ def refusal_of_node(context: GraphContext, product: Node, *, whatever_it_costs: 
         return Decline("autocast", "{} stands in a region of autocast", product, (product.name,))
     if any(product in context.writers_of(operand) for operand in product.all_input_nodes):
         return Decline("mutation", "{} writes to what it reads", product, (product.name,))
-    if tensor(product) is None or not fits(product):
+    if value(product) is None:
+        return Decline("no-metadata", "what {} gives is not known", product, (product.name,))
+    if not fits(product):
         return Decline("unsupported-arguments", "{} is told a type", product, (product.name,))
     slow = next((each.device for each in operands if not multiplies_fast(each.device)), None)
     if slow is not None and not whatever_it_costs:

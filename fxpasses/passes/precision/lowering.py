@@ -111,7 +111,10 @@ class Lowering:
         write_out_of_place(self.context)
         nodes, products = list(self.context.graph.nodes), set(self.products)
         self._written = {node for node in nodes if self.context.is_written(node)}
-        self._sharing = {node for node in nodes if _is_part(node) or self.context.may_return_argument(node)}
+        for node in nodes:
+            is_view = self.context.may_return_argument(node) and node not in products
+            if is_view or (_is_part(node) and node.args[0] in self._sharing):
+                self._sharing.add(node)
         for node in nodes:
             if node in products and self._lower_product(node):
                 continue
@@ -152,11 +155,15 @@ class Lowering:
         if node in self._written or not follows(node):
             return False
         read = [operand for operand in node.all_input_nodes if _holds_tensors(operand)]
-        if not read or not all(operand in self._lowered for operand in read):
+        if not read or not all(map(self._is_lowered, read)):
             return False
         return isinstance(value(node), torch.Tensor) or all(
             user.target is operator.getitem and user not in self._written for user in node.users
         )
+
+    def _is_lowered(self, node: Node) -> bool:
+        """Whether a node's value is in the lower precision; what is written to is a cast of it."""
+        return node in self._lowered and node not in self._written
 
     def _lower(self, node: Node, args: Any, kwargs: Any) -> bool:
         """Has a node compute in the lower precision, of other operands; False where it cannot."""
@@ -165,11 +172,12 @@ class Lowering:
             result = self._evaluate(node, args, kwargs)
         except Exception:  # an operator that does not take the type
             return False
-        if isinstance(result, torch.Tensor):
-            if result.dtype != self.dtype or not same_layout(result, before):
+        for found, expected in zip(_tensors(result), _tensors(before), strict=True):
+            wanted = self.dtype if expected.is_floating_point() else expected.dtype
+            if found.dtype != wanted or not same_layout(found, expected):
                 return False
             # A cast back would close gaps, unless the node is a view, which is made again instead.
-            if node not in self._sharing and (has_gaps(result) or memory_order(result) is None):
+            if node not in self._sharing and (has_gaps(found) or memory_order(found) is None):
                 return False
         node.args, node.kwargs = args, kwargs
         set_value(node, result, like=node)
@@ -189,7 +197,7 @@ class Lowering:
             self._moved.add(node)
 
     def _picks_indices(self, node: Node) -> bool:
-        """Whether a node takes whole numbers out of several results, such as the indices of max pooling."""
+        """Whether a node takes of several results one that is no float, such as the indices of pooling."""
         return _is_part(node) and node.args[0] in self._lowered and not self._is_float(node)
 
     # Both precisions of a tensor
@@ -198,7 +206,7 @@ class Lowering:
         """A node in the lower precision."""
         if node in self._written:
             return self._cast(self._in_float32(node), reader, self.dtype)
-        if node in self._lowered:
+        if self._is_lowered(node):
             return node
         if node not in self._low:
             self._low[node] = self._cast(node, self._behind(node), self.dtype)
@@ -252,9 +260,12 @@ def _is_part(node: Node) -> bool:
 
 
 def _holds_tensors(node: Node) -> bool:
-    found = value(node)
+    return bool(_tensors(value(node)))
+
+
+def _tensors(found: Any) -> list[torch.Tensor]:
     parts = found if isinstance(found, (tuple, list)) else (found,)
-    return any(isinstance(part, torch.Tensor) for part in parts)
+    return [part for part in parts if isinstance(part, torch.Tensor)]
 
 
 def _is_cast(node: Node) -> bool:

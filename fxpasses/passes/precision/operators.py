@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from fxpasses.graph.effects import is_described, parameters_of
+from fxpasses.graph.metadata import tensor
 from fxpasses.graph.names import base_name
 from fxpasses.graph.schema import signature_of_overload
 from fxpasses.torch_internals.operators import HigherOrderOperator, OpOverload
@@ -22,11 +24,18 @@ _PRODUCTS = frozenset(
 )  # fmt: skip
 """Sums of products, which kernels add up in float32 whatever they read."""
 
+_WHOLE_LAYERS = frozenset(
+    {"lstm", "gru", "rnn_tanh", "rnn_relu", "_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
+)
+
+_ATTENTION_LAYER = "multi_head_attention_forward"
+"""Linear layers and an attention, of `nn.MultiheadAttention`; the other whole layers have more in between."""
+
 _ACTIVATIONS = frozenset(
     {
         "relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "leaky_relu", "elu", "selu",
-        "celu", "gelu", "silu", "mish", "sigmoid", "tanh", "hardsigmoid", "hardswish", "softplus", "glu", "abs",
-        "neg",
+        "celu", "gelu", "silu", "mish", "sigmoid", "tanh", "hardsigmoid", "hardswish", "softplus", "glu",
+        "abs", "neg",
     }
 )  # fmt: skip
 
@@ -66,7 +75,13 @@ _SIZES = frozenset({"size", "dim", "numel", "sym_size", "sym_numel"})
 
 def is_product(node: Node) -> bool:
     """Whether a node is a convolution, a linear layer, a matrix product or attention made of two of these."""
-    return _name(node) in _PRODUCTS
+    return _name(node) in _PRODUCTS or _is_attention_layer(node)
+
+
+def is_whole_layer(node: Node) -> bool:
+    """Whether a node computes products and more in one call, such as a softmax between two of them."""
+    name = _name(node)
+    return name in _WHOLE_LAYERS or (name == _ATTENTION_LAYER and not _is_attention_layer(node))
 
 
 def follows(node: Node) -> bool:
@@ -98,8 +113,8 @@ def reads_sizes(node: Node) -> bool:
 def draws_nothing(node: Node) -> bool:
     """Whether a node is a dropout or an attention that drops nothing."""
     given = arguments_of(node) if node.op == "call_function" else {}
-    if _name(node) == "scaled_dot_product_attention":
-        return bool(given.get("dropout_p", 0.0) == 0.0)
+    if _name(node) in ("scaled_dot_product_attention", _ATTENTION_LAYER):
+        return given.get("dropout_p", 0.0) == 0.0 or given.get("training") is False
     return _name(node) in _DROPOUTS and given.get("training", given.get("train")) is False
 
 
@@ -117,6 +132,16 @@ def arguments_of(node: Node) -> dict[str, Any]:
     overloaded = isinstance(target, OpOverload)
     names = signature_of_overload(target).names if overloaded else parameters_of(target)
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _is_attention_layer(node: Node) -> bool:
+    """Whether a node is an attention between linear layers, without numbers that bfloat16 may not hold."""
+    if _name(node) != _ATTENTION_LAYER:
+        return False
+    given = arguments_of(node)
+    masks = (tensor(given.get(name)) for name in ("attn_mask", "key_padding_mask"))
+    is_taken_apart = all(user.target is operator.getitem for user in node.users)
+    return is_taken_apart and not any(mask is not None and mask.is_floating_point() for mask in masks)
 
 
 def _name(node: Node) -> str:

@@ -72,7 +72,7 @@ COMPILATIONS: Mapping[str, Example] = {
         "torch.where(x.sum() > 0, conv(x), torch.sin(x))",
         **_LOWER,
     ),
-    "leaf-module": Example(
+    "whole-layer": Example(
         f"{_LAYER}model = torch.fx.symbolic_trace(nn.Sequential(conv))\n",
         "torch.fx.symbolic_trace(nn.Sequential(conv))",
         "torch.export.export(nn.Sequential(conv), (x,))",

@@ -197,6 +197,21 @@ def test_a_mask_of_attention_that_bfloat16_does_not_hold_stays_float32():
     assert lowered.report.precision.errors
 
 
+@pytest.mark.usefixtures("without_fast_path")
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_an_attention_layer_is_one_product(need_weights):
+    layer, x = nn.MultiheadAttention(32, 4, batch_first=True).eval(), torch.randn(2, 7, 32)
+
+    def attend(x):
+        return [found for found in layer(x, x, x, need_weights=need_weights) if found is not None]
+
+    lowered = Lowered(attend)
+    for found, expected in zip(lowered(x), attend(x), strict=True):
+        close(found, expected, depth=3)
+    assert lowered.report.precision.operators == 1
+    assert len(lowered.report.precision.errors) == 1 + need_weights
+
+
 # Models ----------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +228,7 @@ def encoder() -> nn.Module:
     ],
     ids=["resnet18", "mobilenetv3", "encoder"],
 )
+@pytest.mark.usefixtures("without_fast_path")
 def test_a_model_is_no_further_from_float64_than_twice_autocast(make, shape, depth):
     model, x = make().eval(), torch.randn(shape)
     lowered = Lowered(model, weights="cached")
