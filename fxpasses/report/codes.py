@@ -238,7 +238,7 @@ CODES: Mapping[str, Code] = {
     ),
     "whole-layer": Code(
         "one call computes a whole layer, and stays float32: a module in a graph of symbolic_trace, an LSTM, "
-        "torch's fast path of attention, attention with a mask of floats",
+        "torch's fast path of attention, attention that gives weights under a mask",
         "trace with torch.export or Dynamo; torch.backends.mha.set_fastpath_enabled(False) opens attention",
     ),
     # Inductor is left out

@@ -71,6 +71,8 @@ def refusal_of_node(context: GraphContext, product: Node, *, whatever_it_costs: 
         return Decline("autocast", "{} stands in a region of autocast", product, (product.name,))
     if any(product in context.writers_of(operand) for operand in product.all_input_nodes):
         return Decline("mutation", "{} writes to what it reads", product, (product.name,))
+    if tensor(product) is None and context.is_written(product):
+        return Decline("mutation", "one of the results of {} is written to", product, (product.name,))
     if value(product) is None:
         return Decline("no-metadata", "what {} gives is not known", product, (product.name,))
     if not fits(product):

@@ -31,7 +31,7 @@ from fxpasses.graph.strides import has_gaps, memory_order, same_layout
 from fxpasses.options import Options
 from fxpasses.passes.precision.in_place import refresh, write_out_of_place
 from fxpasses.passes.precision.legality import candidates, refusal_of_graph, refusal_of_node
-from fxpasses.passes.precision.operators import follows, mask_of, reads_sizes
+from fxpasses.passes.precision.operators import follows, masks_of, reads_sizes
 from fxpasses.report.data import Remark
 from fxpasses.report.precision import Precision
 from fxpasses.rewrite.builder import Builder
@@ -137,10 +137,10 @@ class Lowering:
 
     def _lower_product(self, product: Node) -> bool:
         """Has a product read and give the lower precision; False where its strides would be others."""
-        mask = mask_of(product)
+        masks = masks_of(product)
 
         def operand(node: Node) -> Node:
-            if node is mask:
+            if node in masks:
                 return self._in_float32(node)
             return self._lowly(node, product) if self._is_float(node) else node
 

@@ -118,12 +118,13 @@ def draws_nothing(node: Node) -> bool:
     return _name(node) in _DROPOUTS and given.get("training", given.get("train")) is False
 
 
-def mask_of(node: Node) -> Node | None:
-    """The mask of an attention, which may have numbers that are infinite in bfloat16."""
-    if _name(node) != "scaled_dot_product_attention":
-        return None
-    found = node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
-    return found if isinstance(found, Node) else None
+def masks_of(node: Node) -> set[Node]:
+    """The masks of an attention, which may have numbers that are infinite in bfloat16."""
+    if _name(node) not in ("scaled_dot_product_attention", _ATTENTION_LAYER):
+        return set()
+    given = arguments_of(node)
+    masks = (given.get(name) for name in ("attn_mask", "key_padding_mask"))
+    return {mask for mask in masks if isinstance(mask, Node)}
 
 
 def arguments_of(node: Node) -> dict[str, Any]:
@@ -135,13 +136,12 @@ def arguments_of(node: Node) -> dict[str, Any]:
 
 
 def _is_attention_layer(node: Node) -> bool:
-    """Whether a node is an attention between linear layers, without numbers that bfloat16 may not hold."""
-    if _name(node) != _ATTENTION_LAYER:
+    """Whether a node is an attention between linear layers, which takes masks in their own type."""
+    if _name(node) != _ATTENTION_LAYER or any(user.target is not operator.getitem for user in node.users):
         return False
-    given = arguments_of(node)
-    masks = (tensor(given.get(name)) for name in ("attn_mask", "key_padding_mask"))
-    is_taken_apart = all(user.target is operator.getitem for user in node.users)
-    return is_taken_apart and not any(mask is not None and mask.is_floating_point() for mask in masks)
+    masks = [found for found in map(tensor, masks_of(node)) if found is not None]
+    takes_any = arguments_of(node).get("need_weights") is False
+    return takes_any or not any(mask.is_floating_point() for mask in masks)
 
 
 def _name(node: Node) -> str:

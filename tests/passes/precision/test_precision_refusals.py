@@ -147,13 +147,17 @@ def test_a_leaf_module_of_symbolic_trace_keeps_float32():
 
 
 @pytest.mark.usefixtures("without_fast_path")
-def test_an_attention_layer_with_a_mask_of_floats_keeps_float32():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_an_attention_layer_that_gives_weights_under_a_mask_keeps_float32(dtype):
     layer, x = nn.MultiheadAttention(16, 2, batch_first=True).eval(), torch.randn(2, 5, 16)
-    lowered = Lowered(lambda x, mask: layer(x, x, x, attn_mask=mask)[0])
-    lowered(x, torch.zeros(5, 5))
-    assert codes(lowered.report) == ["whole-layer"]
-    lowered(x, torch.zeros(5, 5, dtype=torch.bool))
-    assert lowered.report.applied == {"precision": 1}
+    mask = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1) > 0, float("-inf"))
+    mask = mask if dtype == torch.float32 else mask < 0
+    for need_weights in (True, False):
+        lowered = Lowered(lambda x, w=need_weights: layer(x, x, x, attn_mask=mask, need_weights=w)[0])
+        found = lowered(x)
+        with torch.no_grad():
+            assert relative(found, layer(x, x, x, attn_mask=mask, need_weights=need_weights)[0]) < 0.05
+        assert codes(lowered.report) == (["whole-layer"] if need_weights else [])
 
 
 def test_an_encoder_layer_on_the_fast_path_keeps_float32():
