@@ -237,9 +237,8 @@ CODES: Mapping[str, Code] = {
         "move the layer out of the branch, or write the branch without torch.cond",
     ),
     "whole-layer": Code(
-        "one call computes a whole layer, and stays float32: a module in a graph of symbolic_trace, an LSTM, "
-        "torch's fast path of attention, attention that gives weights under a mask",
-        "trace with torch.export or Dynamo; torch.backends.mha.set_fastpath_enabled(False) opens attention",
+        "one call computes a whole layer: an LSTM, torch's fast path of attention, a leaf module",
+        "trace with export or Dynamo; for attention, torch.backends.mha.set_fastpath_enabled(False)",
     ),
     # Inductor is left out
     "symbolic-strides": Code(
