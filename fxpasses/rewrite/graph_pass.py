@@ -44,6 +44,7 @@ class GraphPass:
         after: names of passes that must have run before, where they run at all.
         default: whether the pass is part of the default pipeline.
         last: whether it runs after all passes that do not say so, since it must see what they made.
+        asked: whether options ask for the pass, where it is selected; None for always.
     """
 
     name: str
@@ -51,6 +52,7 @@ class GraphPass:
     after: tuple[str, ...] = ()
     default: bool = True
     last: bool = False
+    asked: Callable[[Options], bool] | None = None
 
     @property
     def rules(self) -> tuple[()]:

@@ -44,9 +44,9 @@ _DTYPES = {"bfloat16": torch.bfloat16}
 
 def run(context: GraphContext, options: Options) -> Outcome:
     """Has the products of one graph compute as `Options.precision` says."""
-    dtype = _DTYPES.get(options.precision)
-    found = candidates(context, dtype) if dtype is not None else []
-    if dtype is None or not found:
+    dtype = _DTYPES[options.precision]
+    found = candidates(context, dtype)
+    if not found:
         return Outcome()
     context.forget_effects()  # rules have written what they do not know
     if (refusal := refusal_of_graph(context, found[0])) is not None:
@@ -64,7 +64,7 @@ def run(context: GraphContext, options: Options) -> Outcome:
     return Outcome(remarks, changed=changes, precision=precision)
 
 
-PRECISION = GraphPass(NAME, run, last=True)
+PRECISION = GraphPass(NAME, run, last=True, asked=lambda options: options.precision in _DTYPES)
 """It runs behind all rules: norms are folded in float32, and what comes of it is rounded once."""
 
 
