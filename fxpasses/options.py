@@ -21,6 +21,7 @@ Verify = Literal["off", "structure", "numerics"]
 Sentinels = Literal["cpu", "all"]
 Memory = Literal["auto", "reuse", "keep", "system"]
 Guards = Literal["compact", "dynamo"]
+Precision = Literal["eager", "bfloat16"]
 
 
 class AddedRule(Protocol):
@@ -66,6 +67,10 @@ class Options:
         sentinels: where writes that torch does not tell of (``param.data.mul_(2)``, a numpy view) are looked
             for in cached weights: ``"cpu"``, or ``"all"``, where each call waits for the device and reads a
             few values of each parameter.
+        precision: in what inference computes convolutions, linear layers and matrix products of float32:
+            ``"eager"``, in float32, or ``"bfloat16"``, with the images between them too. Inputs, results and
+            parameters stay float32. The report says how far the first call's results are from float32's,
+            for which that call is made in float32 too.
         profit: ``"always"`` applies what is legal, whether or not the cost model thinks that it pays.
         verify: what is checked at each application, beyond shape and dtype: ``"structure"`` (lint, metadata,
             strides, no new guards), or ``"numerics"`` (also values, on made-up inputs). What fails is
@@ -98,6 +103,7 @@ class Options:
     race: bool = False
     weights: Weights = "live"
     sentinels: Sentinels = "cpu"
+    precision: Precision = "eager"
     profit: Profit = "model"
     verify: Verify = "off"
     keep_repro: bool = False
@@ -158,6 +164,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "io": get_args(Io),
     "weights": get_args(Weights),
     "sentinels": get_args(Sentinels),
+    "precision": get_args(Precision),
     "profit": get_args(Profit),
     "verify": get_args(Verify),
     "memory": get_args(Memory),

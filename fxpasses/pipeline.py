@@ -21,6 +21,7 @@ from fxpasses.passes.folding.conv_bn import EfficientConvBnEval
 from fxpasses.passes.folding.parallel import ParallelConvMerge
 from fxpasses.passes.layout.eager_strides import write_out_eagers_strides
 from fxpasses.passes.layout.passes import LAYOUT
+from fxpasses.passes.precision.lowering import PRECISION
 from fxpasses.passes.training.activation_masks import ACTIVATION_MASKS
 from fxpasses.report.report import Report
 from fxpasses.rewrite.driver import Driver
@@ -103,7 +104,7 @@ def register_all() -> None:
         ParallelConvMerge(),
         BnBeforeConv(),
     )
-    for shipped in (*family, ACTIVATION_MASKS, LAYOUT):
+    for shipped in (*family, ACTIVATION_MASKS, PRECISION, LAYOUT):
         if shipped.name not in names:
             REGISTRY.register(shipped, OURS)
     _register_packages_once()

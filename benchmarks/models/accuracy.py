@@ -2,7 +2,8 @@
 
 Outputs, the loss and, where BatchNorm updates its statistics, the buffers after the step are asked for what
 `fxpasses.comparison` calls RESULTS; gradients, for GRADIENTS, with eager's worst parameter as the yardstick.
-Half types accumulate rounding in every layer, and eager's own error decides for the most part.
+Half types accumulate rounding in every layer, and eager's own error decides for the most part. For a
+variant that computes a float32 model in bfloat16 (`precision=bfloat16`), it is that of eager under autocast.
 """
 
 from __future__ import annotations
@@ -115,10 +116,23 @@ def results_of(step: Step, model: torch.nn.Module, before: Tensors) -> tuple[Ten
     }
 
 
-def judge(case: Case, values: Tensors, gradients: Tensors, reference: Reference) -> Accuracy:
-    """Compares a variant's results with the reference."""
+def judge(
+    case: Case, values: Tensors, gradients: Tensors, reference: Reference, precision: str = "eager"
+) -> Accuracy:
+    """Compares a variant's results with the reference.
+
+    Args:
+        case: what was run.
+        values: the variant's outputs, loss and changed buffers, by name.
+        gradients: its gradients, by name.
+        reference: of the case.
+        precision: `fxpasses.Options.precision` of the variant.
+    """
     value_error, value_name = _worst_value(values, reference.values)
-    value_tolerance = RESULTS.allowed(DTYPES[case.dtype], reference.value_error)
+    dtype, own_error = case.dtype, reference.value_error
+    if precision != "eager":
+        dtype, own_error = precision, _autocast_error(case, reference, DTYPES[precision])
+    value_tolerance = RESULTS.allowed(DTYPES[dtype], own_error)
     wrong = None
     if not value_error <= value_tolerance:
         wrong = (
@@ -141,6 +155,13 @@ def _run(case: Case, state: Tensors, dtype: str, seed: int) -> tuple[Tensors, Te
     torch.manual_seed(seed)
     step = run_step(case, model, list(model.parameters()), inputs)
     return results_of(step, model, state)
+
+
+def _autocast_error(case: Case, reference: Reference, dtype: torch.dtype) -> float:
+    """How far eager is from the reference under autocast."""
+    with torch.autocast(torch.device(case.device).type, dtype):
+        values, _ = _run(case, reference.state, case.dtype, case.seed)
+    return _worst_value(values, reference.values)[0]
 
 
 def _worst_value(values: Tensors, exact: Tensors) -> tuple[float, str]:

@@ -77,10 +77,19 @@ class Variant:
         """Whether inductor's caches make a second process start faster."""
         return self.kind in _INDUCTOR_CONFIG or self.kind == "fxpasses"
 
+    @property
+    def precision(self) -> str:
+        """In what it computes the products of a float32 model."""
+        return str(self.options.get("precision", "eager"))
+
     def check(self, case: Case) -> None:
         """Raises VariantError where this variant cannot run the case at all."""
         if self.kind in (*_RUNTIMES, "inductor-frozen") and case.trains:
             raise VariantError(f"variant {self.name!r} cannot train; use --mode inference or leave it out.")
+        if self.precision != "eager" and (case.trains or case.dtype != "float32"):
+            raise VariantError(
+                f"variant {self.name!r} is for float32 inference; use --mode inference --dtype float32."
+            )
         if self.kind in _RUNTIMES and not case.device.startswith("cpu"):
             raise VariantError(
                 f"variant {self.name!r} runs on the CPU only; use --device cpu or leave it out."

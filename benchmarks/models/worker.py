@@ -164,7 +164,8 @@ def _judge(request: Prepare, step: Step, model: torch.nn.Module) -> Accuracy | N
     if request.reference is None:
         return None
     reference = Reference.load(Path(request.reference))
-    return judge(request.case, *results_of(step, model, reference.state), reference)
+    found = results_of(step, model, reference.state)
+    return judge(request.case, *found, reference, request.variant.precision)
 
 
 def _preload(variant: Variant) -> None:

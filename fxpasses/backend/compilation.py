@@ -55,6 +55,7 @@ class Compilation:
         report: what has happened so far.
         trains: whether autograd records.
         own_kernels: when kernels of ours are taken; None for what the options say.
+        captured: the graph as it was when this was made.
     """
 
     graph_module: GraphModule
@@ -64,9 +65,11 @@ class Compilation:
     report: Report = field(default_factory=Report)
     trains: bool | None = None
     own_kernels: OwnKernels | None = None
+    captured: GraphModule = field(init=False)
     _steps: dict[type[Step], Step] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        self.captured = self.graph_module
         if self.options.weights == "baked":
             raise UnknownOptionError(
                 "weights='baked' is for fxpasses.optimize and `fxpasses export`; what torch.compile serves "

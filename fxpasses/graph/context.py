@@ -80,6 +80,10 @@ class GraphContext:
         """The state in which the node runs."""
         return self._modes[node]
 
+    def forget_effects(self) -> None:
+        """Has writes and aliases read anew, for a pass that changes which there are."""
+        self.__dict__.pop("_effects", None)
+
     def adopt(self, node: Node, modes: Modes) -> None:
         """Enters a node that a rewrite has inserted."""
         self._modes[node] = modes

@@ -270,7 +270,7 @@ def _written_by_call(node: Node, tensors: list[object]) -> list[object]:
         return list(tensors)
     if target in _INPLACE_OPERATORS:
         return list(tensors[:1])
-    if _is_described(target):
+    if is_described(target):
         name = getattr(target, "__name__", "")
         if name.endswith("_") and not name.endswith("__"):
             # `torch._foreach_mul_` takes a list of tensors, and writes to all of them.
@@ -317,7 +317,7 @@ _TRAINING_FLAG = {
 
 def _written_by_flag(node: Node, target: Callable[..., Any]) -> list[object]:
     """Writes that an argument switches on: `inplace=True`, `training=True` of a normalisation."""
-    names = _parameters(target)
+    names = parameters_of(target)
     bound = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     written: list[object] = []
     if bound.get("inplace", False) is not False:
@@ -347,7 +347,7 @@ def _flat(given: Any) -> Iterable[Any]:
 
 
 @functools.cache
-def _parameters(target: Callable[..., Any]) -> tuple[str, ...]:
+def parameters_of(target: Callable[..., Any]) -> tuple[str, ...]:
     packet = aten_packet(getattr(target, "__name__", ""))
     try:
         return tuple(inspect.signature(target).parameters)
@@ -359,7 +359,7 @@ def _parameters(target: Callable[..., Any]) -> tuple[str, ...]:
 
 
 @functools.cache
-def _is_described(target: Callable[..., Any]) -> bool:
+def is_described(target: Callable[..., Any]) -> bool:
     """Whether a function is torch's or Python's own, and so writes only what its name or flags say."""
     module = getattr(target, "__module__", None) or ""
     return module.split(".")[0] in ("torch", "_operator", "builtins", "math") or _is_builtin_of_torch(target)
@@ -382,9 +382,11 @@ def _may_return_argument(target: Any) -> bool:
         return True
     if target in _INPLACE_OPERATORS or target is operator.getitem:
         return True
-    packet = aten_packet(getattr(target, "__name__", "")) if _is_described(target) else None
+    packet = aten_packet(getattr(target, "__name__", "")) if is_described(target) else None
     if packet is not None:
         return _packet_aliases(packet)
+    if target is torch.nn.functional.multi_head_attention_forward:
+        return False
     return getattr(target, "__module__", "") not in ("_operator", "math")
 
 

@@ -78,13 +78,13 @@ def modes_of(graph: Graph, initial: Modes) -> dict[Node, Modes]:
         if node.op == "call_function":
             target = node.target
             if target not in switches:
-                switches[target] = _is_switch(target)
+                switches[target] = is_switch(target)
             if switches[target]:
                 current = _after(node, current, opened)
     return result
 
 
-def _is_switch(target: object) -> bool:
+def is_switch(target: object) -> bool:
     """Whether a function changes the state of what comes after it."""
     name = getattr(target, "__name__", "")
     named = "crement_nesting" in name or name.startswith((*_OPENING, *_CLOSING))

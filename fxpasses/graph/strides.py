@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import sympy
 import torch
 
-from fxpasses.torch_internals.sizes import size_expression, size_hint
+from fxpasses.torch_internals.sizes import same_expression, size_expression, size_hint
 
 
 def memory_order(found: torch.Tensor) -> list[int] | None:
@@ -19,6 +19,14 @@ def memory_order(found: torch.Tensor) -> list[int] | None:
     guards, in the order of the axes or in that of the strides at the hints.
     """
     return _order(found.shape, found.stride()) if found.layout is torch.strided else None
+
+
+def same_layout(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors have the same sizes and strides; symbols are compared without guards."""
+    if first.ndim != second.ndim:
+        return False
+    pairs = zip((*first.shape, *first.stride()), (*second.shape, *second.stride()), strict=True)
+    return all(same_expression(one, other) for one, other in pairs)
 
 
 def has_gaps(found: torch.Tensor) -> bool:

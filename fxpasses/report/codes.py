@@ -128,8 +128,8 @@ CODES: Mapping[str, Code] = {
         "compile with a static number of channels",
     ),
     "dtype": Code(
-        "a tensor is integer or complex, or a step widens the result to float64",
-        "keep the step in the floating dtype of the layer",
+        "a tensor is integer or complex, or a step widens the result to float64; none but float32 is lowered",
+        "keep the step in the floating dtype of the layer; a lower precision is for models of float32",
     ),
     "quantised": Code(
         "a value was quantised: int8 graphs and those of quantisation-aware training stay as they are",
@@ -160,7 +160,10 @@ CODES: Mapping[str, Code] = {
         "one of the two is under another grad mode",
         "put both under the same grad mode; kept weights need torch.no_grad() or inference_mode()",
     ),
-    "autocast": Code("one of the two is under another autocast state", "put both under the same autocast"),
+    "autocast": Code(
+        "one of the two is under another autocast state; it stands under any (of `precision`)",
+        "put both under the same autocast; leave it out where the option `precision` chooses",
+    ),
     "functorch": Code(
         "one of the two is under another functorch transform, or vmap hides a dimension",
         "put both under the same transform",
@@ -218,6 +221,24 @@ CODES: Mapping[str, Code] = {
         "the option `limit` is reached, or torch's compiler bisector has switched it off",
         "raise the limit, or leave it out",
         ({"limit": None},),
+    ),
+    # It keeps its precision
+    "records-gradients": Code(
+        "gradients are recorded, and a lower precision is for inference",
+        "call it under torch.no_grad() or inference_mode(); in training use torch.autocast",
+    ),
+    "slow-precision": Code(
+        "the device has no instructions for products of bfloat16, so that it would be slower",
+        "nothing to do: float32 is the faster precision here",
+        ({"profit": "always"},),
+    ),
+    "nested-graph": Code(
+        "it stands in a graph that an operator runs, such as a branch of torch.cond, which stays float32",
+        "move the layer out of the branch, or write the branch without torch.cond",
+    ),
+    "whole-layer": Code(
+        "one call computes a whole layer: an LSTM, torch's fast path of attention, a leaf module",
+        "trace with export or Dynamo; for attention, torch.backends.mha.set_fastpath_enabled(False)",
     ),
     # Inductor is left out
     "symbolic-strides": Code(

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from dataclasses import replace
 
 from fxpasses.report.data import Remark
+from fxpasses.report.precision import Precision
 from fxpasses.report.report import Report
 from fxpasses.torch_internals.dynamo import dynamo_counters, trace_artifact
 
@@ -39,12 +40,22 @@ def record(report: Report) -> None:
             mirror[rule] += count
 
 
-def amend(report: Report, *remarks: Remark) -> None:
-    """Adds remarks to a recorded report, for what became known after it, unless it was forgotten."""
+def amend(report: Report, *remarks: Remark, precision: Precision | None = None) -> None:
+    """Adds to a recorded report, for what became known after it, unless it was forgotten.
+
+    Args:
+        report: as it was recorded, or as it was before others added to it.
+        remarks: what to add to its remarks.
+        precision: what takes the place of its own; None for nothing.
+    """
     with _lock:
         for at, kept in enumerate(_reports):
-            if kept is report:
-                _reports[at] = replace(report, remarks=(*report.remarks, *remarks))
+            # Two compilations share no timings, and whoever adds to a report leaves its own there.
+            if kept.seconds is report.seconds:
+                amended = replace(kept, remarks=(*kept.remarks, *remarks))
+                _reports[at] = amended if precision is None else replace(amended, precision=precision)
+    if precision is not None:
+        log.info("%s", precision)
 
 
 def applied() -> Counter[str]:

@@ -13,6 +13,7 @@ from fxpasses.graph.sizes import SizeRange, range_in_words
 from fxpasses.report.application import Application
 from fxpasses.report.drawing import GraphDrawing
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
+from fxpasses.report.precision import Precision
 from fxpasses.report.saved import SavedTensor
 
 Status = Literal["applied", "declined", "failed"]
@@ -163,6 +164,7 @@ class ReportData:
         nodes_before, nodes_after: number of nodes, nested graphs included.
         level: the capture level of the graph.
         layout: the layout plan, or None where no layout pass ran.
+        precision: what is computed in a lower precision; None where nothing is.
         io: with ``io="any"``, the images that the graph takes and gives, each with its layout.
         saved: in training by inductor, the tensors that the backward pass reads of the forward pass.
         dry_run: whether nothing was compiled (`fxpasses.explain`).
@@ -188,6 +190,7 @@ class ReportData:
     nodes_after: int = 0
     level: str = ""
     layout: LayoutPlan | None = None
+    precision: Precision | None = None
     io: tuple[BoundaryTensor, ...] = ()
     saved: tuple[SavedTensor, ...] = ()
     dry_run: bool = False
@@ -234,6 +237,7 @@ class ReportData:
             "nodes_after": self.nodes_after,
             "level": self.level,
             "layout": self.layout.to_dict() if self.layout is not None else None,
+            "precision": asdict(self.precision) if self.precision is not None else None,
             "io": [asdict(each) for each in self.io],
             "saved": [asdict(one) for one in self.saved],
             "dry_run": self.dry_run,

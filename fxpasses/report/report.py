@@ -18,6 +18,7 @@ from fxpasses.report.drawing import GraphDrawing
 from fxpasses.report.grouping import added
 from fxpasses.report.layout_plan import BoundaryTensor, LayoutPlan
 from fxpasses.report.page import render_html
+from fxpasses.report.precision import Precision
 from fxpasses.report.repro import save_repro
 from fxpasses.report.saved import SavedTensor
 from fxpasses.report.text import memory_table, plain, render_text
@@ -45,6 +46,7 @@ class Report(ReportData):
             nodes_after=sum(part.nodes_after for part in parts),
             level="+".join(dict.fromkeys(part.level for part in parts if part.level)),
             layout=next((part.layout for part in reversed(parts) if part.layout is not None), None),
+            precision=Precision.merge(part.precision for part in parts),
             io=tuple(each for part in parts for each in part.io),
             saved=tuple(one for part in parts for one in part.saved),
             dry_run=any(part.dry_run for part in parts),
@@ -79,12 +81,14 @@ class Report(ReportData):
             io = tuple(BoundaryTensor(**fields) for fields in data.pop("io", ()))
             tried = tuple(Attempt(**fields) for fields in data.pop("tried", ()))
             plan = _plan(data.pop("layout"))
+            precision = Precision.from_dict(data.pop("precision", None))
             saved = tuple(map(SavedTensor.from_dict, data.pop("saved", ())))
             sizes = tuple(SizeBound(**fields) for fields in data.pop("sizes", ()))
             return Report(
                 remarks=remarks,
                 graphs=graphs,
                 layout=plan,
+                precision=precision,
                 io=io,
                 tried=tried,
                 saved=saved,

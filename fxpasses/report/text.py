@@ -67,6 +67,8 @@ def notes(report: ReportData) -> list[str]:
         lines.append(
             f"kept between calls: {report.kept_tensors} tensors, {report.kept_bytes / 1e6:.1f} MB{packed}"
         )
+    if report.precision is not None:
+        lines.append(str(report.precision))
     if report.saved:
         lines.append(memory_line(report))
     lines += map(_size_line, report.sizes)

@@ -29,7 +29,6 @@ from fxpasses.graph.levels import nested_graphs
 from fxpasses.graph.locations import location_of, module_of
 from fxpasses.graph.metadata import value
 from fxpasses.graph.modes import initial_modes_of_nested
-from fxpasses.graph.sizes import SizeRange
 from fxpasses.graph.views import BATCH_NORMS, is_batch_norm
 from fxpasses.options import Options
 from fxpasses.report.application import Application
@@ -42,7 +41,7 @@ from fxpasses.rewrite.graph_pass import GraphPass
 from fxpasses.rewrite.limits import PROCESS
 from fxpasses.rewrite.numerics import difference_of
 from fxpasses.rewrite.registry import AnyRule, Pass, RulePass, names_of
-from fxpasses.rewrite.rule import Match
+from fxpasses.rewrite.rule import Match, ranges_of
 from fxpasses.rewrite.sweeps import Sweeps
 from fxpasses.rewrite.verify import GuardCount, check_replacement, structural_fault
 from fxpasses.torch_internals.bisector import bisector_disables
@@ -50,6 +49,7 @@ from fxpasses.torch_internals.pytree import tree_leaves
 
 if TYPE_CHECKING:
     from fxpasses.report.layout_plan import LayoutPlan
+    from fxpasses.report.precision import Precision
 
 log = logging.getLogger("fxpasses")
 
@@ -75,6 +75,7 @@ class Driver:
     _applied: int = 0
     _guards_asked: int = 0
     _layout: LayoutPlan | None = None
+    _precision: Precision | None = None
 
     def run(self, context: GraphContext) -> Report:
         """Rewrites the graph of `context` and those nested in it, and reports.
@@ -108,6 +109,7 @@ class Driver:
             level=level,
             applications=tuple(self._applications),
             layout=self._layout,
+            precision=self._precision,
             io=self._layout.boundary if self._layout is not None and self.options.io == "any" else (),
             graphs=draw_result(drawings, contexts, self._remarks, self._layout),
             sizes=optimised_for(self._remarks),
@@ -152,8 +154,9 @@ class Driver:
     def _run_graph_pass(self, current: GraphPass, context: GraphContext) -> None:
         outcome = current.run(context, self.options)
         self._applied += outcome.changed
-        # The plan of the outermost graph stands for the compilation.
+        # What is told of the outermost graph stands for the compilation.
         self._layout = self._layout or outcome.layout
+        self._precision = self._precision or outcome.precision
         for remark in outcome.remarks:
             self._add(remark)
 
@@ -206,7 +209,7 @@ class Driver:
 
     def _outside_sizes(self, rule: AnyRule, match: Match) -> Decline | None:
         """Whether a size is outside the range for which the rule says that it pays."""
-        sizes = _ranges(rule, match)
+        sizes = ranges_of(rule, match)
         # What a rule asks to be guarded is no guard that slipped in.
         guards = GuardCount.of(match.context) if sizes and self.options.verify != "off" else None
         outside = next((each for each in sizes if not each.holds()), None)
@@ -223,7 +226,7 @@ class Driver:
         inserted: list[Node] = []
         try:
             reason = self._reason(rule, match)
-            sizes = () if self._whatever_it_costs(rule) else _ranges(rule, match)
+            sizes = () if self._whatever_it_costs(rule) else ranges_of(rule, match)
             build = Builder(context, rule.insertion_point(match), node, rule=rule.name, replaced=match.nodes)
             inserted = build.inserted
             written = rule.rewrite(match, build)
@@ -353,11 +356,6 @@ class _Site:
             pattern_size=self.size,
             figures=self.figures,
         )
-
-
-def _ranges(rule: AnyRule, match: Match) -> tuple[SizeRange, ...]:
-    given = rule.pays_for(match)
-    return (given,) if isinstance(given, SizeRange) else tuple(given)
 
 
 _HAZARDS = frozenset({"mutation", "grad-mode", "autocast", "functorch", "stream", "region"})

@@ -13,6 +13,7 @@ from fxpasses.graph.context import GraphContext
 from fxpasses.options import Options
 from fxpasses.report.data import Remark
 from fxpasses.report.layout_plan import LayoutPlan
+from fxpasses.report.precision import Precision
 from fxpasses.rewrite.identity import fingerprint
 
 
@@ -24,11 +25,13 @@ class Outcome:
         remarks: what it says; an ``"applied"`` one for each application that counts.
         changed: whether the graph was changed.
         layout: the plan of the layout pass.
+        precision: what the precision pass did.
     """
 
     remarks: tuple[Remark, ...] = ()
     changed: bool = False
     layout: LayoutPlan | None = None
+    precision: Precision | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class GraphPass:
         after: names of passes that must have run before, where they run at all.
         default: whether the pass is part of the default pipeline.
         last: whether it runs after all passes that do not say so, since it must see what they made.
+        asked: whether options ask for the pass, where it is selected; None for always.
     """
 
     name: str
@@ -48,6 +52,7 @@ class GraphPass:
     after: tuple[str, ...] = ()
     default: bool = True
     last: bool = False
+    asked: Callable[[Options], bool] | None = None
 
     @property
     def rules(self) -> tuple[()]:

@@ -200,7 +200,7 @@ def _selected(passes: list[Pass], options: Options) -> Iterator[Pass]:
             continue
         wanted = pass_.default if options.passes is None else pass_.name in options.passes
         if isinstance(pass_, GraphPass):
-            if wanted:
+            if wanted and (pass_.asked is None or pass_.asked(options)):
                 yield pass_
             continue
         rules = tuple(

@@ -138,6 +138,12 @@ class Rule(abc.ABC, Generic[M]):
         return fingerprint(self)
 
 
+def ranges_of(rule: Rule[M], match: M) -> tuple[SizeRange, ...]:
+    """The sizes for which a rewrite pays, where a rule gives one range or several."""
+    given = rule.pays_for(match)
+    return (given,) if isinstance(given, SizeRange) else tuple(given)
+
+
 def first_decline(match: M, checks: Sequence[Callable[[M], Decline | None]]) -> Decline | None:
     """The first reason against a match among those of several checks, in their order."""
     return next((found for check in checks if (found := check(match)) is not None), None)

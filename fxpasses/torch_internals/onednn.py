@@ -166,3 +166,9 @@ def packed_convolution_onto(
     scalars: list[float] = []
     given = (image, packed, bias, padding, stride, dilation, groups, "add", 1.0, None, scalars, None)
     return lambda other: cast(torch.Tensor, operator(other, *given))
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16, and oneDNN, which uses them, is on."""
+    has_them = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return has_them and onednn_takes(torch.bfloat16)

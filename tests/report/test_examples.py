@@ -17,6 +17,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 import fxpasses
 from fxpasses.kernels import choice
+from fxpasses.passes.precision import legality
 from fxpasses.report.codes import CODES
 from fxpasses.report.examples import EXAMPLES
 from fxpasses.report.examples.example import PRELUDE, Example
@@ -69,7 +70,17 @@ def _onednn_is_faster(own_caches, monkeypatch):
     monkeypatch.setattr(choice, "_medians", lambda calls, copies: [1e-6, *[1.0] * (len(calls) - 1)])
 
 
-SURROUNDINGS = {"no-record": "own_caches", "other-kernels": "own_caches", "not-faster": "_onednn_is_faster"}
+@pytest.fixture
+def _slow_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(legality, "multiplies_fast", lambda device: False)
+
+
+SURROUNDINGS = {
+    "no-record": "own_caches",
+    "other-kernels": "own_caches",
+    "not-faster": "_onednn_is_faster",
+    "slow-precision": "_slow_in_bfloat16",
+}
 """Fixtures that make it so on the machine as an example says."""
 
 

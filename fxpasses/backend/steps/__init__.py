@@ -6,6 +6,7 @@ from fxpasses.backend.compilation import Compilation, Step
 from fxpasses.backend.steps.activation_masks import ActivationMasks
 from fxpasses.backend.steps.added_rules import AddedRules
 from fxpasses.backend.steps.allocator import Allocator
+from fxpasses.backend.steps.compared_precision import ComparedPrecision
 from fxpasses.backend.steps.eagers_memory import EagersMemory
 from fxpasses.backend.steps.given_results import GivenResults
 from fxpasses.backend.steps.group_moments import GroupMoments
@@ -32,8 +33,10 @@ STEPS: tuple[tuple[type[Step], tuple[type[Step], ...]], ...] = (
     (GroupMoments, ()),
     (TangentFormats, ()),
     (SavedTensors, ()),
-    # Last, since it sees what all others have made of the graph.
+    # It sees what all others have made of the graph.
     (GivenResults, (PlannedLayout,)),
+    # Last, since it calls what all others have made of the compiled function.
+    (ComparedPrecision, ()),
 )
 
 

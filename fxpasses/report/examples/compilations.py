@@ -18,6 +18,11 @@ conv, bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval()
 x = torch.randn(2, 3, 8, 8)
 def model(x): return bn(conv(x))
 """
+_LAYER = "conv, x = nn.Conv2d(3, 3, 3, padding=1), torch.randn(2, 3, 8, 8)\n"
+_LOWER: Mapping[str, Any] = {
+    "options": "{'precision': 'bfloat16', 'profit': 'always'}",
+    "rule": "precision",
+}
 _PACKED: Mapping[str, Any] = {
     "options": "{'weights': 'cached'}",
     "rule": "packed_weights",
@@ -46,6 +51,32 @@ COMPILATIONS: Mapping[str, Example] = {
         run=COMPILED.replace("options", "dynamic=True, options"),
         fires="not any(remark.rule == 'inductor' for remark in report.remarks)",
         where="with torch before 2.15",
+    ),
+    # Precision
+    "records-gradients": Example(
+        f"{_LAYER}def model(x): return conv(x)\n",
+        "def model(x): return conv(x)\n",
+        "@torch.no_grad()\ndef model(x): return conv(x)\n",
+        grad=True,
+        **_LOWER,
+    ),
+    "slow-precision": Example(
+        f"{_LAYER}def model(x): return conv(x)\n",
+        where="on a CPU without AVX512-BF16 and AMX",
+        options_after="{'precision': 'bfloat16', 'profit': 'always'}",
+        **{**_LOWER, "options": "{'precision': 'bfloat16'}"},
+    ),
+    "nested-graph": Example(
+        f"{_LAYER}def model(x): return torch.cond(x.sum() > 0, conv, torch.sin, (x,))\n",
+        "torch.cond(x.sum() > 0, conv, torch.sin, (x,))",
+        "torch.where(x.sum() > 0, conv(x), torch.sin(x))",
+        **_LOWER,
+    ),
+    "whole-layer": Example(
+        f"{_LAYER}model = torch.fx.symbolic_trace(nn.Sequential(conv))\n",
+        "torch.fx.symbolic_trace(nn.Sequential(conv))",
+        "torch.export.export(nn.Sequential(conv), (x,))",
+        **_LOWER,
     ),
     # Layouts
     "shared-results": Example(

@@ -12,7 +12,7 @@ from benchmarks.models.accuracy import Reference, judge, make_reference
 from benchmarks.models.cases import Case, CaseError
 from benchmarks.models.messages import CheckModels, MakeReference, Prepare, Prepared, TimeSteps
 from benchmarks.models.saved_tensors import saved_bytes
-from benchmarks.models.variants import parse_variant
+from benchmarks.models.variants import VariantError, parse_variant
 from benchmarks.models.worker import Server
 from benchmarks.models.workers import Worker, WorkerError, time_in_rounds
 
@@ -222,3 +222,24 @@ def test_saved_bytes_of_resnet18_are_what_was_measured_independently(tmp_path):
     assert isinstance(reply, Prepared)
     assert reply.saved_bytes is not None
     assert reply.saved_bytes / 2**20 == pytest.approx(148, abs=0.5)
+
+
+def test_a_variant_in_bfloat16_is_judged_by_eagers_error_under_autocast():
+    case = Case(f"{TINY}tiny", batch=2, size=8)
+    reference = make_reference(case)
+    values = {name: value.bfloat16().float() for name, value in reference.values.items()}
+    assert judge(case, values, {}, reference).wrong is not None
+    accuracy = judge(case, values, {}, reference, "bfloat16")
+    assert accuracy.wrong is None
+    assert 1e-2 <= accuracy.value_tolerance < 0.1
+    wrong = {name: 1.5 * value for name, value in values.items()}
+    assert judge(case, wrong, {}, reference, "bfloat16").wrong is not None
+
+
+def test_a_precision_is_a_field_of_a_variant_for_inference_in_float32():
+    variant = parse_variant("fxpasses:weights=cached;precision=bfloat16")
+    assert variant.precision == "bfloat16"
+    variant.check(Case(f"{TINY}tiny"))
+    for case in (Case(f"{TINY}tiny", mode="frozen-training"), Case(f"{TINY}tiny", dtype="float16")):
+        with pytest.raises(VariantError, match="inference"):
+            variant.check(case)
