@@ -137,7 +137,9 @@ class Patchwork(DeviceProfile):
         gains = ("contiguous", "channels_last")[zlib.crc32(f"{operator} {key}".encode()) % 2]
         return Estimate(1e-4 if layout == gains else 1e-2, "aten.convolution")
 
-    def copy_seconds(self, num_bytes: int, layout: Layout, dtype: str = "float32") -> float | None:
+    def copy_seconds(
+        self, num_bytes: int, layout: Layout, dtype: str = "float32", *, of_weight: bool = False
+    ) -> float | None:
         return 1e-8
 
 

@@ -67,7 +67,9 @@ class InventedProfile(DeviceProfile):
             1e-5 * (1 + zlib.crc32(f"{operator} {key} {layout}".encode()) % 97), "aten.convolution"
         )
 
-    def copy_seconds(self, num_bytes: int, layout: str, dtype: str = "float32") -> float:
+    def copy_seconds(
+        self, num_bytes: int, layout: str, dtype: str = "float32", *, of_weight: bool = False
+    ) -> float:
         return 1e-6
 
 
