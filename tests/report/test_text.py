@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fxpasses.report.data import Remark
+from fxpasses.report.layout_plan import CutEdge, LayoutPlan
 from fxpasses.report.report import Report
 from fxpasses.report.text import WIDTH, reasons, render_remarks
 
@@ -39,6 +40,31 @@ def test_a_report_of_many_sites_fits_on_a_screen() -> None:
     assert len(lines) <= 24
     assert max(map(len, lines)) <= WIDTH
     assert re.search(r"some_rule +200 +0\.250", text)
+
+
+_CODES = ("live-weights", "mutation", "multiple-users", "no-producer")
+
+
+def _planned(reasons_told: int) -> str:
+    """The text of a report with so many reasons, and a plan that was carried out and copies five tensors."""
+    edges = tuple(
+        CutEdge(f"image_{number}", "relu", (2, 3, 8, 8), "contiguous", 2e-6, (f"conv_{number}",), ())
+        for number in range(5)
+    )
+    plan = LayoutPlan({}, (), edges, 5e-6, 6e-6, 7e-6, 1, copies=5)
+    declined = [remark_of(at, "declined", code, "check") for at, code in enumerate(_CODES[:reasons_told])]
+    return str(replace(report_of(remark_of(9), *declined), layout=plan))
+
+
+def test_the_text_has_as_much_detail_as_fits_on_a_screen() -> None:
+    texts = [_planned(reasons_told) for reasons_told in range(5)]
+    shown = [len(re.findall(r"image_\d", text)) for text in texts]
+    assert shown[0] == 3  # of five copies, the dearest
+    assert shown[4] < 3
+    assert sorted(shown, reverse=True) == shown
+    assert max(len(text.splitlines()) for text in texts) <= 24
+    for reasons_told, text in enumerate(texts):
+        assert all(code in text for code in _CODES[:reasons_told])
 
 
 def test_the_headline_has_level_sizes_and_seconds() -> None:
