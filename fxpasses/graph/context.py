@@ -16,9 +16,10 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxpasses.graph.effects import Effects
 from fxpasses.graph.levels import Level, attribute, level_of
-from fxpasses.graph.metadata import FakeEvaluator, tensor
+from fxpasses.graph.metadata import FakeEvaluator, set_value, tensor
 from fxpasses.graph.modes import Modes, modes_of
 from fxpasses.graph.operands import ModuleTensor, Operand, identity
+from fxpasses.graph.strides import same_layout
 
 Executor = Literal["fused", "eager"]
 
@@ -83,6 +84,16 @@ class GraphContext:
     def forget_effects(self) -> None:
         """Has writes and aliases read anew, for a pass that changes which there are."""
         self.__dict__.pop("_effects", None)
+
+    def stand_in(self, new: Node, old: Node) -> None:
+        """Has a node that a rewrite has inserted take the place of another.
+
+        It is the same tensor to whoever reads it, so its metadata have the same storage, if it lies alike.
+        """
+        self._effects.stand_in(new, old)
+        found, before = tensor(new), tensor(old)
+        if found is not None and before is not None and same_layout(found, before):
+            set_value(new, before, like=old)
 
     def adopt(self, node: Node, modes: Modes) -> None:
         """Enters a node that a rewrite has inserted."""

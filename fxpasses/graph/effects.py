@@ -130,6 +130,13 @@ class Effects:
             return []
         return self._writes.get(self._find(self._key(operand)), [])
 
+    def stand_in(self, new: Node, old: Node) -> None:
+        """Has a node take the place of another, with all that shares storage with that one or writes to it."""
+        if self.writes_anything:
+            assert self._joined
+            self._join(new, old)
+            self.__dict__.pop("_writes", None)
+
     def may_return_argument(self, node: Node) -> bool:
         """Whether the node's result may share storage with something that it reads."""
         found = tensor(node)

@@ -152,6 +152,7 @@ class Driver:
         self._misses.clear()
 
     def _run_graph_pass(self, current: GraphPass, context: GraphContext) -> None:
+        context.forget_effects()  # which rewrites may have changed
         outcome = current.run(context, self.options)
         self._applied += outcome.changed
         # What is told of the outermost graph stands for the compilation.
@@ -431,6 +432,8 @@ def _replace(match: Match, replacements: tuple[Node, ...], inserted: list[Node])
     """
     graph = match.context.graph
     for result, replacement in zip(match.results, replacements, strict=True):
+        if replacement in inserted:
+            match.context.stand_in(replacement, result)
         result.replace_all_uses_with(replacement)
     erased: list[Node] = []
     for node in reversed(match.nodes):
