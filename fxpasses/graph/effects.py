@@ -131,7 +131,7 @@ class Effects:
         return self._writes.get(self._find(self._key(operand)), [])
 
     def stand_in(self, new: Node, old: Node) -> None:
-        """Has a node take the place of another, with all that shares storage with that one or writes to it."""
+        """Has a node take the place of another, with all that shares storage with it or writes to it."""
         if self.writes_anything:
             assert self._joined
             self._join(new, old)
