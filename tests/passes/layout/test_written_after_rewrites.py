@@ -50,7 +50,9 @@ class Folded(nn.Module):
         return self.last(y), found, y
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "contiguous", "off"])
+@pytest.mark.parametrize(
+    "layout", ["channels_last", *(pytest.param(one, marks=pytest.mark.full) for one in ("contiguous", "off"))]
+)
 @pytest.mark.parametrize("affine", [False, True], ids=["norm", "affine"])
 @pytest.mark.parametrize("use", USES, ids=[use.__name__.strip("_") for use in USES])
 @pytest.mark.parametrize("level", CAPTURES)
