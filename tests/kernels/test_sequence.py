@@ -198,6 +198,29 @@ DEEP = [
     ((2, 8, 9, 9), _depthwise(16, side=3, padding=0)),
     ((1, 8, 70, 30), _depthwise(64, side=2, padding=0, stride=3)),  # rows that nothing reads
 ]
+
+
+def assert_chain_is_exact(made, value, convolutions):
+    """Float64's values, and the same bits for any number of threads."""
+
+    def exact(x):
+        for _, convolve in convolutions:
+            x = convolve(x)
+        return x
+
+    at = made.add(CHAIN, made.plain(value), exact, *convolutions)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found += made.run([at])
+    finally:
+        torch.set_num_threads(before)
+    assert_equal(found[0], made.exact[at])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 GROUPED = [
     ((1, 8, 9, 12), Sizes(32, 32, 2, (3, 3), (1, 1), (1, 1), (1, 1))),
     ((2, 8, 30, 17), Sizes(64, 64, 2, (3, 3), (2, 2), (1, 1), (1, 1))),
@@ -227,23 +250,7 @@ def test_a_chain_with_groups_equals_float64(image, grouped, kind):
     elif kind == "behind few":
         few = Sizes(3, grouped.channels, 1, (3, 3), (1, 1), (1, 1), (1, 1))
         value, convolutions = 1, [made.convolution(few, few_channels(2), None, "silu"), filtered]
-
-    def exact(x):
-        for _, convolve in convolutions:
-            x = convolve(x)
-        return x
-
-    at = made.add(CHAIN, made.plain(value), exact, *convolutions)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found += made.run([at])
-    finally:
-        torch.set_num_threads(before)
-    assert_equal(found[0], made.exact[at])
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert_chain_is_exact(made, value, convolutions)
 
 
 KINDS = ("head", "planes", "rows", "deep", "narrow", "summands", "twice")
@@ -284,23 +291,7 @@ def test_a_chain_row_by_row_equals_float64(image, deep, kind):
         convolutions = [wide, filtered, thin, again, filtered]
         if min(height, width) < 40:
             convolutions = [wide, thin, again]
-
-    def exact(x):
-        for _, convolve in convolutions:
-            x = convolve(x)
-        return x
-
-    at = made.add(CHAIN, made.plain(value), exact, *convolutions)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found += made.run([at])
-    finally:
-        torch.set_num_threads(before)
-    assert_equal(found[0], made.exact[at])
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert_chain_is_exact(made, value, convolutions)
 
 
 def block(image, *, activation="clamp", narrow=24):
