@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -34,10 +35,11 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
 
 # What a machine is measured to be like is another thing on each: tests that measure say so, and where.
+# Nor does a run begin with what an earlier one measured, or with a race that was won in it.
 os.environ.setdefault("FXPASSES_TUNE_SECONDS", "0")
-os.environ["FXPASSES_PROFILE_DIR"] = os.path.join(
-    tempfile.gettempdir(), f"fxpasses_{getpass.getuser()}_tests"
-)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and what tests start, share the run's
+    os.environ["FXPASSES_PROFILE_DIR"] = tempfile.mkdtemp(prefix="fxpasses_profiles_")
+    atexit.register(shutil.rmtree, os.environ["FXPASSES_PROFILE_DIR"], ignore_errors=True)
 
 import pytest
 import torch

@@ -370,7 +370,8 @@ def test_overflow_is_an_infinite_error():
     assert lowered.report.precision.errors == (float("inf"),)
 
 
-def test_a_race_keeps_its_verdict_beside_the_error():
+def test_a_race_keeps_its_verdict_beside_the_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("FXPASSES_PROFILE_DIR", str(tmp_path))  # else an earlier verdict ends it
     layer, x = nn.Linear(4, 4), torch.randn(2, 4)
     chosen = {**OPTIONS, "inner": "eager", "race": True}
     compiled = torch.compile(layer, backend="fxpasses", options=chosen)
