@@ -1,11 +1,15 @@
 """Convolutions over one dimension, written as those of images of height 1, for which there are kernels.
 
-    conv1d(x, w)    becomes    squeeze(conv2d(unsqueeze(x), unsqueeze(w)))
+    conv1d(x, w)    becomes    squeeze(conv2d(unsqueeze(contiguous(x)), unsqueeze(w)))
 
-`write_as_images` does so in the graph that was captured, where the weight is kept between calls. In
-inductor's graph `join_images` has what stands between two of them compute on images too, so that it is read
-as one with them:
+`write_as_images` does so in the graph that was captured, where the weight is kept between calls. Over one
+dimension eager convolves a contiguous copy, so that its result is contiguous, too, and over two it does not.
 
+In inductor's graph, whose results have eager's strides by then, `join_images` has convolutions read sequences
+[N, T, C] as the images in channels-last that they are, without that copy; and what stands between two
+convolutions compute on images too, so that it is read as one with them:
+
+    transpose ── clone ── unsqueeze ── conv2d           becomes    transpose ── unsqueeze ── conv2d
     conv2d ── squeeze ── relu ── unsqueeze ── conv2d    becomes    conv2d ── relu ── conv2d
 """
 
@@ -20,6 +24,7 @@ from torch.fx.node import map_arg
 
 from fxpasses.graph.context import GraphContext
 from fxpasses.graph.frames import is_one
+from fxpasses.graph.layouts import order_of
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import Modes
 from fxpasses.graph.operands import tensor_of
@@ -59,7 +64,8 @@ def _write_as_image(
         read = build.call("contiguous", (weight,))  # what is in another order is not packed
         filters[weight] = build.call("unsqueeze", (read, _HEIGHT))
     bias = None if found.bias is None else build.operand(found.bias)
-    operands = (build.call("unsqueeze", (given, _HEIGHT)), filters[weight], bias)
+    image = build.call("unsqueeze", (build.call("contiguous", (given,)), _HEIGHT))
+    operands = (image, filters[weight], bias)
     stride, dilation = (_pair(1, numbers) for numbers in (found.stride, found.dilation))
     padding = found.padding if isinstance(found.padding, str) else _pair(0, found.padding)
     if found.transposed:
@@ -84,6 +90,8 @@ def join_images(graph: Graph) -> None:
     """
     assert graph.owning_module is not None, "inductor's graphs have a module"
     context = GraphContext(graph.owning_module, Modes(grad=False), executor="fused")
+    for copied in graph.find_nodes(op="call_function", target=aten.clone.default):
+        _read_in_place(context, copied)
     images: dict[Node, Node] = {}
     for node in list(graph.nodes):
         viewed = _squeezed(node)
@@ -103,6 +111,34 @@ def join_images(graph: Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if not node.users and (node in images or _may_be_dropped(node)):
             graph.erase_node(node)
+
+
+def _read_in_place(context: GraphContext, copied: Node) -> None:
+    """Has convolutions read what a copy is made of, where it is an image in channels-last as it lies."""
+    given = copied.args[0]
+    if not isinstance(given, Node) or copied.kwargs.get("memory_format") != torch.contiguous_format:
+        return
+    images = list(copied.users)
+    if not images or not all(_unsqueezes(image) and _only_convolved(image) for image in images):
+        return
+    build = Builder(context, copied, images[0], rule=_RULE, replaced=(copied, *images))
+    image = build.call(aten.unsqueeze.default, (given, _HEIGHT))
+    lies = tensor(image)
+    if lies is None or order_of(lies) != "channels_last":
+        context.graph.erase_node(image)
+        return
+    for one in images:
+        one.replace_all_uses_with(image)
+        context.graph.erase_node(one)
+    context.graph.erase_node(copied)
+
+
+def _only_convolved(image: Node) -> bool:
+    return all(
+        reader.target is aten.convolution.default
+        and [at for at, operand in enumerate(reader.args) if operand is image] == [0]
+        for reader in image.users
+    )
 
 
 def _squeezed(node: Node) -> Node | None:

@@ -241,6 +241,8 @@ def layouts(draw: st.DrawFn) -> Specimen:
         if kind == "channels-last":
             x = x.contiguous(memory_format=torch.channels_last)
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        elif rank != 4 and draw(st.booleans()):
+            x = x.movedim(1, -1).contiguous().movedim(-1, 1)  # as what follows a layer norm lies in memory
     layout = draw(st.sampled_from(("channels_last", "channels_last", "contiguous")))
     return LAYOUTS[kind].of(f"{kind}, {layout}", model, x.requires_grad_()).with_options(layout=layout)
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from helpers import randomised
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 import fxpasses
+from fxpasses.passes.weights.one_dimensional import join_images
 
 CACHED = {"weights": "cached"}
 
@@ -93,6 +95,77 @@ def test_sizes_may_be_dynamic():
     run = torch.compile(model, backend="fxpasses", options=CACHED, dynamic=True)
     for batch, length in ((2, 40), (3, 21), (5, 64)):
         assert_equal(run, model, torch.randn(batch, 3, length))
+
+
+def sequence(batch=2, length=40, channels=3):
+    """[N, C, T], which lies in memory as [N, T, C] does."""
+    return torch.randn(batch, length, channels).transpose(1, 2)
+
+
+@pytest.mark.parametrize("inner", ["inductor", "aot_eager"])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d])
+def test_a_result_is_contiguous_as_eagers_is_whatever_the_input_is(kind, inner):
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(3, 8, 3), nn.SiLU()).eval()
+    run = compiled(model, inner=inner)
+    for x in (sequence(), torch.randn(3, 2, 40).transpose(0, 1), torch.randn(2, 3, 41)[..., :40]):
+        assert_equal(run, model, x)
+    assert_equal(compiled(model, inner=inner, profit="always"), model, sequence())
+
+
+def test_sequences_of_dynamic_sizes():
+    model = net()
+    run = torch.compile(model, backend="fxpasses", options=CACHED, dynamic=True)
+    for batch, length in ((2, 40), (3, 21)):
+        assert_equal(run, model, sequence(batch, length))
+
+
+def test_strides_that_are_read_are_those_of_eagers_copy():
+    torch.manual_seed(0)
+    layer = nn.Conv1d(3, 8, 1).eval()
+
+    def model(x):
+        y = layer(x)
+        return y.as_strided((3, 5), (4, 1), 2) * y.stride(1), y.flatten()
+
+    run = compiled(model)
+    with torch.no_grad():
+        for found, expected in zip(run(sequence()), model(sequence()), strict=True):
+            assert found.stride() == expected.stride()
+
+
+def copies_before_a_convolution(read):
+    """How many there are in inductor's graph when images have been joined."""
+
+    def convolved(x, weight):
+        image = torch.ops.aten.clone.default(x, memory_format=torch.contiguous_format).unsqueeze(2)
+        return read(torch.conv2d(image, weight), image)
+
+    graph = make_fx(convolved, tracing_mode="fake")(sequence(channels=8), torch.randn(4, 8, 1, 3)).graph
+    join_images(graph)
+    graph.lint()
+    return len(graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default))
+
+
+def test_a_sequence_is_convolved_as_it_lies():
+    assert copies_before_a_convolution(lambda y, image: y) == 0
+
+
+def test_a_copy_that_others_read_too_stays():
+    assert copies_before_a_convolution(lambda y, image: (y, image)) == 1
+    assert copies_before_a_convolution(lambda y, image: torch.conv2d(y, image[:, :4, :, :3])) == 1
+
+
+def test_what_is_no_sequence_in_memory_is_copied():
+    def convolved(x, weight):
+        copied = torch.ops.aten.clone.default(x, memory_format=torch.contiguous_format)
+        return torch.conv2d(copied.unsqueeze(2), weight)
+
+    inputs = torch.randn(8, 2, 40).transpose(0, 1), torch.randn(4, 8, 1, 3)
+    graph = make_fx(convolved, tracing_mode="fake")(*inputs).graph
+    before = [node.target for node in graph.nodes]
+    join_images(graph)
+    assert [node.target for node in graph.nodes] == before
 
 
 @pytest.mark.full
