@@ -14,12 +14,12 @@ their service, and `passes.layout.raw_memory.read_kept_weights` takes them out:
 
     convolution(x, clone(kept, contiguous))  ->  convolution(x, kept)
 
-Kept tensors never hold more bytes than the parameters and buffers they come from.
+Kept tensors never hold more bytes than the parameters and buffers: what grows most is left out first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ from fxpasses.passes.weights.stable import (
     keys_of,
     metadata_of,
     prologue_of,
+    sources_of,
     stable_nodes,
 )
 from fxpasses.rewrite.builder import Builder
@@ -63,6 +64,7 @@ class ParameterWork:
         examples: the metadata of the kept tensors.
         keys: of the kept tensors; equal keys are the same work on inputs of the same names.
         names: of the placeholders that the prologue reads.
+        left_out: what depends on parameters alone and is computed at every call, since it takes more memory.
     """
 
     main: GraphModule
@@ -72,6 +74,7 @@ class ParameterWork:
     examples: tuple[torch.Tensor, ...]
     keys: tuple[str, ...]
     names: tuple[str, ...]
+    left_out: tuple[Decline, ...] = ()
 
     @property
     def kept_bytes(self) -> int:
@@ -98,32 +101,64 @@ def split_parameter_work(
     placeholders = context.graph.find_nodes(op="placeholder")
     sources = [node for node in placeholders if is_module_tensor(node) and not context.is_written(node)]
     stable = stable_nodes(context, sources)
-    moved: frozenset[Node] = frozenset()
     if packs_linear is not None and write_as_images(context, stable):
         stable = stable_nodes(context, sources)
+    if for_cpu and _write_norms_as_terms(context, stable):
+        stable = stable_nodes(context, sources)
+    copies = _Copies(context, stable)
+    moved: frozenset[Node] = frozenset()
     if for_cpu:
-        if _write_norms_as_terms(context, stable):
-            stable = stable_nodes(context, sources)
-        moved = _add_layout_copies(context, stable)
+        moved = _add_layout_copies(context, copies)
         if packs_linear is not None:
-            _add_linear_copies(context, stable, packs_linear)
-            _add_video_copies(context, stable)
+            _add_linear_copies(context, copies, packs_linear)
+            _add_video_copies(context, copies)
     kept = kept_nodes(context, stable)
     if not kept:
         return Decline("no-parameter-work", "no node depends on parameters alone")
-    total, bound = (sum(bytes_of(tensor(node)) for node in group) for group in (kept, sources))
-    if total > bound:
-        return Decline(
-            "cached-memory", "keeping {} bytes, more than the {} of the parameters", None, (total, bound)
-        )
+    fitting = _what_fits(context, copies, kept, sources)
+    if isinstance(fitting, Decline):
+        return fitting
+    kept, stable, left_out = fitting
     prologue, read = prologue_of(context, kept, placeholders)
     positions = tuple(map(placeholders.index, read))
     _replace_by_inputs(context, kept, stable, placeholders[-1], moved)
     examples = tuple(metadata_of(node) for node in kept)
     names = tuple(node.name for node in read)
     inputs = _drop_unread(context, placeholders)
-    return ParameterWork(
-        context.module, inputs, prologue, positions, examples, keys_of(prologue.graph), names
+    keys = keys_of(prologue.graph)
+    return ParameterWork(context.module, inputs, prologue, positions, examples, keys, names, left_out)
+
+
+def _what_fits(
+    context: GraphContext, copies: _Copies, kept: list[Node], sources: Sequence[Node]
+) -> tuple[list[Node], dict[Node, None], tuple[Decline, ...]] | Decline:
+    """What is kept in no more memory than the parameters take, the stable nodes, and what is left out.
+
+    Left out is first what takes the most beyond the parameters that it is made of: a table of biases that is
+    spread out for every pair of positions must not keep the weights beside it from being kept.
+    """
+    stable, excluded, left_out = copies.stable, list[Node](), list[Decline]()
+    first, bound = (sum(bytes_of(tensor(node)) for node in group) for group in (kept, sources))
+    while (total := sum(bytes_of(tensor(node)) for node in kept)) > bound:
+        made_of = sources_of(stable)
+        growth = {
+            node: bytes_of(tensor(node)) - sum(bytes_of(tensor(source)) for source in made_of[node])
+            for node in kept
+        }
+        worst = max(kept, key=lambda node: (growth[node], bytes_of(tensor(node))))
+        origin = copies.origin(worst)
+        told = "keeping {} bytes, more than the {} of the parameters; {} of them are left out"
+        details = (total, bound, bytes_of(tensor(worst)))
+        left_out.append(Decline("cached-memory", told, origin, details))
+        excluded.append(origin)
+        stable = stable_nodes(context, sources, visible=excluded)
+        copies.undo({origin, *(operand for operand in copies.operands() if operand not in stable)})
+        stable = stable_nodes(context, sources, visible=excluded)
+        kept = kept_nodes(context, stable)
+    if kept:
+        return kept, stable, tuple(left_out)
+    return Decline(
+        "cached-memory", "keeping {} bytes, more than the {} of the parameters", None, (first, bound)
     )
 
 
@@ -166,7 +201,7 @@ def _write_as_terms(context: GraphContext, norm: BatchNorm) -> None:
         context.graph.erase_node(node)
 
 
-def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> frozenset[Node]:
+def _add_layout_copies(context: GraphContext, copies: _Copies) -> frozenset[Node]:
     """Gives every 2-D convolution whose weight is stable a channels-last copy of it, and one of its bias.
 
     A bias is copied so that it is kept beside its weight, and may be packed with it. A weight that is in
@@ -176,7 +211,7 @@ def _add_layout_copies(context: GraphContext, stable: dict[Node, None]) -> froze
         The copies of contiguous weights.
     """
     moved: set[Node] = set()
-    copies = _Copies(context, stable)
+    stable = copies.stable
     for node in context.graph.nodes:
         if node.target not in CONVOLUTIONS or node in stable:
             continue
@@ -202,9 +237,9 @@ def _has_layout(weight: torch.Tensor) -> bool:
     )
 
 
-def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: PacksLinear) -> None:
+def _add_linear_copies(context: GraphContext, copies: _Copies, packs: PacksLinear) -> None:
     """Gives the linear layers whose weights will be packed copies of them, so that they are kept."""
-    copies = _Copies(context, stable)
+    stable = copies.stable
     for node in list(context.graph.nodes):
         layer = read_linear(node)
         if not isinstance(layer, Linear) or layer.weight_axis != 0 or node in stable or len(layer.nodes) > 1:
@@ -227,9 +262,9 @@ def _add_linear_copies(context: GraphContext, stable: dict[Node, None], packs: P
                     copies.read(node, operand, None)
 
 
-def _add_video_copies(context: GraphContext, stable: dict[Node, None]) -> None:
+def _add_video_copies(context: GraphContext, copies: _Copies) -> None:
     """Gives the 3-D convolutions with stable operands copies of them, so that they are kept and packed."""
-    copies = _Copies(context, stable)
+    stable = copies.stable
     for node in list(context.graph.nodes):
         if node.target not in CONVOLUTIONS or node in stable:
             continue
@@ -252,9 +287,31 @@ class _Copies:
     """Copies of stable tensors, one for all that read it in the same layout and type."""
 
     def __init__(self, context: GraphContext, stable: dict[Node, None]) -> None:
+        """Args:
+        context: the graph.
+        stable: its stable nodes, to which copies are added.
+        """
+        self.stable = stable
         self._context = context
-        self._stable = stable
         self._made: dict[tuple[Node, torch.memory_format | None, torch.dtype | None], Node] = {}
+
+    def origin(self, node: Node) -> Node:
+        """What a copy is made of; any other node is its own."""
+        return next((operand for (operand, *_), copied in self._made.items() if copied is node), node)
+
+    def operands(self) -> set[Node]:
+        """What there are copies of."""
+        return {operand for operand, *_ in self._made}
+
+    def undo(self, operands: Collection[Node]) -> None:
+        """Takes out the copies of nodes, which are not to be made at every call."""
+        for key in [key for key in self._made if key[0] in operands]:
+            copied, operand = self._made.pop(key), key[0]
+            copied.replace_all_uses_with(operand)
+            while copied is not operand:
+                (above,) = copied.all_input_nodes
+                self._context.graph.erase_node(copied)
+                copied = above
 
     def read(self, reader: Node, operand: Node, layout: torch.memory_format | None) -> Node:
         """Has a node read a copy in a layout, or (None) in that which the operand has; gives the copy.
@@ -281,7 +338,7 @@ class _Copies:
         function = getattr(torch.Tensor, method)
         set_value(copied, self._context.evaluator.call(function, (operand, *given), options), like=operand)
         self._context.adopt(copied, self._context.modes(operand))
-        self._stable[copied] = None
+        self.stable[copied] = None
         return copied
 
 

@@ -484,6 +484,109 @@ def test_what_grows_beyond_the_parameters_is_not_kept():
     assert [remark.code for remark in report.remarks] == ["cached-memory"]
 
 
+class Biased(nn.Module):
+    """Attention over a window: a table of biases, spread out for each pair of positions, beside weights."""
+
+    def __init__(self, spread=300):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 16, 3), nn.Linear(16, 16)
+        self.table = nn.Parameter(torch.randn(9, 4))
+        self.register_buffer("index", torch.arange(spread * spread).remainder(9))
+        self.spread = spread
+
+    def forward(self, x):
+        y = self.linear(self.conv(x).mean((2, 3)))
+        bias = self.table[self.index].reshape(self.spread, self.spread, 4)
+        return y, bias * y.sum(), bias.exp() * y.mean()
+
+
+def test_what_grows_beyond_the_parameters_does_not_keep_the_others_from_being_kept():
+    model, x = Biased().eval(), torch.randn(2, 3, 8, 8)
+    run = compiled(model, inner="inductor")
+    with torch.no_grad():
+        for factor in (1.0, 1.5):
+            for parameter in model.parameters():
+                parameter.mul_(factor)
+            for found, expected in zip(run(x), model(x), strict=True):
+                torch.testing.assert_close(found, expected)
+                assert found.stride() == expected.stride()
+    report = fxpasses.last_report()
+    remarks = [remark for remark in report.remarks if remark.code == "cached-memory"]
+    assert all("1440000 of them are left out" in remark.message for remark in remarks)
+    assert len(remarks) in (1, 2), "the table, and what is made of it"
+    assert report.kept_tensors > 0
+    assert report.kept_bytes <= sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def test_a_convolution_whose_weight_grows_has_eagers_strides():
+    class Spread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.weight = nn.Conv2d(3, 16, 3), nn.Parameter(torch.randn(16))
+
+        def forward(self, x):
+            weight = (
+                self.weight[:, None, None, None] * self.weight[None, :, None, None].repeat(2, 1, 3, 3)[:1]
+            )
+            return torch.conv2d(self.first(x), weight * 2)
+
+    model, x = Spread().eval(), torch.randn(2, 3, 8, 8)
+    run = compiled(model, inner="inductor")
+    with torch.no_grad():
+        found, expected = run(x), model(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert found.stride() == expected.stride()
+    report = fxpasses.last_report()
+    assert report.packed_tensors == 1, "that of the first convolution"
+    assert "cached-memory" in {remark.code for remark in report.remarks}
+
+
+def test_of_two_made_of_the_same_parameters_one_is_kept():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(32, 32))
+
+        def forward(self, x):
+            return x @ self.weight.exp() + x @ self.weight.sin()
+
+    model = Twice().double()
+    run = compiled(model)
+    for _ in range(2):
+        assert_fresh(run, model, torch.randn(3, 32, dtype=torch.float64))
+        with torch.no_grad():
+            model.weight.mul_(0.5)
+    report = fxpasses.last_report()
+    assert report.kept_tensors == 1
+    assert [remark.code for remark in report.remarks] == ["cached-memory"]
+
+
+def test_a_weight_and_what_is_made_of_it_are_not_both_kept():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, bias=False)
+
+        def forward(self, x):
+            return self.conv(x) + torch.conv2d(x.relu(), self.conv.weight.exp())
+
+    model, x = Both().eval(), torch.randn(2, 8, 6, 6)
+    run = compiled(model, inner="inductor")
+    with torch.no_grad():
+        torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-4)
+    report = fxpasses.last_report()
+    assert report.kept_tensors == 1
+    assert [remark.code for remark in report.remarks if remark.status == "declined"] == ["cached-memory"]
+
+
+def test_what_fits_beside_the_parameters_is_kept_whatever_it_grows_to():
+    model = Biased(spread=2).eval()
+    run = compiled(model, inner="inductor")
+    with torch.no_grad():
+        run(torch.randn(2, 3, 8, 8))
+    assert not [remark for remark in fxpasses.last_report().remarks if remark.code == "cached-memory"]
+
+
 def test_several_threads_may_call_at_once():
     model = net()
     run = compiled(model)
