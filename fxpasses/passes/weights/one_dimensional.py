@@ -27,6 +27,7 @@ from fxpasses.graph.frames import is_one
 from fxpasses.graph.layouts import order_of
 from fxpasses.graph.metadata import tensor
 from fxpasses.graph.modes import Modes
+from fxpasses.graph.names import base_name
 from fxpasses.graph.operands import tensor_of
 from fxpasses.graph.views import CONVOLUTIONS, Convolution, read_producer
 from fxpasses.rewrite.builder import Builder
@@ -50,9 +51,17 @@ def write_as_images(context: GraphContext, stable: Collection[Node]) -> bool:
         given, weight = tensor(found.input), tensor_of(found.weight)
         if given is None or weight is None or (given.dim(), weight.dim()) != (3, 3):
             continue
-        if isinstance(found.weight, Node) and found.weight in stable:
+        if isinstance(found.weight, Node) and found.weight in stable and not _is_strided_over(context, node):
             _write_as_image(context, found, found.input, found.weight, filters)
     return bool(filters)
+
+
+def _is_strided_over(context: GraphContext, node: Node) -> bool:
+    """Whether a node's memory is written to by `as_strided`, which torch compiles over no view."""
+    strided = ("as_strided", "as_strided_")
+    return context.is_written(node) and any(
+        base_name(view) in strided and context.may_alias(view, node) for view in context.graph.nodes
+    )
 
 
 def _write_as_image(

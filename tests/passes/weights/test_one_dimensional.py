@@ -134,6 +134,25 @@ def test_strides_that_are_read_are_those_of_eagers_copy():
             assert found.stride() == expected.stride()
 
 
+@pytest.mark.parametrize("strided", [False, True])
+def test_a_result_may_be_written_to(strided):
+    torch.manual_seed(0)
+    layer = nn.Conv1d(3, 8, 3).eval()
+
+    def model(x):
+        y = layer(x)
+        if strided:
+            y.as_strided((4,), (1,), 1).mul_(3)
+        return y.relu_()
+
+    x = sequence()
+    with torch.no_grad():
+        found, expected = compiled(model)(x), model(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.stride() == expected.stride()
+    assert fxpasses.last_report().packed_tensors == (not strided)
+
+
 def copies_before_a_convolution(read):
     """How many there are in inductor's graph when images have been joined."""
 
