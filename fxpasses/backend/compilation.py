@@ -120,7 +120,11 @@ class Compilation:
         if applies:
             self._steps[type(step)] = step
         elif isinstance(applies, Decline):
-            self.remark(Remark(step.name, "declined", applies.code, applies.message, node="", stage="check"))
+            self.refuse(step, applies)
+
+    def refuse(self, step: Step, why: Decline, node: str = "") -> None:
+        """Adds to the report's remarks why a step was not taken, or not at a node."""
+        self.remark(Remark(step.name, "declined", why.code, why.message, node=node, stage="check"))
 
     def remark(self, *remarks: Remark) -> None:
         """Adds to the report's remarks."""

@@ -25,7 +25,6 @@ from fxpasses.passes.weights.kept import KeptWeights as KeptTensors
 from fxpasses.passes.weights.own_kernels import OwnKernels, own_kernel_of_linear
 from fxpasses.passes.weights.packed import WeightPacking
 from fxpasses.passes.weights.parameter_work import PacksLinear, ParameterWork, split_parameter_work
-from fxpasses.report.data import Remark
 from fxpasses.report.report import Report
 from fxpasses.torch_internals.aot_autograd import is_module_tensor
 from fxpasses.torch_internals.dynamo import real_tensor_of
@@ -50,10 +49,7 @@ class _Split(Step):
             return found
         self.work = found
         for left_out in found.left_out:
-            node = left_out.node.name if left_out.node is not None else ""
-            self.compilation.remark(
-                Remark(self.name, "declined", left_out.code, left_out.message, node=node, stage="check")
-            )
+            self.compilation.refuse(self, left_out, str(left_out.node))
         return True
 
     def handed(self, given: Handed) -> Handed:

@@ -58,9 +58,8 @@ def write_as_images(context: GraphContext, stable: Collection[Node]) -> bool:
 
 def _is_strided_over(context: GraphContext, node: Node) -> bool:
     """Whether a node's memory is written to by `as_strided`, which torch compiles over no view."""
-    strided = ("as_strided", "as_strided_")
     return context.is_written(node) and any(
-        base_name(view) in strided and context.may_alias(view, node) for view in context.graph.nodes
+        base_name(view) == "as_strided" and context.may_alias(view, node) for view in context.graph.nodes
     )
 
 
@@ -144,8 +143,7 @@ def _read_in_place(context: GraphContext, copied: Node) -> None:
 
 def _only_convolved(image: Node) -> bool:
     return all(
-        reader.target is aten.convolution.default
-        and [at for at, operand in enumerate(reader.args) if operand is image] == [0]
+        reader.target is aten.convolution.default and reader.args[0] is image and image not in reader.args[1:]
         for reader in image.users
     )
 

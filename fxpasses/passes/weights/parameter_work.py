@@ -151,9 +151,9 @@ def _what_fits(
         details = (total, bound, bytes_of(tensor(worst)))
         left_out.append(Decline("cached-memory", told, origin, details))
         excluded.append(origin)
+        copies.undo({origin})
         stable = stable_nodes(context, sources, visible=excluded)
-        copies.undo({origin, *(operand for operand in copies.operands() if operand not in stable)})
-        stable = stable_nodes(context, sources, visible=excluded)
+        copies.undo(copies.operands() - stable.keys())  # which are not stable either
         kept = kept_nodes(context, stable)
     if kept:
         return kept, stable, tuple(left_out)
